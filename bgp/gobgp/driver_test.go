@@ -21,7 +21,6 @@ import (
 
 	"github.com/isthmus-net/isthmus/bgp"
 	"github.com/isthmus-net/isthmus/router/secret"
-	"github.com/isthmus-net/isthmus/test/root"
 )
 
 // fake is a child made of channels. It answers configurations by itself; everything else is up to
@@ -354,7 +353,7 @@ func cgo() bool {
 // TestConfinedByUser is TestConfined with a daemon that is not root and has the capabilities of
 // its systemd unit. Only root loses its capabilities by becoming another user.
 func TestConfinedByUser(t *testing.T) {
-	root.Need(t, "confining the BGP process")
+	needConfined(t)
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -389,7 +388,7 @@ func TestConfinedByUser(t *testing.T) {
 }
 
 func TestMayConfine(t *testing.T) {
-	root.Need(t, "confining the BGP process")
+	needConfined(t)
 	if err := mayConfine(); err != nil {
 		t.Error(err)
 	}

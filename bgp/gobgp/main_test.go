@@ -26,11 +26,10 @@ import (
 // killed. Ring: namespace; needs root.
 func TestMain(m *testing.M) {
 	RunIfChild()
-	const inside = "ISTHMUS_TEST_NETNS"
-	if os.Getenv(inside) == "" && os.Geteuid() == 0 {
+	if os.Getenv(inNamespace) == "" && os.Geteuid() == 0 && os.Getenv("ISTHMUS_UNIT") == "" {
 		cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 		cmd.Args[0] = os.Args[0]
-		cmd.Env = append(os.Environ(), inside+"=1")
+		cmd.Env = append(os.Environ(), inNamespace+"=1")
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
 		// for the child, which would inherit ignored signals
@@ -41,7 +40,7 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	if os.Getenv(inside) != "" {
+	if os.Getenv(inNamespace) != "" {
 		for _, c := range [][]string{{"link", "set", "lo", "up"}, {"route", "replace", "local", "169.254.0.0/24", "dev", "lo"}} {
 			if out, err := exec.Command("ip", c...).CombinedOutput(); err != nil {
 				fmt.Fprintf(os.Stderr, "ip %v: %v: %s", c, err, out)
@@ -119,9 +118,21 @@ type node struct {
 	stop func()
 }
 
+// inNamespace is set in the environment of the process that runs in the namespace.
+const inNamespace = "ISTHMUS_TEST_NETNS"
+
+// needConfined skips the test where the BGP process cannot be confined. In the namespace it can,
+// also as another user with the capabilities.
+func needConfined(t testing.TB) {
+	t.Helper()
+	if os.Getenv(inNamespace) == "" {
+		root.Need(t, "confining the BGP process")
+	}
+}
+
 func startNode(t testing.TB, o Options, c bgp.Config) *node {
 	t.Helper()
-	root.Need(t, "confining the BGP process")
+	needConfined(t)
 	o.Log = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 	d := New(o)
 	if err := d.Apply(t.Context(), c); err != nil {

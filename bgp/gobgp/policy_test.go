@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/isthmus-net/isthmus/bgp"
-	"github.com/isthmus-net/isthmus/test/root"
 )
 
 // said holds the attributes with which a speaker announces a prefix.
@@ -48,7 +47,7 @@ func updates(from netip.Addr, says map[netip.Prefix]said) (out [][]byte) {
 // not withdraw it from a peer whose number is in the new path or, with as-override, in the old
 // one. The result would then depend on earlier announcements.
 func TestGoBGPAgreesWithDecider(t *testing.T) {
-	root.Need(t, "confining the BGP process")
+	needConfined(t)
 	seen := map[string]int{}
 	for seed := range uint64(5) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) { agree(t, rand.New(rand.NewPCG(seed, 7)), seen) })

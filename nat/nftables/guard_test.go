@@ -312,7 +312,7 @@ func TestICMPErrors(t *testing.T) {
 	if err := unix.Sendto(s.in.Send4, packet, 0, &unix.SockaddrInet4{Addr: f.Destination.As4()}); err != nil {
 		t.Fatal(err)
 	}
-	arrived, err := s.out.Hear(50 * time.Millisecond)
+	arrived, err := s.out.Receive(50 * time.Millisecond)
 	if err != nil {
 		t.Fatal(err)
 	}

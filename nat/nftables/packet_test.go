@@ -96,7 +96,7 @@ func (s *site) receive(pause time.Duration) map[uint16]traffic.Packet {
 // silent checks that nothing leaves by the underlay.
 func (s *site) silent() {
 	s.t.Helper()
-	arrived, err := s.out.Hear(50 * time.Millisecond)
+	arrived, err := s.out.Receive(50 * time.Millisecond)
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -108,7 +108,7 @@ func (s *site) silent() {
 // arrivals returns the packets that arrived at a side, except ICMP answers.
 func (s *site) arrivals(at *traffic.Tap, pause time.Duration) map[uint16]traffic.Packet {
 	s.t.Helper()
-	arrived, err := at.Hear(pause)
+	arrived, err := at.Receive(pause)
 	if err != nil {
 		s.t.Fatal(err)
 	}

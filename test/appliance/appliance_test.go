@@ -23,11 +23,11 @@ import (
 )
 
 const (
-	// bootLimit is for one boot of an emulated machine that shares two processors.
+	// bootLimit bounds one boot of an emulated machine that shares two processors.
 	bootLimit = 10 * time.Minute
-	// commandLimit is for one command on its console.
+	// commandLimit bounds one command on its console.
 	commandLimit = 2 * time.Minute
-	// upgradeLimit is for one command from outside, which may wait for two boots.
+	// upgradeLimit bounds one command from outside, which may wait for two boots.
 	upgradeLimit = 15 * time.Minute
 )
 
@@ -44,7 +44,8 @@ func built(t *testing.T, name string) string {
 	return path
 }
 
-// bench is a disk, the world around its machine, and what is needed to use the machine from there.
+// bench is a disk, the world around its machine, and the client files to use the machine from
+// there.
 type bench struct {
 	t       *testing.T
 	w       *world
@@ -105,7 +106,8 @@ func (b *bench) stop() {
 	b.m = nil
 }
 
-// seed makes a NoCloud disk with the user-data of a first boot: the document, and a request for the certificate of an admin, whose key stays here.
+// seed makes a NoCloud disk with the user-data of a first boot: the document, and a request for the
+// certificate of an admin, whose key stays here.
 func (b *bench) seed() string {
 	b.t.Helper()
 	request, err := b.cli("client", "request", "--name", "test")
@@ -168,7 +170,7 @@ func (b *bench) run(command string) string {
 	return strings.TrimSpace(out)
 }
 
-// until runs a command again and again until its output is as wanted.
+// until repeats a command until its output matches.
 func (b *bench) until(command, expression string) string {
 	b.t.Helper()
 	re := regexp.MustCompile(expression)
@@ -183,12 +185,12 @@ func (b *bench) until(command, expression string) string {
 	}
 }
 
-// command is the command line, as the operator uses it over the Internet.
+// command returns the words of an isthmus command, as the operator runs it over the Internet.
 func (b *bench) command(args ...string) []string {
 	return append([]string{"env", "HOME=" + b.dir, "XDG_CONFIG_HOME=", built(b.t, "isthmus"), "--context", b.context, "--address", public + ":7443"}, args...)
 }
 
-// quiet runs the command line, and returns all that it printed.
+// quiet runs the command line, and returns all its output.
 func (b *bench) quiet(args ...string) (string, error) { return b.cliInput(os.DevNull, args...) }
 
 // cliInput is quiet with a file as standard input.
@@ -198,7 +200,7 @@ func (b *bench) cliInput(file string, args ...string) (string, error) {
 	return b.w.internet.Node.Exec(ctx, append([]string{"sh", "-c", `exec "$@" < "$0" 2>&1`, file}, b.command(args...)...)...)
 }
 
-// cli is quiet, and logs what was printed.
+// cli is quiet, and logs the output.
 func (b *bench) cli(args ...string) (string, error) {
 	began := time.Now()
 	out, err := b.quiet(args...)
@@ -216,7 +218,8 @@ func (b *bench) apply(document string) {
 	}
 }
 
-// release makes another slot out of the one that was built, and signs it with the key of this machine, which make image has used.
+// release makes another slot from the one that was built, and signs it with the key of this
+// machine, which make image has used.
 func (b *bench) release(version string, serial int64, change func(tree string) error) string {
 	b.t.Helper()
 	tree, img := filepath.Join(b.dir, "tree"), filepath.Join(b.dir, version+".slot")
@@ -280,7 +283,7 @@ func (b *bench) partition(disk, name string) (start int64) {
 	return start * 512
 }
 
-// loader returns what the disk tells the loader.
+// loader returns the loader's state on the disk.
 func (b *bench) loader() slot.Env {
 	b.t.Helper()
 	block, _ := b.block(b.disk)
@@ -309,13 +312,14 @@ func (b *bench) block(disk string) ([]byte, int64) {
 	return area[at : at+slot.EnvSize], start + at
 }
 
-// first is a document that lets the operator in.
+// first is a document that admits the operator.
 var first = fmt.Sprintf(`node: {name: hub-1, asn: %d}
 underlay: {interface: eth0, address: %s, publicAddress: %s}
 access: {api: [%s/32]}
 `, e2e.NodeASN, e2e.NodePrivate.Addr(), public, operator)
 
-// TestImage starts the image by each firmware, looks at what is there, has it do the main job, and upgrades it: to a slot that works, and to one that does not.
+// TestImage starts the image with each firmware, checks its content, has it do the main job, and
+// upgrades it: to a slot that works, and to one that does not.
 func TestImage(t *testing.T) {
 	measured := figures.Measured{Slot: digest(t, built(t, "image/slot.img")), Machine: host(), Time: time.Now().UTC()}
 	b := newBench(t)
@@ -374,7 +378,7 @@ func TestImage(t *testing.T) {
 	}
 	t.Logf("upgraded in %.0f s", time.Since(begun).Seconds())
 	if e := b.loader(); e != (slot.Env{Good: slot.B}) {
-		t.Errorf("the loader is told %+v", e)
+		t.Errorf("the loader's state is %+v", e)
 	}
 
 	// Slots that are refused.
@@ -396,10 +400,10 @@ func TestImage(t *testing.T) {
 		t.Error(out, err)
 	}
 
-	// The power goes while a slot is written.
+	// The power fails while a slot is written.
 	b.sending(good, 40)
 	if e := b.loader(); e != (slot.Env{Good: slot.B}) {
-		t.Errorf("after a loss of power during an upgrade the loader is told %+v", e)
+		t.Errorf("after a loss of power during an upgrade the loader's state is %+v", e)
 	}
 
 	// By UEFI.
@@ -415,7 +419,8 @@ func TestImage(t *testing.T) {
 	}
 	b.off()
 
-	// By Secure Boot, and by a slot whose daemon hangs: the machine falls back by itself, and the node says why.
+	// By Secure Boot, and by a slot whose daemon hangs: the machine falls back by itself, and the
+	// node says why.
 	b.start(SecureBoot, "")
 	b.serves("9.1")
 	if text := b.m.Text(); !strings.Contains(text, "slot a (good b, trial a, tries 2") || strings.Count(text, "reboot: Restarting system") != 1 {
@@ -434,7 +439,7 @@ func TestImage(t *testing.T) {
 	}
 }
 
-// sending sends a slot, and cuts the power when so much of it, in per cent, was sent.
+// sending sends a slot, and cuts the power when the given part of it, in per cent, was sent.
 func (b *bench) sending(img string, percent int) {
 	b.t.Helper()
 	p, err := b.w.internet.Node.Start("upgrade", b.command("system", "upgrade", "-f", img, "--later")...)
@@ -452,7 +457,7 @@ func (b *bench) sending(img string, percent int) {
 	p.Stop()
 }
 
-// sshKey makes a key for SSH, and returns a document that lets the operator in with it.
+// sshKey makes a key for SSH, and returns a document that admits the operator with it.
 func (b *bench) sshKey() (document string) {
 	b.t.Helper()
 	key := filepath.Join(b.dir, "id")
@@ -464,7 +469,8 @@ func (b *bench) sshKey() (document string) {
 	return strings.Replace(first, "access: {", "access: {ssh: ["+operator+"/32], sshKeys: ["+strings.TrimSpace(string(own))+"], ", 1)
 }
 
-// ssh runs a command on the machine by SSH, as the operator does, with a file as standard input; empty: none.
+// ssh runs a command on the machine by SSH, as the operator does, with a file as standard input;
+// empty: none.
 func (b *bench) ssh(file, command string) (string, error) {
 	ctx, cancel := context.WithTimeout(b.t.Context(), commandLimit)
 	defer cancel()
@@ -472,7 +478,7 @@ func (b *bench) ssh(file, command string) (string, error) {
 		"-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", "-o", "ConnectTimeout=20", "root@"+public, command)
 }
 
-// login waits until the operator is let in by SSH.
+// login waits until the operator can log in by SSH.
 func (b *bench) login() {
 	b.t.Helper()
 	b.ok(lab.Until(b.t.Context(), bootLimit/3, func() error {
@@ -484,7 +490,7 @@ func (b *bench) login() {
 	}))
 }
 
-// sshServer gives the document a key, logs in with it, and takes the key away again.
+// sshServer adds a key to the document, logs in with it, and removes the key again.
 func (b *bench) sshServer() {
 	b.t.Helper()
 	document := b.sshKey()

@@ -13,7 +13,8 @@ import (
 	"github.com/isthmus-net/isthmus/test/lab"
 )
 
-// serveTime answers SNTP (RFC 4330) at an address of a node, until the function that it returns is called.
+// serveTime answers SNTP (RFC 4330) at an address of a node, until the function that it returns is
+// called.
 func serveTime(n *lab.Node, at string) (stop func() error, err error) {
 	var c net.PacketConn
 	if err := n.Do(func() (err error) { c, err = net.ListenPacket("udp4", at); return err }); err != nil {
@@ -29,9 +30,11 @@ func serveTime(n *lab.Node, at string) (stop func() error, err error) {
 				continue
 			}
 			now := time.Now()
-			stamp := uint64(now.Unix()+2208988800)<<32 | uint64(now.Nanosecond())<<32/1e9 // since 1900
+			// since 1900
+			stamp := uint64(now.Unix()+2208988800)<<32 | uint64(now.Nanosecond())<<32/1e9
 			a := make([]byte, 48)
-			copy(a, []byte{4<<3 | 4, 1, q[2], 0xec, 12: 'L', 'O', 'C', 'L'}) // version 4, server, stratum 1
+			// version 4, server, stratum 1
+			copy(a, []byte{4<<3 | 4, 1, q[2], 0xec, 12: 'L', 'O', 'C', 'L'})
 			binary.BigEndian.PutUint64(a[16:], stamp)
 			copy(a[24:32], q[40:48])
 			binary.BigEndian.PutUint64(a[32:], stamp)
@@ -42,7 +45,8 @@ func serveTime(n *lab.Node, at string) (stop func() error, err error) {
 	return c.Close, nil
 }
 
-// TestClock starts the machine with wrong clocks: at the first boot, and later. The operator is never locked out.
+// TestClock starts the machine with wrong clocks: at the first boot, and later. The operator is
+// never locked out.
 func TestClock(t *testing.T) {
 	b := newBench(t)
 	clock := func() time.Time {
@@ -84,7 +88,9 @@ func TestClock(t *testing.T) {
 	b.ok(stop())
 	b.stop()
 
-	// systemd takes a clock that is 15 years ahead of the build for none, as one that is behind it, and begins with the build's time. One that is less ahead is taken for right by all but the node.
+	// systemd treats a clock that is 15 years ahead of the build as unset, like one that is behind
+	// it, and begins with the build's time. All but the node accept a clock that is less ahead as
+	// right.
 	for _, c := range []struct {
 		base  string
 		wrong bool

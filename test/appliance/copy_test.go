@@ -33,8 +33,9 @@ func (b *bench) off() {
 // next is the number of a disk's next start.
 var next = regexp.MustCompile(`(?m)^next=(\w+)$`)
 
-// TestCopy attaches a copy of the node's own disk, before it and behind it in the order of the bus. The node uses its own disk alone and tells of the other one;
-// and so it does when it is started from the copy, with the original attached.
+// TestCopy attaches a copy of the node's own disk, before it and after it in the order of the bus.
+// The node uses only its own disk and reports the other one. It does the same when it is started
+// from the copy, with the original attached.
 func TestCopy(t *testing.T) {
 	b := newBench(t)
 	b.start(BIOS, b.seed())
@@ -86,7 +87,7 @@ func TestCopy(t *testing.T) {
 		t.Fatal(out, err)
 	}
 	if e := b.loader(); e != (slot.Env{Good: slot.B}) {
-		t.Errorf("the loader is told %+v", e)
+		t.Errorf("the loader's state is %+v", e)
 	}
 	alone("vdb")
 	b.off()
@@ -97,7 +98,8 @@ func TestCopy(t *testing.T) {
 	alone("vda")
 	b.off()
 
-	// Started from the copy, with the original attached, which was started with the number that the copy has for its next start.
+	// Started from the copy, with the original attached, which was started with the number that the
+	// copy has for its next start.
 	block, _ := b.block(other)
 	number := next.FindSubmatch(block)
 	if number == nil {

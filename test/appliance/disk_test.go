@@ -17,7 +17,8 @@ import (
 	"github.com/isthmus-net/isthmus/test/lab"
 )
 
-// numbered is a document whose one number is in each of many policies, so that a mixture of two would be seen.
+// numbered is a document that has one number in each of many policies, so that a mixture of two
+// documents would be noticed.
 func numbered(n int) string {
 	var b strings.Builder
 	b.WriteString(first + "egress:\n  pools: [{name: partner, addresses: [{address: 10.99.0.11}]}]\n  policies:\n")
@@ -27,8 +28,8 @@ func numbered(n int) string {
 	return b.String()
 }
 
-// TestPowerCut cuts the power while documents are applied one after the other. The node comes back with one of them, whole: the last that was accepted, or the one
-// that was under way.
+// TestPowerCut cuts the power while documents are applied one after the other. The node comes back
+// with one of them, whole: the last that was accepted, or the one that was under way.
 func TestPowerCut(t *testing.T) {
 	b := newBench(t)
 	b.start(BIOS, b.seed())
@@ -47,7 +48,8 @@ func TestPowerCut(t *testing.T) {
 			t.Fatal(out, err)
 		}
 		accepted := n
-		// Before, in, and after the rename that makes a document the present one: where exactly is up to chance.
+		// Before, in, and after the rename that makes a document the present one: the exact point
+		// is random.
 		write()
 		p, err := b.w.internet.Node.Start("apply", b.command("apply", "-f", file)...)
 		b.ok(err)
@@ -79,13 +81,14 @@ func TestPowerCut(t *testing.T) {
 	}
 }
 
-// status is what `isthmus get status` says.
+// status is the output of `isthmus get status`.
 type status struct {
 	Generation, AppliedGeneration string
 	Conditions                    []struct{ Type, Severity, Message string }
 }
 
-// status waits until the node has carried its document out, and its conditions are those given, in any order and no others.
+// status waits until the node has applied its document, and its conditions are exactly those given,
+// in any order.
 func (b *bench) status(want ...string) (s status) {
 	b.t.Helper()
 	slices.Sort(want)
@@ -155,7 +158,8 @@ func TestDisk(t *testing.T) {
 	b.status()
 	changed()
 
-	// An error of the file system, after which the kernel writes to it no more (errors=remount-ro): the node serves, and the next start repairs the file system.
+	// An error of the file system, after which the kernel no longer writes to it
+	// (errors=remount-ro): the node serves, and the next start repairs the file system.
 	b.run("echo 1 > /sys/fs/ext4/$(basename $(readlink -f /dev/isthmus/data))/trigger_fs_error")
 	refused("input/output error")
 	b.serves("")
@@ -168,7 +172,8 @@ func TestDisk(t *testing.T) {
 	changed()
 	b.shell()
 
-	// The disk comes late, as after a start job for it was given up: nothing but its coming starts the daemon.
+	// The disk comes late, as after its start job has timed out: only its arrival starts the
+	// daemon.
 	device := b.run("readlink -f /dev/isthmus/data")
 	b.run("udevadm trigger --action=remove " + device)
 	b.until("systemctl is-active isthmusd || true", `^inactive\s*$`)
@@ -176,7 +181,7 @@ func TestDisk(t *testing.T) {
 	b.serves("")
 	b.status()
 
-	// The superblock is lost. The console tells so, and the remedy.
+	// The superblock is lost. The console reports this and the remedy.
 	b.stop()
 	disk, err := os.OpenFile(b.disk, os.O_WRONLY, 0)
 	b.ok(err)
@@ -185,7 +190,7 @@ func TestDisk(t *testing.T) {
 	b.start(BIOS, "")
 	b.ok(b.m.Rescue(bootLimit))
 	b.ok(b.m.Shown("isthmus: /data cannot be mounted", bootLimit))
-	t.Logf("the console told that /data cannot be mounted %.0f s after power on", b.m.Since().Seconds())
+	t.Logf("the console reported that /data cannot be mounted %.0f s after power on", b.m.Since().Seconds())
 	b.shell()
 	if got := b.run("systemctl is-active isthmusd || true"); got != "inactive" {
 		t.Errorf("without its state the daemon is %s", got)

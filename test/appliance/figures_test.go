@@ -16,7 +16,7 @@ import (
 	"github.com/isthmus-net/isthmus/test/vm"
 )
 
-// host tells of this machine what matters to a time that is measured on it.
+// host describes the properties of this machine that affect a time measured on it.
 func host() string {
 	how := "QEMU's emulation of a processor"
 	if vm.KVM() {
@@ -27,7 +27,8 @@ func host() string {
 	return fmt.Sprintf("%s, a machine of 2 processors on %d, whose load was %s before", how, runtime.NumCPU(), before)
 }
 
-// parts takes the time that the present boot took apart, by the clock that the kernel started. What was before is firmware and loader.
+// parts splits the time of the present boot, by the clock that the kernel started. The time before
+// is that of firmware and loader.
 func (b *bench) parts(firmware string) figures.Boot {
 	b.t.Helper()
 	seconds := func(text string, unit float64) float64 {

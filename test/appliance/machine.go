@@ -1,4 +1,5 @@
-// Package appliance starts the image under QEMU as a cloud would, and looks at it from outside: its serial console, its disk and its network.
+// Package appliance starts the image under QEMU as a cloud would, and examines it from outside: its
+// serial console, its disk and its network.
 package appliance
 
 import (
@@ -33,7 +34,7 @@ const (
 	SecureBoot // UEFI with Microsoft's keys
 )
 
-// Config says what machine to start.
+// Config describes the machine to start.
 type Config struct {
 	// Disk is the disk's file. It is written.
 	Disk string
@@ -43,15 +44,16 @@ type Config struct {
 	Seed string
 	// UUID is the machine's in DMI; empty: none.
 	UUID string
-	// Net are arguments of QEMU for network cards; nil: one card with QEMU's own DHCP and no forwarding.
+	// Net are arguments of QEMU for network cards; nil: one card with QEMU's own DHCP and no
+	// forwarding.
 	Net []string
-	// Files are open in QEMU, from number 3 on, and here no longer.
+	// Files are open in QEMU, from descriptor 3 on; Start closes them here.
 	Files []*os.File
 	// First are arguments of QEMU for devices that come before the disk, Extra further ones.
 	First, Extra []string
 	// MemoryMiB is the memory's size; 0: 1024.
 	MemoryMiB int
-	// Log takes notes of the emulation. Nil: none.
+	// Log receives notes about the emulation. Nil: none.
 	Log func(format string, args ...any)
 }
 
@@ -70,7 +72,7 @@ type Machine struct {
 	at   int           // what Expect has read
 }
 
-// ErrEnded means that the machine ended while something was awaited of it.
+// ErrEnded means that the machine ended while a method waited for its output.
 var ErrEnded = errors.New("machine ended")
 
 // consoleLimit is how much of a console is kept.
@@ -127,12 +129,12 @@ func Start(ctx context.Context, c Config) (_ *Machine, err error) {
 	return m, nil
 }
 
-// silence is how long an emulated firmware may be silent after a restart. It speaks within ten seconds, also on a busy
-// machine, or it hangs.
+// silence is how long an emulated firmware may be silent after a restart. It shows output within
+// ten seconds, also on a busy machine, or it hangs.
 const silence = 90 * time.Second
 
-// watch resets a machine whose firmware hangs after a restart, as it does now and then under emulation with SMM: one core spins and
-// nothing is shown any more.
+// watch resets a machine whose firmware hangs after a restart, as happens sometimes under emulation
+// with SMM: one core spins and the console shows nothing more.
 func (m *Machine) watch() {
 	size, since := 0, time.Now()
 	for {
@@ -191,7 +193,8 @@ func (m *Machine) read() {
 	}
 }
 
-// Expect waits until the console shows what the expression describes, after what an earlier call found, and returns the match and its groups.
+// Expect waits until the console shows a match of the expression, after the match of an earlier
+// call, and returns the match and its groups.
 func (m *Machine) Expect(expression string, limit time.Duration) ([]string, error) {
 	re := regexp.MustCompile(expression)
 	timer := time.NewTimer(limit)
@@ -236,7 +239,7 @@ func (m *Machine) Send(text string) error {
 	return err
 }
 
-// Rescue waits for the loader, and asks it for a root shell on the console.
+// Rescue waits for the loader, and has it start a root shell on the console.
 func (m *Machine) Rescue(limit time.Duration) error {
 	if _, err := m.Expect(`Esc within`, limit); err != nil {
 		return err
@@ -259,7 +262,8 @@ func (m *Machine) Shown(word string, limit time.Duration) error {
 	return nil
 }
 
-// Prompt waits for the shell on the console. Enter brings a prompt again that other text has followed.
+// Prompt waits for the shell on the console. Enter brings a new prompt when other text has followed
+// the last one.
 func (m *Machine) Prompt(limit time.Duration) error {
 	if err := m.Shown("root@", limit); err != nil {
 		return err
@@ -274,7 +278,8 @@ func (m *Machine) Prompt(limit time.Duration) error {
 	return err
 }
 
-// Run runs a command in the shell on the console, and returns what it prints. A status other than 0 is an error.
+// Run runs a command in the shell on the console, and returns its output. A status other than 0 is
+// an error.
 func (m *Machine) Run(command string, limit time.Duration) (string, error) {
 	const mark = "=-=-="
 	if err := m.Send(fmt.Sprintf("echo %s'begin'; { %s\n}; echo %s'end' $?\n", mark, command, mark)); err != nil {
@@ -332,7 +337,8 @@ func arguments(c Config, dir string) ([]string, error) {
 		"-chardev", "socket,id=console,path=" + filepath.Join(dir, "console"), "-serial", "chardev:console",
 		"-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng",
 	}
-	// QEMU's writes are in the page cache of this machine at once, and outlive QEMU. To flush them would only wait for this machine's disk.
+	// QEMU's writes are in the page cache of this machine at once, and outlive QEMU. To flush them
+	// would only wait for this machine's disk.
 	args = append(append(args, c.First...), "-drive", "if=none,id=disk,format=raw,cache=unsafe,file="+c.Disk, "-device", "virtio-blk-pci,drive=disk,bootindex=1")
 	if c.UUID != "" {
 		args = append(args, "-uuid", c.UUID)

@@ -8,8 +8,9 @@ import (
 	"testing"
 )
 
-// TestRestore loses the node's file system after a copy of its state was made over SSH, as docs/operations.md says. A new file system makes a new node, with another authority; the copy brings
-// the former one back, with its document, its secrets and its clients.
+// TestRestore loses the node's file system after a copy of its state was made over SSH, as
+// docs/operations.md says. A new file system makes a new node, with another authority; the copy
+// brings the former one back, with its document, its secrets and its clients.
 func TestRestore(t *testing.T) {
 	b := newBench(t)
 	seed := b.seed()
@@ -36,7 +37,8 @@ func TestRestore(t *testing.T) {
 	b.shell()
 	b.ok(b.m.Send("mkfs.ext4 -q -F -L data /dev/isthmus/data && systemctl reboot\n"))
 
-	// The user-data of the first boot is still there, so that the node takes its first document again.
+	// The user-data of the first boot is still there, so that the node takes its first document
+	// again.
 	former, err := os.ReadFile(b.context)
 	b.ok(err)
 	b.ok(os.Remove(b.context))
@@ -47,7 +49,7 @@ func TestRestore(t *testing.T) {
 	}
 	b.apply(document)
 	b.login()
-	// As when the power goes before a file is on the disk.
+	// As when the power fails before a file is on the disk.
 	if out, err := b.ssh("", "systemctl stop isthmusd && : > /var/lib/isthmus/key && systemctl start --no-block isthmusd"); err != nil {
 		t.Fatal(out, err)
 	}
@@ -57,10 +59,10 @@ func TestRestore(t *testing.T) {
 		t.Fatal(out, err)
 	}
 	if n := strings.Count(b.m.Text(), "isthmus: isthmusd has ended"); n != 1 {
-		t.Errorf("the console told %d times that the daemon has ended, want once", n)
+		t.Errorf("the console reported %d times that the daemon has ended, want once", n)
 	}
 	if out, err := b.cli("get", "status"); err == nil || !strings.Contains(out, "certificate") {
-		t.Errorf("the restored node takes a client of the other one: %v: %s", err, out)
+		t.Errorf("the restored node accepts a client of the other one: %v: %s", err, out)
 	}
 	b.ok(os.WriteFile(b.context, former, 0o600))
 	b.serves("")

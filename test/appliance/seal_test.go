@@ -12,12 +12,12 @@ import (
 	"github.com/isthmus-net/isthmus/test/swtpm"
 )
 
-// withTPM gives the next start a TPM that keeps what it has in a directory.
+// withTPM gives the next start a TPM that keeps its state in a directory.
 func (b *bench) withTPM(state string) {
 	b.extra = []string{"-chardev", "socket,id=tpm,path=" + swtpm.StartFor(b.t, state).Socket(), "-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-crb,tpmdev=tpm0"}
 }
 
-// given runs the command line with something on its standard input.
+// given runs the command line with a text on its standard input.
 func (b *bench) given(stdin string, args ...string) string {
 	b.t.Helper()
 	file := filepath.Join(b.dir, "stdin")
@@ -46,7 +46,8 @@ var lane = first + `tunnels:
 - {name: lane-0, inside: [{local: 169.254.30.1/30}], wireguard: {privateKey: lane-key, peerPublicKey: "bmXOC+F1FxEMF9dyiK2H5/1SUtzH0JuVo51h2wPfgyo=", endpoint: "203.0.113.77:51820", listenPort: 51820}}
 `
 
-// TestSeal: a node with sealed secrets comes back from a loss of power with its tunnel; with another PCR 7, and without its TPM, it serves the API and says that it is sealed, and the
+// TestSeal checks that a node with sealed secrets comes back from a loss of power with its tunnel.
+// With another PCR 7, and without its TPM, it serves the API and reports that it is sealed, and the
 // recovery string opens it.
 func TestSeal(t *testing.T) {
 	b := newBench(t)

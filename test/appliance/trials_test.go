@@ -13,7 +13,8 @@ import (
 	"github.com/isthmus-net/isthmus/test/lab"
 )
 
-// TestTrials upgrades to slots that fail, each in another way, and cuts the power during a trial. Each time the node comes back by itself and says why.
+// TestTrials upgrades to slots that fail, each in another way, and cuts the power during a trial.
+// Each time the node comes back by itself and reports why.
 func TestTrials(t *testing.T) {
 	b := newBench(t)
 	b.start(BIOS, b.seed())
@@ -25,7 +26,8 @@ func TestTrials(t *testing.T) {
 	daemon := func(script string) func(string) error {
 		return func(tree string) error { return write(tree, "usr/sbin/isthmusd", "#!/bin/sh\n"+script+"\n") }
 	}
-	// A unit of the slot itself tells on the console how its trial goes: without a daemon nothing else does.
+	// A unit of the slot itself reports on the console how its trial goes: without a daemon nothing
+	// else does.
 	told := func(command string) func(string) error {
 		return func(tree string) error { return unit(tree, "tell", command) }
 	}
@@ -62,7 +64,8 @@ func TestTrials(t *testing.T) {
 		b.ok(os.Remove(img))
 	}
 
-	// The power goes after the switch was written, then when the trial has got an address, then while its daemon serves and it is judged. The third try goes well.
+	// The power fails after the switch was written, then when the trial has received an address,
+	// then while its daemon serves and the trial is checked. The third try succeeds.
 	good := b.release("9.9", time.Now().Unix(), func(string) error { return nil })
 	if out, err := b.cli("system", "upgrade", "-f", good, "--later"); err != nil {
 		t.Fatal(out, err)
@@ -70,7 +73,7 @@ func TestTrials(t *testing.T) {
 	env := func(want slot.Env) {
 		t.Helper()
 		if e := b.loader(); e != want {
-			t.Errorf("the loader is told %+v, want %+v", e, want)
+			t.Errorf("the loader's state is %+v, want %+v", e, want)
 		}
 	}
 	b.stop()
@@ -82,7 +85,7 @@ func TestTrials(t *testing.T) {
 	had := b.w.leases()
 	b.ok(lab.Until(t.Context(), bootLimit/3, func() error {
 		if n := b.w.leases(); n == had {
-			return errors.New("the trial asks for no address")
+			return errors.New("the trial has not requested an address")
 		}
 		return nil
 	}))

@@ -21,18 +21,20 @@ var (
 	operator = e2e.Operator.String()
 	// public is the machine's address on the Internet.
 	public = e2e.NodePublic.String()
-	// neighbour is a host on the machine's own network, which the cloud's route table leads to the spokes by way of the machine.
+	// neighbour is a host on the machine's own network. The cloud's route table routes its packets
+	// to the spokes through the machine.
 	neighbour = netip.MustParsePrefix("10.99.0.30/24")
 )
 
 const (
-	// mac is that of QEMU's first card, by which the cloud knows which address to hand out.
+	// mac is that of QEMU's first card, by which the cloud selects the address that it assigns.
 	mac = "52:54:00:12:34:56"
 	// vpc is the bridge that is the machine's network.
 	vpc = "vpc"
 )
 
-// world is what is around the machine, in network namespaces: a network with DHCP behind 1:1 NAT, as a cloud has it, with one other host; and on the Internet the operator, a partner, and
+// world is the environment of the machine, in network namespaces: a network with DHCP behind 1:1
+// NAT, as a cloud has it, with one other host; and on the Internet the operator, a partner, and
 // AWS's gateway with a spoke behind it.
 type world struct {
 	t         *testing.T
@@ -96,7 +98,7 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
-// leases is how often the machine was given its address.
+// leases counts how often the machine received its address.
 func (w *world) leases() int {
 	w.t.Helper()
 	log, err := os.ReadFile(w.dhcp.Log)
@@ -106,7 +108,8 @@ func (w *world) leases() int {
 	return strings.Count(string(log), "DHCPACK")
 }
 
-// mainJob is a document with a tunnel to AWS, BGP in it, the neighbour's network, and one address toward the Internet.
+// mainJob is a document with a tunnel to AWS, BGP in it, the neighbour's network, and one address
+// toward the Internet.
 func (w *world) mainJob() string {
 	p := w.aws.Config.Peerings[0]
 	return first + fmt.Sprintf(`attachments: [{name: vpc, interface: eth0, sources: [%[1]s/32]}]
@@ -119,7 +122,7 @@ egress:
 `, neighbour.Addr(), p.Outside, p.PeerInside, e2e.AWSASN, e2e.VPC, e2e.EgressPrivate.Addr(), e2e.EgressPublic)
 }
 
-// row returns a row of what a command of the command line prints, as words; nil: it has none.
+// row returns the row of a name in the output of a command, as words; nil: it has none.
 func row(out, name string) []string {
 	for line := range strings.Lines(out) {
 		if words := strings.Fields(line); len(words) > 0 && words[0] == name {
@@ -129,7 +132,8 @@ func row(out, name string) []string {
 	return nil
 }
 
-// carries waits until tunnel and session are up, looks at what they carry, and returns how many seconds after power on the tunnel was up.
+// carries waits until tunnel and session are up, checks the traffic over them, and returns how many
+// seconds after power on the tunnel was up.
 func (b *bench) carries() (up float64) {
 	b.t.Helper()
 	w := b.w
@@ -185,7 +189,7 @@ func (b *bench) carries() (up float64) {
 	return up
 }
 
-// job gives the machine the main job, and shows that its own kernel does it.
+// job applies the document of the main job, and checks that the machine's own kernel does it.
 func (b *bench) job() {
 	b.t.Helper()
 	b.ok(b.w.aws.Start(b.t.Context()))

@@ -1,5 +1,5 @@
-// Package arch keeps the rooms apart: it reads the imports of the tree and compares them with the few rules that make
-// its shape.
+// Package arch checks the structure of the tree: it reads the imports of each room and compares
+// them with a few rules.
 package arch
 
 import (
@@ -82,7 +82,8 @@ func TestOneImporter(t *testing.T) {
 	}
 }
 
-// below lists what a room of the project may import of the project. A room that is not listed may import nothing.
+// below lists what a room of the project may import of the project. A room that is not listed may
+// import nothing.
 var below = map[string][]string{
 	"router/secret":     {},
 	"router/disk":       {},
@@ -92,7 +93,7 @@ var below = map[string][]string{
 	"tunnel":            {"router/secret"},
 	"tunnel/apipa":      {},
 	"tunnel/cloud":      {"tunnel/apipa"},
-	// The only room that knows both what a driver saw and what a cloud is like.
+	// The only room that has both the observations of a driver and the properties of a cloud.
 	"tunnel/explain": {"tunnel", "tunnel/cloud"},
 
 	"tunnel/cloud/importer": {"tunnel/cloud"},
@@ -124,7 +125,7 @@ var below = map[string][]string{
 	"router/spec":            {"proto/isthmus/v1", "bgp", "nat", "tunnel", "tunnel/apipa", "tunnel/cloud", "router/secret", "router/egress"},
 	"router/topology":        {"proto/isthmus/v1", "router/spec", "router/secret", "tunnel/apipa", "tunnel/cloud"},
 	"router/plan":            {"bgp", "nat", "tunnel", "tunnel/apipa", "tunnel/cloud", "router/fib", "router/spec", "router/secret", "router/egress"},
-	// The stages: none knows a later one.
+	// The stages: none imports a later one.
 	"router/condition": {"proto/isthmus/v1"},
 	"router/bell":      {}, "router/fault": {},
 	"router/live":        {"bgp", "nat", "router/egress", "router/fib", "router/plan", "router/spec"},
@@ -152,11 +153,13 @@ var below = map[string][]string{
 func TestArrowsPointDown(t *testing.T) {
 	for name, p := range packages(t) {
 		if strings.HasPrefix(name, "test/") || strings.HasSuffix(name, "test") || name == "cmd/isthmusd" || name == "image/cmd/image" {
-			continue // they know all: tests, what packages offer to them, what wires the daemon, and what builds the image
+			// these may import everything: tests, their helper packages, the wiring of the daemon,
+			// and the build of the image
+			continue
 		}
 		allowed, known := below[name]
 		if !known {
-			t.Errorf("%s is a room that no rule knows: say what it may import", name)
+			t.Errorf("%s is a room without a rule: add what it may import", name)
 		}
 		for _, imported := range p.Imports {
 			of, ours := strings.CutPrefix(imported, module)
@@ -170,7 +173,7 @@ func TestArrowsPointDown(t *testing.T) {
 	}
 }
 
-// TestDriversKeepTheirShape looks for the files in which a reader expects what a driver does.
+// TestDriversKeepTheirShape checks that a driver has the files in which a reader expects its parts.
 func TestDriversKeepTheirShape(t *testing.T) {
 	all := packages(t)
 	for _, name := range []string{"tunnel/ipsec", "tunnel/wireguard", "nat/nftables", "bgp/gobgp", "router/fib/kernel"} {
@@ -189,7 +192,8 @@ func TestDriversKeepTheirShape(t *testing.T) {
 	}
 }
 
-// TestClientHasNoSockets: the command line checks documents, and links nothing that reads or writes the kernel.
+// TestClientHasNoSockets checks that the command line, which checks documents, links nothing that
+// reads or writes the kernel.
 func TestClientHasNoSockets(t *testing.T) {
 	cmd := exec.Command("go", "list", "-deps", "./cmd/isthmus")
 	cmd.Dir = "../.."
@@ -206,7 +210,8 @@ func TestClientHasNoSockets(t *testing.T) {
 	}
 }
 
-// TestRooms keeps the table of rooms in docs/architecture.md what the comments of the packages say.
+// TestRooms checks that the table of rooms in docs/architecture.md agrees with the comments of the
+// packages.
 func TestRooms(t *testing.T) {
 	cmd := exec.Command("go", "list", "-f", "{{.ImportPath}}\t{{.Doc}}", "./...")
 	cmd.Dir = "../.."

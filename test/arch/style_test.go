@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -26,6 +27,29 @@ var plain = []string{
 	"cmd/isthmusd",
 	"docs/architecture.md",
 	"docs/benchmarks.md",
+	"docs/decisions/README.md",
+	"docs/decisions/bgp-process.md",
+	"docs/decisions/bounded-documents.md",
+	"docs/decisions/charon-restart.md",
+	"docs/decisions/daemon-user.md",
+	"docs/decisions/doors.md",
+	"docs/decisions/egress-health.md",
+	"docs/decisions/egress-proof.md",
+	"docs/decisions/egress-rules.md",
+	"docs/decisions/flowtables.md",
+	"docs/decisions/forwarding.md",
+	"docs/decisions/image.md",
+	"docs/decisions/one-schema.md",
+	"docs/decisions/own-retries.md",
+	"docs/decisions/placement.md",
+	"docs/decisions/policy-edits.md",
+	"docs/decisions/safe-start.md",
+	"docs/decisions/seal.md",
+	"docs/decisions/sides.md",
+	"docs/decisions/state-format.md",
+	"docs/decisions/takeover.md",
+	"docs/decisions/translation-log.md",
+	"docs/decisions/tunnel-is-next-hop.md",
 	"docs/install/README.md",
 	"docs/install/aws.md",
 	"docs/install/azure.md",
@@ -50,6 +74,7 @@ var plain = []string{
 	"nat/nftables",
 	"nat/nftables/reach",
 	"nat/placement",
+	"proto/isthmus/v1",
 	"router",
 	"router/api",
 	"router/api/apitest",
@@ -86,6 +111,35 @@ var plain = []string{
 	"router/store",
 	"router/store/testdata/make",
 	"router/topology",
+	"test/appliance",
+	"test/arch",
+	"test/bench",
+	"test/crowd",
+	"test/e2e",
+	"test/e2e/clouds",
+	"test/e2e/daemon",
+	"test/e2e/egress",
+	"test/e2e/firstboot",
+	"test/e2e/health",
+	"test/e2e/hostile",
+	"test/e2e/limits",
+	"test/e2e/native",
+	"test/e2e/pair",
+	"test/e2e/rendered",
+	"test/e2e/takeover",
+	"test/e2e/unit",
+	"test/e2e/walk",
+	"test/golden",
+	"test/lab",
+	"test/netns",
+	"test/peer",
+	"test/rendered",
+	"test/root",
+	"test/run",
+	"test/swtpm",
+	"test/traffic",
+	"test/vm",
+	"test/vm/cmd/vm",
 	"tunnel",
 	"tunnel/apipa",
 	"tunnel/cloud",
@@ -120,7 +174,10 @@ var correct = regexp.MustCompile(`(?i)\bthere (is|are) no |\b(is|are) no (longer
 // maxColumns is the width of a line that ends in a comment; a tab counts four.
 const maxColumns = 100
 
-// offences returns what docs/style.md forbids in a text.
+// examples are the variables of this file whose texts are against docs/style.md on purpose.
+var examples = []string{"phrases", "refused", "refusedGo", "refusedProto", "refusedPage"}
+
+// offences returns the phrases of a text that docs/style.md forbids.
 func offences(text string) []string {
 	text = correct.ReplaceAllString(strings.Join(strings.Fields(text), " "), "…")
 	var found []string
@@ -166,6 +223,10 @@ func styleOf(t *testing.T, name string, source []byte) []string {
 		switch n := n.(type) {
 		case *ast.ImportSpec:
 			return false
+		case *ast.ValueSpec:
+			if filepath.ToSlash(name) == "test/arch/style_test.go" && slices.Contains(examples, n.Names[0].Name) {
+				return false
+			}
 		case *ast.Field:
 			tags[n.Tag] = true
 		case *ast.BasicLit:
@@ -175,6 +236,27 @@ func styleOf(t *testing.T, name string, source []byte) []string {
 		}
 		return true
 	})
+	return found
+}
+
+// styleOfProto returns the offences in the comments of a .proto file, with their first lines. All
+// comments there stand above a declaration, none behind one.
+func styleOfProto(name string, source []byte) []string {
+	var found, group []string
+	for i, line := range strings.Split(string(source)+"\n", "\n") {
+		comment, ok := strings.CutPrefix(strings.TrimSpace(line), "//")
+		if ok {
+			group = append(group, comment)
+			if n := len([]rune(line)); n > maxColumns {
+				found = append(found, name+":"+strconv.Itoa(i+1)+": the line has "+strconv.Itoa(n)+" columns")
+			}
+			continue
+		}
+		for _, what := range offences(strings.Join(group, " ")) {
+			found = append(found, name+":"+strconv.Itoa(i+1-len(group))+": "+what)
+		}
+		group = nil
+	}
 	return found
 }
 
@@ -199,13 +281,23 @@ func styleOfPage(name string, source []byte) []string {
 	return found
 }
 
-// TestOffences: each pattern finds what it is for, and none finds good English.
+// refused has a text for each of phrases.
+var refused = []string{
+	"the key that Nobody has", "the driver is told the key", "it hears a message", "it knows of a peer",
+	"pools of which flows end", "it begins anew", "it waits for ever", "0.11 s in the mean", "mend the syntax",
+	"the clock beside it", "It waits. What uses it is changed at once.", `"x" is no prefix`,
+}
+
+// refusedGo has two offences, a comment and a string, refusedProto two comments, and refusedPage a
+// cell.
+var (
+	refusedGo    = "package p\n\n// " + strings.Repeat("x", 100) + "\nvar s = \"is no name\"\n\ntype t struct {\n\tF int `x:\"is no name\"`\n}\n"
+	refusedProto = "// The key\n// that somebody has.\nmessage M {\n  string what = 1;\n  // " + strings.Repeat("x", 100) + "\n}\n"
+	refusedPage  = "It runs `is no name`.\n\n```\n` beside\n```\n\n| a | beside it |\n"
+)
+
+// TestOffences checks that each pattern finds its phrase, and that none finds good English.
 func TestOffences(t *testing.T) {
-	refused := []string{
-		"the key that Nobody has", "the driver is told the key", "it hears a message", "it knows of a peer",
-		"pools of which flows end", "it begins anew", "it waits for ever", "0.11 s in the mean", "mend the syntax",
-		"the clock beside it", "It waits. What uses it is changed at once.", `"x" is no prefix`,
-	}
 	if len(refused) != len(phrases) {
 		t.Fatalf("%d texts for %d patterns", len(refused), len(phrases))
 	}
@@ -221,14 +313,16 @@ func TestOffences(t *testing.T) {
 			t.Errorf("%q: %q", text, found)
 		}
 	}
-	wide := "package p\n\n// " + strings.Repeat("x", 100) + "\nvar s = \"is no name\"\n\ntype t struct {\n\tF int `x:\"is no name\"`\n}\n"
-	if found := styleOf(t, "p.go", []byte(wide)); len(found) != 2 {
+	if found := styleOf(t, "p.go", []byte(refusedGo)); len(found) != 2 {
 		t.Errorf("a comment and a string: %q", found)
 	}
-	if found := styleOf(t, "p.pb.go", []byte("// Code generated by x. DO NOT EDIT.\n"+wide)); found != nil {
+	if found := styleOf(t, "p.pb.go", []byte("// Code generated by x. DO NOT EDIT.\n"+refusedGo)); found != nil {
 		t.Errorf("a generated file: %q", found)
 	}
-	if found := styleOfPage("p.md", []byte("It runs `is no name`.\n\n```\n` beside\n```\n\n| a | beside it |\n")); len(found) != 1 {
+	if found := styleOfProto("p.proto", []byte(refusedProto)); len(found) != 2 || !strings.HasPrefix(found[0], "p.proto:1:") {
+		t.Errorf("a .proto file: %q", found)
+	}
+	if found := styleOfPage("p.md", []byte(refusedPage)); len(found) != 1 {
 		t.Errorf("a page: %q", found)
 	}
 }
@@ -240,6 +334,8 @@ func TestStyle(t *testing.T) {
 		if strings.HasSuffix(room, ".md") {
 			files = []string{at}
 		}
+		protos, _ := filepath.Glob(filepath.Join(at, "*.proto"))
+		files = append(files, protos...)
 		if err != nil || len(files) == 0 {
 			t.Fatalf("%s has no files: %v", room, err)
 		}
@@ -249,7 +345,10 @@ func TestStyle(t *testing.T) {
 				t.Fatal(err)
 			}
 			found := styleOfPage
-			if strings.HasSuffix(name, ".go") {
+			switch filepath.Ext(name) {
+			case ".proto":
+				found = styleOfProto
+			case ".go":
 				found = func(name string, source []byte) []string { return styleOf(t, name, source) }
 			}
 			for _, what := range found(strings.TrimPrefix(name, "../../"), source) {

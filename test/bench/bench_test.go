@@ -11,7 +11,8 @@ import (
 	"github.com/isthmus-net/isthmus/test/peer"
 )
 
-// TestUpdates reads the table back from the bytes: each prefix once, in messages of a size that BGP allows.
+// TestUpdates reads the table back from the bytes: each prefix once, in messages of a size that BGP
+// allows.
 func TestUpdates(t *testing.T) {
 	const size = 10_000
 	for name, table := range map[string][]byte{"updates": updates(size, netip.MustParseAddr("192.0.2.1")), "withdrawals": withdrawals(size)} {

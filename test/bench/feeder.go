@@ -22,8 +22,9 @@ func address(i int) netip.Addr {
 	return netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, firstPrefix+uint32(i)<<8)))
 }
 
-// updates returns a table of n /24 prefixes on the wire: as many attribute sets as a table of this size has on the Internet
-// (a twentieth, at most 5,000), each in an UPDATE with its prefixes, and an End-of-RIB.
+// updates returns a table of n /24 prefixes on the wire: as many attribute sets as a table of this
+// size has on the Internet (a twentieth, at most 5,000), each in an UPDATE with its prefixes, and
+// an End-of-RIB.
 func updates(n int, nextHop netip.Addr) []byte {
 	sets := min(5000, n/20)
 	var out []byte

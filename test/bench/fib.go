@@ -15,7 +15,7 @@ import (
 	"github.com/isthmus-net/isthmus/test/peer"
 )
 
-// sides are the two links of the router under test, and who feeds it there.
+// sides are the two links of the router under test, and its feeder on each.
 var sides = []struct {
 	name           string
 	router, feeder netip.Addr
@@ -34,7 +34,7 @@ type site struct {
 	oif     []uint32 // of the links, in the router
 	watch   *watch
 	lookup  *lookup
-	// load and unload begin the table's way into the router, for a contender without BGP.
+	// load and unload send the table to the router, for a contender without BGP.
 	load, unload func()
 }
 
@@ -59,7 +59,7 @@ func (b *bench) site(ctx context.Context, size int) (s *site, err error) {
 	if err := l.Up(ctx); err != nil {
 		return nil, err
 	}
-	// What isthmus sets for itself is set for everybody.
+	// isthmus sets this itself, so it is set for all contenders.
 	if err := s.router.Sysctl("ipv4/nexthop_compat_mode", "0"); err != nil {
 		return nil, err
 	}
@@ -155,7 +155,7 @@ func (b *bench) start(ctx context.Context, s *site, name string, sessions, size 
 	return err
 }
 
-// fib measures the way of a table from the first UPDATE to the last route in the kernel, and back.
+// fib measures the time of a table from the first UPDATE to the last route in the kernel, and back.
 func (b *bench) fib(ctx context.Context) error {
 	for _, size := range []int{b.size(10_000), b.size(100_000)} {
 		t := newTable("BGP to kernel FIB: %d prefixes from one peer over veth", size)
@@ -189,7 +189,7 @@ func (b *bench) fibOnce(ctx context.Context, t *table, name string, size int) er
 		s.load = func() { r.Write(updates(size, sides[0].feeder)) }
 		s.unload = func() { r.Write(withdrawals(size)) }
 	}
-	time.Sleep(500 * time.Millisecond) // what the start of the session itself causes
+	time.Sleep(500 * time.Millisecond) // for the work that the start of the session causes
 	pids, err := processes(s.router)
 	if err != nil {
 		return err
@@ -223,8 +223,8 @@ func (b *bench) fibOnce(ctx context.Context, t *table, name string, size int) er
 	return nil
 }
 
-// failover measures how long packets go on being sent to a dead next hop: two peers announce the same table, and the session
-// with one of them is closed.
+// failover measures how long packets are still sent to a dead next hop: two peers announce the same
+// table, and the session with one of them is closed.
 func (b *bench) failover(ctx context.Context) error {
 	for _, size := range []int{b.size(10_000), b.size(100_000)} {
 		t := newTable("Failover: %d prefixes with two next hops, one session ends; until no look-up leads to the dead one", size)
@@ -265,7 +265,8 @@ func (b *bench) failoverOnce(ctx context.Context, t *table, name string, size in
 	if _, err := s.watch.until(size, 2*time.Minute); err != nil {
 		return err
 	}
-	// A group that gains a next hop need not change a route, so a dump has to say when all have both.
+	// A group that gains a next hop need not change a route, so only a dump shows when all have
+	// both.
 	for {
 		s.watch.quiet(time.Second)
 		used, err := s.lookup.count(size)

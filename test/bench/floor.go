@@ -1,9 +1,9 @@
 package main
 
-// The least that rules can be, written by hand for one attachment: they show how much of isthmus's cost is the kernel's price for what is
-// promised, and how much is ours.
+// The fewest possible rules, written by hand for one attachment: they show how much of isthmus's
+// cost is the kernel's price for the guarantees, and how much is ours.
 
-// hooks are the three places at which a packet is asked something, with nothing asked.
+// hooks are the three base chains at which isthmus checks a packet, without any check.
 const hooks = `table inet floor {
 chain sources {
 type filter hook prerouting priority -290
@@ -17,7 +17,8 @@ type filter hook postrouting priority 300
 }
 `
 
-// sidesAlone asks there for one attachment what isthmus asks: by which interface, with which source, and whether what leaves has the pool's.
+// sidesAlone has there, for one attachment, the checks of isthmus: the interface, the source, and
+// whether leaving packets have a source of the pool.
 const sidesAlone = `table inet floor {
 map from {
 typeof meta iif : verdict
@@ -69,7 +70,8 @@ drop
 }
 `
 
-// policyAlone chooses the address of a new flow by one policy, in a map of prefixes and ports, by the hash of its source, and counts the ports that are in use.
+// policyAlone chooses the address of a new flow by one policy, in a map of prefixes and ports, by
+// the hash of its source, and counts the ports that are in use.
 const policyAlone = `table inet linear {
 map policies {
 type ipv4_addr . ipv4_addr . inet_proto . inet_service : verdict

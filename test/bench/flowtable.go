@@ -17,15 +17,15 @@ import (
 	"github.com/isthmus-net/isthmus/test/vm"
 )
 
-// flowtable returns a software flowtable that takes the UDP flows which pass the forward hook. The counter slow counts the packets that come
-// there: those that the flowtable carries do not.
+// flowtable returns a software flowtable that takes the UDP flows that pass the forward hook. The
+// counter slow counts the packets that pass this hook: those that the flowtable carries do not.
 func flowtable(flags string) string {
 	return "table inet fast {\nflowtable f {\nhook ingress priority 0; devices = { tun0, up0 }; " + flags + "\n}\ncounter slow {\n}\n" +
 		"chain forward {\ntype filter hook forward priority 0;\nmeta l4proto udp counter name slow flow add @f\n}\n}\n"
 }
 
-// deviceChecks are a check of sources and a guard at hooks that a flowtable does not pass by: where a device hands packets in, before the
-// flowtable, and where a device takes them.
+// deviceChecks are a check of sources and a guard at hooks that a flowtable does not bypass: the
+// ingress of a device, before the flowtable, and the egress of a device.
 const deviceChecks = `table netdev checks {
 	chain source {
 		type filter hook ingress device tun0 priority -10;
@@ -40,7 +40,7 @@ const deviceChecks = `table netdev checks {
 }
 `
 
-// slow returns how many packets the counter slow has seen; 0 when there is none.
+// slow returns the packets of the counter slow; 0 when there is none.
 func (r *packetRouter) slow(ctx context.Context, there bool) (n int, err error) {
 	if !there {
 		return 0, nil
@@ -55,7 +55,8 @@ func (r *packetRouter) slow(ctx context.Context, there bool) (n int, err error) 
 	return n, nil
 }
 
-// tunnelEnd makes an xfrm interface and what it needs to reach the other end, by ESP with a fixed key.
+// tunnelEnd makes an xfrm interface and the states and policies that it needs to reach the other
+// end, by ESP with a fixed key.
 func tunnelEnd(n *lab.Node, name, here, there string, addrs []netip.Prefix) {
 	n.IP("link add %s type xfrm dev wire if_id 1", name)
 	n.IP("link set %s up", name)
@@ -74,7 +75,8 @@ func tunnelEnd(n *lab.Node, name, here, there string, addrs []netip.Prefix) {
 	}
 }
 
-// takesFlowtables says whether this kernel has flowtables, and prints why not. It removes all rules of the router.
+// takesFlowtables reports whether this kernel has flowtables, and prints why not. It removes all
+// rules of the router.
 func (r *packetRouter) takesFlowtables(ctx context.Context) bool {
 	err := r.rules(ctx, flowtable(""))
 	if err != nil {
@@ -84,7 +86,8 @@ func (r *packetRouter) takesFlowtables(ctx context.Context) bool {
 	return err == nil
 }
 
-// flowtable shows which packets of established flows a flowtable carries, and for how long it does so after a change that should stop them.
+// flowtable shows which packets of established flows a flowtable carries, and for how long it does
+// so after a change that should stop them.
 func (b *bench) flowtable(ctx context.Context) (err error) {
 	r, err := b.packetRouter(ctx, false)
 	if err != nil {
@@ -118,7 +121,7 @@ func (b *bench) carriedByIPsec(ctx context.Context, t *table) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, r.close()) }()
-	// An answer that does not come by ESP is not to be counted.
+	// Do not count an answer that does not come by ESP.
 	if _, err := r.client.Exec(ctx, "nft", "table inet only { chain wired { type filter hook prerouting priority -300; iifname wire meta l4proto != esp drop; }; }"); err != nil {
 		return err
 	}
@@ -128,7 +131,8 @@ func (b *bench) carriedByIPsec(ctx context.Context, t *table) (err error) {
 // carriedPackets is how many packets carried sends in each direction.
 const carriedPackets = 100
 
-// carried counts which packets of a flow arrive, which of them pass the forward hook, and how many of them connection tracking counts.
+// carried counts which packets of a flow arrive, which of them pass the forward hook, and how many
+// of them connection tracking counts.
 func (r *packetRouter) carried(ctx context.Context, t *table, where string) error {
 	if err := r.router.Sysctl("netfilter/nf_conntrack_acct", "1"); err != nil {
 		return err
@@ -233,7 +237,7 @@ func (f openFlow) close() {
 	unix.Close(f.server)
 }
 
-// open makes a flow and has it answered.
+// open makes a flow and waits for its answer.
 func (r *packetRouter) open(p flowPair, rounds int) (f openFlow, err error) {
 	if err := r.router.Do(forgetFlows); err != nil {
 		return f, fmt.Errorf("emptying the connection table: %w", err)
@@ -254,7 +258,8 @@ func (r *packetRouter) open(p flowPair, rounds int) (f openFlow, err error) {
 	return f, err
 }
 
-// unnoticed measures for how long packets of an established flow go on when something has changed that should stop them.
+// unnoticed measures for how long packets of an established flow go on when something has changed
+// that should stop them.
 func (r *packetRouter) unnoticed(ctx context.Context) error {
 	const watched = 3 * time.Second
 	shell := func(command string) func() error {
@@ -307,7 +312,8 @@ func (r *packetRouter) unnoticed(ctx context.Context) error {
 	return nil
 }
 
-// lasts opens a flow, carries a change out, and returns how much later the last packet of the flow came within a time.
+// lasts opens a flow, makes a change, and returns how much later the last packet of the flow
+// arrived, within a time.
 func (r *packetRouter) lasts(p flowPair, before, change func() error, within time.Duration) (last time.Duration, err error) {
 	f, err := r.open(p, 3)
 	if err != nil {
@@ -322,7 +328,7 @@ func (r *packetRouter) lasts(p flowPair, before, change func() error, within tim
 	}
 	payload := make([]byte, 22)
 	for start := time.Now(); time.Since(start) < within; time.Sleep(10 * time.Millisecond) {
-		// The router's refusal by ICMP is reported once, by whatever comes next.
+		// The kernel reports the router's ICMP error once, at the next call on the socket.
 		if _, err := unix.Write(f.client, payload); err != nil && !refused(err) {
 			return 0, err
 		}

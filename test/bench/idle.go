@@ -17,7 +17,7 @@ import (
 	"github.com/isthmus-net/isthmus/test/peer"
 )
 
-// idleDocument is a small node. Nobody answers on its tunnel, so its session tries again and again.
+// idleDocument is a small node. Its tunnel has no peer that answers, so its session keeps retrying.
 const idleDocument = `node: {name: bench, asn: 64620}
 underlay: {interface: eth0, address: 10.99.0.10, publicAddress: 198.51.100.20}
 tunnels:
@@ -94,7 +94,7 @@ func (b *bench) idle(ctx context.Context) error {
 		return startDaemon(ctx, node, bin, "-listen", "10.99.0.10:7443")
 	}
 	t := newTable("Idle: isthmusd with a WireGuard tunnel and a BGP session whose peer is away, egress, no charon")
-	// The first start makes keys and the certificate authority, which is another thing.
+	// The first start also makes keys and the certificate authority, and is not counted.
 	p, c, first, err := start()
 	if err != nil {
 		return err

@@ -29,7 +29,8 @@ import (
 	"github.com/isthmus-net/isthmus/tunnel/ipsec"
 )
 
-// vpnDocument has n tunnels that wait for their peers, so that nothing is negotiated. rekey is of the first one.
+// vpnDocument has n tunnels that wait for their peers, so that nothing is negotiated. rekey is that
+// of the first one.
 func vpnDocument(n int, rekey string) string {
 	var b strings.Builder
 	b.WriteString("node: {name: bench, asn: 64620}\nunderlay: {interface: up0, address: 10.99.0.10, publicAddress: 198.51.100.20}\ntunnels:\n")
@@ -99,7 +100,7 @@ func (b *bench) vpn(ctx context.Context) (*vpn, error) {
 	return v, nil
 }
 
-// weight is what each of n tunnels takes of charon's memory, in KiB.
+// weight is the memory of charon that each of n tunnels takes, in KiB.
 func (v *vpn) weight(n int) float64 {
 	return (status("VmRSS", v.charon.Process.Pid()) - v.empty) * 1024 / float64(n)
 }
@@ -108,7 +109,7 @@ var psk = secret.Ref{Name: "psk", Fingerprint: "1"}
 
 func lookUp(secret.Ref) ([]byte, error) { return []byte("correct horse battery staple"), nil }
 
-// decide is what happens to a document before anything is carried out.
+// decide takes a document through the stages before applying: it parses, checks and plans it.
 func decide(document string) ([]tunnel.Config, error) {
 	d, problems := spec.Decode([]byte(document))
 	s, more := spec.Check(d, func(string) (secret.Ref, bool) { return psk, true })
@@ -203,7 +204,8 @@ func (b *bench) loadDriver(ctx context.Context, t *table, n int) error {
 	})
 }
 
-// recordLoad returns the load commands that tunnel/ipsec sends for n tunnels, as they are on the socket.
+// recordLoad returns the load commands that tunnel/ipsec sends for n tunnels, as they are on the
+// socket.
 func (b *bench) recordLoad(ctx context.Context, n int) (packets [][]byte, err error) {
 	v, err := b.vpn(ctx)
 	if err != nil {
@@ -261,7 +263,8 @@ func (b *bench) recordLoad(ctx context.Context, n int) (packets [][]byte, err er
 	return packets, err
 }
 
-// readPacket reads one vici packet: its length in four bytes, a type, a name where the type has one, and a message.
+// readPacket reads one vici packet: its length in four bytes, a type, a name where the type has
+// one, and a message.
 func readPacket(r io.Reader) ([]byte, error) {
 	p := make([]byte, 4)
 	if _, err := io.ReadFull(r, p); err != nil {
@@ -318,7 +321,8 @@ func (b *bench) loadBare(ctx context.Context, t *table, n int, packets [][]byte)
 	return nil
 }
 
-// loadLibrary gives the same messages to the vici library that tunnel/ipsec uses, which encodes them.
+// loadLibrary gives the same messages to the vici library that tunnel/ipsec uses, which encodes
+// them.
 func (b *bench) loadLibrary(ctx context.Context, t *table, n int, packets [][]byte) error {
 	v, err := b.vpn(ctx)
 	if err != nil {
@@ -364,7 +368,7 @@ func (b *bench) loadLibrary(ctx context.Context, t *table, n int, packets [][]by
 	return nil
 }
 
-// decodeVici reads the elements of a message, which is one that charon has understood.
+// decodeVici reads the elements of a message that charon has accepted.
 func decodeVici(b []byte) (*vici.Message, error) {
 	sections, keys := []*vici.Message{vici.NewMessage()}, []string{}
 	take := func(size int) (s string) { // a text behind its length, which has so many bytes

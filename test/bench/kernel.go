@@ -13,9 +13,9 @@ import (
 	"github.com/isthmus-net/isthmus/test/lab"
 )
 
-// This file looks at a kernel's forwarding table from outside, with none of isthmus's code, and in the same way for every
-// contender: notifications say when the table is full, look-ups as the kernel makes them for a packet say which way one
-// would go, and a dump says whether that was all.
+// This file reads a kernel's forwarding table without isthmus's code, and in the same way for every
+// contender: notifications show when the table is full, look-ups as the kernel makes them for a
+// packet show which way one would go, and a dump shows whether that was all.
 
 const rtaNHID = 30
 
@@ -112,7 +112,7 @@ func (w *watch) run() {
 			continue
 		}
 		w.mu.Lock()
-		if err != nil { // ENOBUFS: some were lost, and no count is true any more
+		if err != nil { // ENOBUFS: some were lost, so the count is wrong from now on
 			w.err = err
 		}
 		w.changed = time.Now()
@@ -166,7 +166,7 @@ func (w *watch) quiet(d time.Duration) {
 	}
 }
 
-// lookup asks a kernel which way packets would go.
+// lookup queries a kernel for the way that packets would go.
 type lookup struct {
 	fd  int
 	buf []byte
@@ -197,7 +197,8 @@ func request(kind, flags uint16, body []byte) []byte {
 	return append(b, body...)
 }
 
-// way returns the interface by which a UDP packet with this source port would leave to the address, 0 for none.
+// way returns the interface by which a UDP packet with this source port would leave to the address,
+// 0 for none.
 func (l *lookup) way(to netip.Addr, port uint16) (oif uint32, err error) {
 	body := make([]byte, unix.SizeofRtMsg)
 	body[0], body[1] = unix.AF_INET, 32
@@ -224,10 +225,11 @@ func (l *lookup) way(to netip.Addr, port uint16) (oif uint32, err error) {
 	return oif, nil
 }
 
-// ports are tried for each address: with two equal paths, one of 256 addresses would show only one of them.
+// ports are tried for each address: with two equal paths, one of 256 addresses would show only one
+// of them.
 const ports = 8
 
-// uses says whether some packet to the address would leave by the interface.
+// uses reports whether some packet to the address would leave by the interface.
 func (l *lookup) uses(to netip.Addr, oif uint32) (bool, error) {
 	for p := range uint16(ports) {
 		if by, err := l.way(to, 40_000+p); err != nil || by == oif {

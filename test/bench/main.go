@@ -1,10 +1,12 @@
-// Command bench measures isthmus beside other implementations of the same thing, in network namespaces of this kernel.
+// Command bench compares isthmus with other implementations of the same task, in network namespaces
+// of this kernel.
 //
 //	bench [-rounds N] [-quick] [fib | failover | ipsec | nat | packets | flowtable | idle ...]
 //
-// Without names it measures everything. The contenders of a figure take turns within a round, so that what disturbs the
-// machine disturbs all of them; figures are medians over the rounds with the smallest and the largest, and ratios are
-// taken within a round. Nothing passes or fails: it is for people who read docs/benchmarks.md. It needs root.
+// Without names it measures everything. The contenders of a figure take turns within a round, so
+// that a disturbance of the machine affects all of them. Figures are medians over the rounds with
+// the smallest and the largest, and ratios are taken within a round. Nothing passes or fails: the
+// output is for readers of docs/benchmarks.md. It needs root.
 package main
 
 import (
@@ -32,8 +34,9 @@ import (
 type bench struct {
 	rounds int
 	quick  bool
-	root   string // tree that the other implementations are run from; "" in the guest, which has them
-	self   string // this program, which is some of the contenders too
+	// tree that the other implementations are run from; "" in the guest, which has them
+	root string
+	self string // this program, which is also some of the contenders
 }
 
 type part struct {

@@ -39,7 +39,8 @@ func (t *table) add(row, column string, value float64) {
 	t.cells[[2]string{row, column}] = append(t.cells[[2]string{row, column}], value)
 }
 
-// print writes the figures, and then for each row in "over" the ratios of the first row to it, taken round by round.
+// print writes the figures, and then for each row in "over" the ratios of the first row to it,
+// taken round by round.
 func (t *table) print(w io.Writer, over ...string) {
 	fmt.Fprintf(w, "\n%s\n", t.title)
 	tw := tabwriter.NewWriter(w, 2, 0, 2, ' ', 0)
@@ -104,7 +105,7 @@ func short(v float64) string {
 	return strconv.FormatFloat(v, 'g', 2, 64)
 }
 
-// processes are those that run in a node, but for this one.
+// processes are those that run in a node, without this one.
 func processes(n *lab.Node) (pids []int, err error) {
 	var want, have unix.Stat_t
 	if err := unix.Stat("/run/netns/"+n.Namespace, &want); err != nil {
@@ -124,7 +125,8 @@ func processes(n *lab.Node) (pids []int, err error) {
 func cpuTime(pids ...int) (sum time.Duration) {
 	for _, pid := range pids {
 		var t unix.Timespec
-		if unix.ClockGettime(int32(^pid<<3|2), &t) == nil { // MAKE_PROCESS_CPUCLOCK(pid, CPUCLOCK_SCHED)
+		// MAKE_PROCESS_CPUCLOCK(pid, CPUCLOCK_SCHED)
+		if unix.ClockGettime(int32(^pid<<3|2), &t) == nil {
 			sum += time.Duration(t.Nano())
 		}
 	}
@@ -156,7 +158,7 @@ func statusOf(path, field string) float64 {
 	return n
 }
 
-// wakeups counts how often the threads of processes have slept and gone on.
+// wakeups counts how often the threads of processes have slept and woken up.
 func wakeups(pids ...int) (sum float64) {
 	for _, pid := range pids {
 		tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))

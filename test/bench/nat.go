@@ -19,7 +19,8 @@ import (
 	"github.com/isthmus-net/isthmus/test/lab"
 )
 
-// policies returns a configuration with n policies for as many sources and destinations, and one for everything else.
+// policies returns a configuration with n policies for as many sources and destinations, and one
+// for everything else.
 func policies(n int) nat.Config {
 	pool := netip.MustParseAddr("192.0.2.11")
 	c := nat.Config{Underlay: "up0", Own: []netip.Addr{netip.MustParseAddr("192.0.2.1")},
@@ -34,7 +35,7 @@ func policies(n int) nat.Config {
 	return c
 }
 
-// linearRules is what the same number of policies is as a list of rules, in a table of their own.
+// linearRules is the same number of policies as a list of rules, in a table of their own.
 func linearRules(n int) string {
 	var b strings.Builder
 	b.WriteString("table inet linear {\nchain post {\ntype nat hook postrouting priority srcnat;\n")
@@ -111,9 +112,10 @@ func (e *egress) close() {
 	}
 }
 
-// open opens TCP connections through the router, one after another and each from the next policy's source to its destination, and
-// returns how many a second of CPU time: the connecting thread carries every packet through the router. Of the parts they are opened in, the one
-// counts that was least disturbed by what else the machine does.
+// open opens TCP connections through the router, one after another and each from the next policy's
+// source to its destination, and returns how many a second of CPU time: the connecting thread
+// carries every packet through the router. Of the parts they are opened in, only the one counts
+// that other work of the machine disturbed least.
 func (e *egress) open(n, policies int) (perSecond float64, err error) {
 	if err := e.router.Do(forgetFlows); err != nil {
 		return 0, fmt.Errorf("emptying the connection table: %w", err)
@@ -211,7 +213,7 @@ func (b *bench) nat(ctx context.Context) error {
 			return err
 		}
 	}
-	for range 2 * b.rounds { // they are short
+	for range 2 * b.rounds { // the rounds are short
 		// Before and after, so that a drift of the machine shows in neither.
 		for _, c := range []struct {
 			row         string
@@ -257,8 +259,8 @@ func (b *bench) nat(ctx context.Context) error {
 	return b.edits(ctx, e, n)
 }
 
-// edits measures what it takes to add and remove one of n policies: in the driver; as an element of a map of as many, by
-// nft; and through the API of isthmusd, alone and as a whole document.
+// edits measures what it takes to add and remove one of n policies: in the driver; as an element of
+// a map of as many, by nft; and through the API of isthmusd, alone and as a whole document.
 func (b *bench) edits(ctx context.Context, e *egress, n int) error {
 	t := newTable("Egress: one of %d policies added or removed", n)
 	timed := func(row, column string, do func() error) error {
@@ -300,7 +302,7 @@ func (b *bench) edits(ctx context.Context, e *egress, n int) error {
 	apply := func(c nat.Config) func() error { return func() error { return e.driver.Apply(ctx, c) } }
 	for range 4 * b.rounds {
 		err := errors.Join(
-			apply(all)(), // it reads back what nft has left, which is not part of an edit
+			apply(all)(), // it reads back the changes of nft, which is not part of an edit
 			timed("driver", "add ms", apply(more)), timed("driver", "the same ms", apply(more)), timed("driver", "remove ms", apply(all)),
 			timed("nft, one map", "add ms", nft("add")), timed("nft, one map", "remove ms", nft("delete")))
 		if err != nil {
@@ -368,7 +370,7 @@ func (b *bench) edits(ctx context.Context, e *egress, n int) error {
 	return nil
 }
 
-// commits hears of transactions of nftables.
+// commits receives notifications of nftables transactions.
 type commits struct{ fd int }
 
 func watchCommits(n *lab.Node) (*commits, error) {

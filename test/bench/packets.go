@@ -16,7 +16,7 @@ import (
 	"github.com/isthmus-net/isthmus/test/lab"
 )
 
-// packetFlows is over how many flows the packets are spread.
+// packetFlows is the number of flows that the packets are spread over.
 const packetFlows = 64
 
 // flowPair are the ends of the flows of a family.
@@ -56,8 +56,8 @@ type packetRouter struct {
 	links                  nat.Links
 }
 
-// packetRouter makes a client, a router and a server. The client is behind the router's interface tun0: one end of a veth pair, or an
-// xfrm interface. The server is behind up0.
+// packetRouter makes a client, a router and a server. The client is behind the router's interface
+// tun0: one end of a veth pair, or an xfrm interface. The server is behind up0.
 func (b *bench) packetRouter(ctx context.Context, ipsec bool) (made *packetRouter, err error) {
 	l, err := b.lab()
 	if err != nil {
@@ -127,7 +127,8 @@ func (r *packetRouter) rules(ctx context.Context, text string) error {
 // plainRules is one SNAT rule for each family, and nothing else.
 const plainRules = "table inet linear {\nchain post {\ntype nat hook postrouting priority srcnat;\noifname up0 meta nfproto ipv4 snat ip to 192.0.2.11\noifname up0 snat ip6 to 2001:db8:9::11\n}\n}\n"
 
-// packets measures what a packet of an established flow costs the thread that sends it, and that carries it through the router.
+// packets measures what a packet of an established flow costs the thread that sends it, and that
+// carries it through the router.
 func (b *bench) packets(ctx context.Context) (err error) {
 	r, err := b.packetRouter(ctx, false)
 	if err != nil {
@@ -236,7 +237,8 @@ func datagram(at *lab.Node, p flowPair, address string, port int) (fd int, err e
 	return fd, err
 }
 
-// exchange sends packets there and back, so that the flow is established, and returns from where the server heard them.
+// exchange sends packets there and back, so that the flow is established, and returns the source
+// that the server saw.
 func exchange(fd, sink, rounds int) (from unix.Sockaddr, err error) {
 	payload := make([]byte, 22)
 	for range rounds {
@@ -256,10 +258,11 @@ func exchange(fd, sink, rounds int) (from unix.Sockaddr, err error) {
 	return from, nil
 }
 
-// packetBatches is in how many parts the packets are sent. The one that was least disturbed by what else the machine does counts.
+// packetBatches is the number of parts in which the packets are sent. Only the part counts that
+// other work of the machine disturbed least.
 const packetBatches = 400
 
-// packetCost opens flows, has each answered, and sends n packets over them.
+// packetCost opens flows, waits for an answer on each, and sends n packets over them.
 func packetCost(client, router, server *lab.Node, p flowPair, n int) (ns float64, err error) {
 	const port = 9000
 	if err := router.Do(forgetFlows); err != nil {

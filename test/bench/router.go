@@ -33,14 +33,15 @@ import (
 	"github.com/isthmus-net/isthmus/tunnel/ipsec"
 )
 
-// contenders are those that are this very program, started again in a node.
+// contenders are those that this program itself implements, started again in a node.
 var contenders = map[string]func(context.Context, []string) error{
 	"contender-isthmus": runRouter,
 	"contender-netlink": runNetlink,
 }
 
-// runRouter is isthmusd, wired as cmd/isthmusd does it, but for what this kernel may lack: a WireGuard tunnel is an interface
-// that is already there, and IPsec tunnels are loaded into charon but get no xfrm interface.
+// runRouter is isthmusd, wired as cmd/isthmusd does it, except for features that this kernel may
+// lack: a WireGuard tunnel is an interface that already exists, and IPsec tunnels are loaded into
+// charon but get no xfrm interface.
 func runRouter(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("contender-isthmus", flag.ContinueOnError)
 	dir := flags.String("dir", "", "state and socket")
@@ -106,7 +107,7 @@ type able struct{ *host.Machine }
 
 func (able) Has(string) bool { return true }
 
-// given is a tunnel.Driver for interfaces that are there and always up.
+// given is a tunnel.Driver for interfaces that exist and are always up.
 type given struct {
 	mu      sync.Mutex
 	tunnels map[string]tunnel.State
@@ -155,7 +156,7 @@ func (g *given) Run(ctx context.Context, report func(tunnel.State)) error {
 
 func (g *given) Writes() uint64 { return 0 }
 
-// noLinks is ipsec.Links on a kernel without xfrm interfaces: it remembers what was wanted.
+// noLinks is ipsec.Links on a kernel without xfrm interfaces: it only records the desired ones.
 type noLinks struct {
 	mu    sync.Mutex
 	links map[string]link.Link
@@ -212,8 +213,8 @@ func (l *noLinks) Inbound(netip.Addr, uint32) (link.Inbound, error) {
 	return link.Inbound{}, link.ErrNoSA
 }
 
-// runNetlink is what no router can be faster than: on SIGUSR1 it writes N routes into one nexthop group, on SIGUSR2 it takes
-// them away. It has the batches of router/fib/kernel, and nothing else.
+// runNetlink is the upper bound for a router: on SIGUSR1 it writes N routes into one nexthop group,
+// on SIGUSR2 it removes them. It has the batches of router/fib/kernel, and nothing else.
 func runNetlink(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("contender-netlink", flag.ContinueOnError)
 	n := flags.Int("routes", 0, "how many")
@@ -240,7 +241,8 @@ func runNetlink(ctx context.Context, args []string) error {
 	add = append(add, fib.Op{Kind: fib.SetGroup, ID: group, Members: []uint32{object}})
 	for i := range *n {
 		add = append(add, fib.Op{Kind: fib.AddRoute, ID: group, Key: fib.Main(prefixOf(i))})
-		remove = append(remove, fib.Op{Kind: fib.DeleteRoute, Key: fib.Main(prefixOf(i * 48271 % *n))}) // not in ascending order
+		// not in ascending order
+		remove = append(remove, fib.Op{Kind: fib.DeleteRoute, Key: fib.Main(prefixOf(i * 48271 % *n))})
 	}
 	fmt.Println("ready")
 	for {

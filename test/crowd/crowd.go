@@ -1,4 +1,4 @@
-// Package crowd makes a router with many clients, for tests of what becomes of their flows.
+// Package crowd makes a router with many clients, for tests of their flows.
 package crowd
 
 import (
@@ -26,7 +26,8 @@ type Crowd struct {
 	wg                     sync.WaitGroup
 }
 
-// New makes a crowd whose pool, "p", has so many addresses, in namespaces that end with the test.
+// New makes a crowd whose pool, "p", has the given number of addresses, in namespaces that end with
+// the test.
 func New(t testing.TB, addresses int) *Crowd {
 	c := &Crowd{Client: netns.New(t), Router: netns.New(t), Server: netns.New(t)}
 	netns.Veth(c.Router, "tun0", c.Client, "r0")
@@ -81,7 +82,7 @@ func New(t testing.TB, addresses int) *Crowd {
 	return c
 }
 
-// Ends sends requests from so many sources in turn, each from the next port.
+// Ends sends requests from the given number of sources in turn, each from the next port.
 func Ends(sources, firstPort int) traffic.Ends {
 	return func(i int) (from, to netip.AddrPort) {
 		s := i % sources

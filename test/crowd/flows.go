@@ -26,7 +26,7 @@ func (c *Crowd) Of(t testing.TB, source string) (n int) {
 	return n
 }
 
-// Ask opens a UDP flow from a source and has it answered.
+// Ask opens a UDP flow from a source and waits for its answer.
 func (c *Crowd) Ask(t testing.TB, source, destination string) {
 	t.Helper()
 	for limit := time.Now().Add(time.Minute); ; {

@@ -26,7 +26,7 @@ func (t *Table) Dump(_ context.Context, _ uint8, see func(*conntrack.Flow) bool)
 	return nil
 }
 
-// End takes out the flows that which selects, and returns how many.
+// End removes the flows that which selects, and returns their number.
 func (t *Table) End(_ context.Context, _ uint8, which func(*conntrack.Flow) bool) (int, error) {
 	t.Lock()
 	defer t.Unlock()

@@ -21,7 +21,8 @@ import (
 	"github.com/isthmus-net/isthmus/test/peer"
 )
 
-// TestBGPAbuse has the site's end of the tunnel, which has all the keys, speak BGP as nobody should. The clouds must not notice.
+// TestBGPAbuse has the site's end of the tunnel, which has all the keys, violate BGP. The clouds
+// must not be affected.
 func TestBGPAbuse(t *testing.T) {
 	b := begin(t)
 	b.c.Site.Speaker.Stop()
@@ -42,7 +43,8 @@ func TestBGPAbuse(t *testing.T) {
 	b.run("no leak", (*bench).noLeak)
 }
 
-// undisturbed runs f and expects that no other session or tunnel was touched and that no packet between the clouds was lost.
+// undisturbed runs f and checks that no other session or tunnel was touched and that no packet
+// between the clouds was lost.
 func (b *bench) undisturbed(what string, f func()) {
 	b.Helper()
 	before, peers := b.baseline()
@@ -54,7 +56,8 @@ func (b *bench) undisturbed(what string, f func()) {
 	}
 }
 
-// rogue opens a session from the site. After one that ended badly the router lets some seconds pass.
+// rogue opens a session from the site. After a session that ended with an error the router waits
+// some seconds before it accepts another one.
 func (b *bench) rogue() *peer.RawBGP {
 	b.Helper()
 	var r *peer.RawBGP
@@ -72,7 +75,8 @@ func (b *bench) dialRogue(ctx context.Context) (*peer.RawBGP, error) {
 
 var nexthopID = regexp.MustCompile(` nhid \d+`)
 
-// routes are all routes of the node's kernel, as lines without the numbers of next hop objects, which are new after a restart of BGP.
+// routes are all routes of the node's kernel, as lines without the numbers of next hop objects,
+// which are new after a restart of BGP.
 func (b *bench) routes() []string {
 	b.Helper()
 	out, err := b.c.Node.Exec(b.Context(), "ip", "route", "show", "table", "all")
@@ -80,7 +84,8 @@ func (b *bench) routes() []string {
 	return strings.Split(strings.TrimSpace(nexthopID.ReplaceAllString(out, "")), "\n")
 }
 
-// routesAre waits until the kernel has the routes of before and one for each of the prefixes, and nothing else.
+// routesAre waits until the kernel has the routes of before and one for each of the prefixes, and
+// nothing else.
 func (b *bench) routesAre(before []string, and ...netip.Prefix) {
 	b.Helper()
 	b.until(15*time.Second, func() error {
@@ -103,7 +108,8 @@ func (b *bench) routesAre(before []string, and ...netip.Prefix) {
 	})
 }
 
-// strangers try BGP without a tunnel, and what else a node may have open, from an address that may not.
+// strangers tries BGP without a tunnel, and other ports that a node may have open, from an address
+// that is not allowed.
 func (b *bench) strangers() {
 	for _, a := range []netip.Addr{NodePublic, EgressPublic} {
 		ctx, cancel := context.WithTimeout(b.Context(), 1500*time.Millisecond)
@@ -136,7 +142,7 @@ func (b *bench) strangers() {
 	conn.Close()
 }
 
-// garbage sends what is no BGP in a session that is up.
+// garbage sends malformed messages in an established session.
 func (b *bench) garbage() {
 	for _, g := range []struct {
 		name  string
@@ -169,7 +175,7 @@ func (b *bench) garbage() {
 	}
 }
 
-// site returns the document with a change to what follows the name of the site's peer.
+// site returns the document with a change in the text after the name of the site's peer.
 func (b *bench) site(old, new string) string {
 	b.Helper()
 	document := b.c.Document()
@@ -200,7 +206,8 @@ func (b *bench) notItsPrefixes() {
 	})
 }
 
-// ourOwn sends the node's own prefixes back, by a session on which every prefix is welcome: what keeps them out is the path.
+// ourOwn sends the node's own prefixes back, by a session that accepts every prefix: only the AS
+// path keeps them out.
 func (b *bench) ourOwn() {
 	before := b.routes()
 	b.ok(b.r.Apply(b.Context(), b.site("import: {allow: [{prefix: "+Office.String()+"}]}", "import: {allow: [{prefix: 0.0.0.0/0, le: 32}]}")))
@@ -231,7 +238,7 @@ func (b *bench) ourOwn() {
 	b.ok(b.r.Apply(b.Context(), b.c.Document()))
 }
 
-// memory returns the most that isthmusd and its children have had in memory, in MiB.
+// memory returns the peak memory of isthmusd and its children, in MiB.
 func (b *bench) memory() (mib int) {
 	b.Helper()
 	statuses, _ := filepath.Glob("/proc/[0-9]*/status")
@@ -251,12 +258,13 @@ func (b *bench) memory() (mib int) {
 		}
 	}
 	if mib == 0 {
-		b.Fatal("isthmusd is not there")
+		b.Fatal("isthmusd does not run")
 	}
 	return mib
 }
 
-// flood announces a million prefixes, to limits that GoBGP enforces with each UPDATE and that are compared with counters.
+// flood announces a million prefixes, to limits that GoBGP enforces with each UPDATE and that are
+// compared with counters.
 func (b *bench) flood() {
 	var flood []byte
 	for i := 0; i < 1_000_000; {
@@ -269,7 +277,7 @@ func (b *bench) flood() {
 		flood = append(flood, peer.BGPMessage(peer.BGPUpdate, body)...)
 	}
 	before := b.routes()
-	// What they have had at most never falls again: the low limit goes first.
+	// The peak never falls again, so the low limit goes first.
 	for _, of := range []struct {
 		limit uint32
 		most  int // MiB
@@ -293,7 +301,7 @@ func (b *bench) flood() {
 			}
 			if r, err := b.dialRogue(b.Context()); err == nil {
 				r.Close()
-				b.Errorf("limit %d: the peer was let in again at once", limit)
+				b.Errorf("limit %d: the peer was admitted again at once", limit)
 			}
 			b.routesAre(before)
 		})
@@ -302,11 +310,12 @@ func (b *bench) flood() {
 	b.ok(b.r.Apply(b.Context(), b.c.Document()))
 }
 
-// prefixSID is what GoBGP v3.37.0 panics on: a Prefix-SID attribute with an unknown sub-TLV in its SRv6 service TLV.
+// prefixSID makes GoBGP v3.37.0 panic: a Prefix-SID attribute with an unknown sub-TLV in its SRv6
+// service TLV.
 var prefixSID = []byte{0xc0, 0x28, 0x09, 0x05, 0x00, 0x06, 0x00, 0x09, 0x00, 0x02, 0x00, 0x00}
 
-// killers sends what ends GoBGP v3.37.0: none of it gets there. An attribute is taken out, and the route that came with it
-// is taken; a message of an unknown type ends the session.
+// killers sends messages that crash GoBGP v3.37.0: none of them reaches it. The filter removes an
+// attribute and accepts the route that came with it; a message of an unknown type ends the session.
 func (b *bench) killers() {
 	before := b.routes()
 	b.undisturbed("what GoBGP does not survive", func() {
@@ -340,7 +349,8 @@ func (b *bench) killers() {
 	})
 }
 
-// processEnds kills the BGP process: nothing is forwarded differently, no peer is blamed, and all sessions come back by graceful restart.
+// processEnds kills the BGP process: forwarding does not change, no peer is quarantined, and all
+// sessions come back by graceful restart.
 func (b *bench) processEnds() {
 	before, peers := b.baseline()
 	sessions, starts, routes := b.sessions(), b.status().GetCounters().GetBgpStarts(), b.routes()

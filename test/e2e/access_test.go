@@ -32,7 +32,8 @@ import (
 	"github.com/isthmus-net/isthmus/test/lab"
 )
 
-// far is the command line on another machine, with a context file, over the Internet and through the node's 1:1 NAT.
+// far runs the command line on another machine, with a context file, over the Internet and through
+// the node's 1:1 NAT.
 type far struct {
 	*bench
 	node *lab.Node
@@ -47,7 +48,7 @@ func (f *far) cli(file, input string, args ...string) (string, error) {
 	return f.node.ExecInput(f.Context(), input, f.argv(file, args...)...)
 }
 
-// refused expects that a command fails with exit code 1 and says why in one line.
+// refused checks that a command fails with exit code 1 and prints the reason in one line.
 func (f *far) refused(file, input, why string, args ...string) {
 	f.Helper()
 	out, err := f.cli(file, input, args...)
@@ -81,7 +82,7 @@ func (b *bench) audit() (entries []entry) {
 	b.Helper()
 	data, err := os.ReadFile(filepath.Join(b.r.Dir, "state", "audit.log"))
 	b.ok(err)
-	// The lines that strangers caused are in a file of its own, once there is some.
+	// The lines that strangers caused are in a file of their own, once there are some.
 	refused, err := os.ReadFile(filepath.Join(b.r.Dir, "state", "audit-refused.log"))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		b.ok(err)
@@ -93,15 +94,15 @@ func (b *bench) audit() (entries []entry) {
 			b.Errorf("audit log: %v: %s", err, line)
 		}
 		if time.Since(e.Time).Abs() > time.Hour {
-			b.Errorf("audit log: when was that? %s", line)
+			b.Errorf("audit log: a line with a wrong time: %s", line)
 		}
 		entries = append(entries, e)
 	}
 	return entries
 }
 
-// audited expects a line of the audit log in which all fields that are set in want are the same; of Error it may be a part. A
-// refused client may hear of it before the line is there.
+// audited checks that the audit log has a line in which all fields that are set in want are the
+// same; Error may be a part. A refused client may receive the refusal before the line is written.
 func (b *bench) audited(want entry) {
 	b.Helper()
 	same := func(got, want string) bool { return want == "" || got == want }
@@ -119,7 +120,8 @@ func (b *bench) audited(want entry) {
 	}
 }
 
-// TestAccess manages the node from another machine, as those who may and those who may not.
+// TestAccess manages the node from another machine, with clients of each role and with refused
+// ones.
 func TestAccess(t *testing.T) {
 	b := begin(t)
 	f := &far{bench: b, node: b.c.Internet.Node, addr: Operator.String()}
@@ -130,7 +132,7 @@ func TestAccess(t *testing.T) {
 	if info.Mode() != 0o600 {
 		t.Errorf("the admin's bundle has mode %v", info.Mode())
 	}
-	// The bundle names the private address; the machine knows the public one.
+	// The bundle has the private address; this machine reaches the public one.
 	admin.Address = net.JoinHostPort(NodePublic.String(), "7443")
 	file := func(name string, c *isthmusv1.ClientContext) string {
 		text, err := protojson.Marshal(c)
@@ -200,7 +202,7 @@ func TestAccess(t *testing.T) {
 	defer conn.Close()
 	bare := tls.Client(conn, &tls.Config{RootCAs: roots, ServerName: admin.ServerName, NextProtos: []string{"h2"}})
 	bare.SetDeadline(time.Now().Add(10 * time.Second))
-	// The client of TLS 1.3 is done before the server has seen its certificate.
+	// The handshake of a TLS 1.3 client ends before the server has checked its certificate.
 	if err := bare.Handshake(); err == nil {
 		if _, err = bare.Read(make([]byte, 1)); err == nil || !strings.Contains(err.Error(), "certificate required") {
 			t.Errorf("without a certificate: %v", err)
@@ -214,7 +216,7 @@ func TestAccess(t *testing.T) {
 	}
 	b.step("strangers")
 
-	// A client that is revoked loses what it has open, and comes in no more.
+	// A client that is revoked loses its open connections, and is not admitted again.
 	watch, err := f.node.Start("watch", f.argv(operator, "watch", "tunnels")...)
 	b.ok(err)
 	b.until(10*time.Second, func() error {
@@ -229,10 +231,10 @@ func TestAccess(t *testing.T) {
 	select {
 	case <-watch.Done():
 		if watch.Err() == nil {
-			t.Error("a watch that was cut off ended as if all were well")
+			t.Error("a watch that was cut off ended without an error")
 		}
 	case <-time.After(10 * time.Second):
-		t.Error("a revoked client goes on watching")
+		t.Error("a revoked client still watches")
 	}
 	f.refused(operator, "", "", "get", "status")
 	b.audited(entry{Event: "end", Who: "admin", Method: "/isthmus.v1.AccessService/RevokeClient", Object: ottoSerial, Result: "OK"})
@@ -263,7 +265,8 @@ func TestAccess(t *testing.T) {
 	b.run("no leak", (*bench).noLeak)
 }
 
-// secretsStay looks for the pre-shared keys, and for one that is pasted where its name belongs, in all that is told and kept.
+// secretsStay looks for the pre-shared keys, and for one that is pasted in the place of its name,
+// in all output and files.
 func (b *bench) secretsStay(f *far, root string) {
 	const pasted = "kPASTEDINTHEDOCUMENT23456"
 	secrets := []string{pasted, b.c.NodeKey.Private}
@@ -342,7 +345,8 @@ func serial(t *testing.T, text string) string {
 	return fmt.Sprintf("%x", certificate(t, text).SerialNumber)
 }
 
-// forge returns the context with a certificate that says the same and was made by an authority of the same name.
+// forge returns the context with a certificate that has the same content and was issued by another
+// authority of the same name.
 func forge(t *testing.T, c *isthmusv1.ClientContext) *isthmusv1.ClientContext {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

@@ -1,5 +1,5 @@
-// Package e2e has whole scenarios: the topology of "Tunnels Between Clouds" with a node in
-// the middle, and what must hold in it.
+// Package e2e has whole scenarios: the topology of "Tunnels Between Clouds" with a node in the
+// middle, and the checks of it.
 package e2e
 
 import (
@@ -20,16 +20,17 @@ import (
 var (
 	NodePrivate   = netip.MustParsePrefix("10.99.0.10/24") // of the uplink, IPsec and WireGuard
 	EgressPrivate = netip.MustParsePrefix("10.99.0.11/24") // of the uplink, for SNAT
-	Operator      = netip.MustParseAddr("198.51.100.1")    // from where the node is managed over the Internet
-	NodePublic    = netip.MustParseAddr("198.51.100.20")
-	EgressPublic  = netip.MustParseAddr("198.51.100.21") // the one address that the partner sees
-	PartnerAddr   = netip.MustParseAddr("192.0.2.80")
+	// manages the node over the Internet
+	Operator     = netip.MustParseAddr("198.51.100.1")
+	NodePublic   = netip.MustParseAddr("198.51.100.20")
+	EgressPublic = netip.MustParseAddr("198.51.100.21") // the one address that the partner sees
+	PartnerAddr  = netip.MustParseAddr("192.0.2.80")
 
 	VPC    = netip.MustParsePrefix("172.16.0.0/16")
 	VNet   = netip.MustParsePrefix("192.168.0.0/16")
 	Subnet = netip.MustParsePrefix("10.0.1.0/24")
 	Office = netip.MustParsePrefix("172.20.0.0/24")
-	// Inside are all sources that must never be seen on the Internet.
+	// Inside are all sources that must never appear on the Internet.
 	Inside = []netip.Prefix{VPC, VNet, Subnet, Office, netip.MustParsePrefix("169.254.0.0/16")}
 )
 
@@ -55,8 +56,8 @@ type Spoke struct {
 	Addr netip.Addr
 }
 
-// Clouds is the topology. Its node has an uplink behind 1:1 NAT and nothing else: what turns it
-// into a router is up to the caller.
+// Clouds is the topology. Its node has an uplink behind 1:1 NAT and nothing else: the caller turns
+// it into a router.
 //
 //	spokes - gateways - Internet - 1:1 NAT - node
 //	                       |
@@ -78,7 +79,7 @@ type Clouds struct {
 	partner *peer.Server
 }
 
-// CloudsOptions change what the gateways do. The zero value is the demo's topology.
+// CloudsOptions change the gateways. The zero value is the demo's topology.
 type CloudsOptions struct {
 	Lab lab.Options
 	// Change, if not nil, may change a gateway's configuration ("aws", "azure",
@@ -86,11 +87,12 @@ type CloudsOptions struct {
 	Change func(name string, c *peer.Config)
 }
 
-// PSK makes a pre-shared key that every cloud takes.
+// PSK makes a pre-shared key that every cloud accepts.
 func PSK() string {
 	var b [20]byte
 	rand.Read(b[:])
-	return "k" + base32.StdEncoding.EncodeToString(b[:]) // every cloud takes letters and digits, the first no zero
+	// every cloud accepts letters and digits, not beginning with a zero
+	return "k" + base32.StdEncoding.EncodeToString(b[:])
 }
 
 // NewClouds builds the topology and starts the 1:1 NAT and the partner, but no gateway.
@@ -169,7 +171,7 @@ func NewClouds(ctx context.Context, o CloudsOptions) (c *Clouds, err error) {
 	return c, nil
 }
 
-// NewSpoke adds a host, and a bridge that leads it to the given interfaces of routers.
+// NewSpoke adds a host, and a bridge that connects it with the given interfaces of routers.
 func NewSpoke(l *lab.Lab, name string, host netip.Prefix, routers ...lab.End) Spoke {
 	n := l.Node(name)
 	n.Bridge("lan", host)
@@ -182,7 +184,7 @@ func NewSpoke(l *lab.Lab, name string, host netip.Prefix, routers ...lab.End) Sp
 	return Spoke{n, host.Addr()}
 }
 
-// Hub is a node with an uplink and nothing else, and the 1:1 NAT that it is behind.
+// Hub is a node with only an uplink, and the 1:1 NAT in front of it.
 type Hub struct {
 	NAT, Node *lab.Node
 	pairs     []lab.Pair
@@ -194,18 +196,21 @@ func first(a netip.Addr) netip.Prefix {
 	return netip.PrefixFrom(p.Addr().Next(), 24)
 }
 
-// NewNAT adds a 1:1 NAT without a node behind it. wan is an address of the NAT itself; Gateway is its other one. Translate must be called when the lab is up.
+// NewNAT adds a 1:1 NAT without a node behind it. wan is an address of the NAT itself; Gateway is
+// its other one. Translate must be called when the lab is up.
 func NewNAT(l *lab.Lab, internet *peer.Internet, name string, wan netip.Addr, pairs ...lab.Pair) *Hub {
 	h := &Hub{NAT: l.Node(name), pairs: pairs}
 	internet.Attach(h.NAT, wan)
-	h.NAT.IP("route add default via %s dev wan onlink", first(wan).Addr()) // passes on what the node sends, also what it must not
+	// passes on all packets of the node, also those that it must not send
+	h.NAT.IP("route add default via %s dev wan onlink", first(wan).Addr())
 	for _, p := range pairs {
 		internet.Node.IP("route add %s/32 via %s dev br0", p.Public, wan)
 	}
 	return h
 }
 
-// Gateway is the address that the NAT has toward the node: the first host address of the /24 of the private addresses.
+// Gateway is the address that the NAT has toward the node: the first host address of the /24 of the
+// private addresses.
 func (h *Hub) Gateway() netip.Prefix { return first(h.pairs[0].Private) }
 
 // NewHub adds a node with the private addresses of the pairs, and the 1:1 NAT.
@@ -222,7 +227,8 @@ func NewHub(l *lab.Lab, internet *peer.Internet, nat, node string, wan netip.Add
 	return h
 }
 
-// DefaultHub is the hub of most topologies: nodes "nat" and "node", with NodePublic and EgressPublic.
+// DefaultHub is the hub of most topologies: nodes "nat" and "node", with NodePublic and
+// EgressPublic.
 func DefaultHub(l *lab.Lab, internet *peer.Internet) *Hub {
 	return NewHub(l, internet, "nat", "node", netip.MustParseAddr("198.51.100.2"),
 		lab.Pair{Private: NodePrivate.Addr(), Public: NodePublic}, lab.Pair{Private: EgressPrivate.Addr(), Public: EgressPublic})
@@ -246,7 +252,8 @@ func (c *Clouds) Start(ctx context.Context) error {
 	return errors.Join(errs[:]...)
 }
 
-// Established returns nil when all BGP sessions of all peers are, and what is missing otherwise.
+// Established returns nil when all BGP sessions of all peers are established, else an error that
+// names the missing ones.
 func (c *Clouds) Established(ctx context.Context) error {
 	var errs []error
 	for _, g := range c.Gateways() {
@@ -304,7 +311,7 @@ func (m *Mesh) Stop() map[string]lab.Report {
 	return r
 }
 
-// AllReachable waits until every spoke answers every other, and says which do not.
+// AllReachable waits until every spoke answers every other, else the error names those that do not.
 func (c *Clouds) AllReachable(ctx context.Context, limit time.Duration) error {
 	return lab.Until(ctx, limit, func() error {
 		m, err := c.PingMesh(100 * time.Millisecond)

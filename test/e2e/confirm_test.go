@@ -61,7 +61,7 @@ func (b *bench) present(name, iface string, want bool) {
 	})
 }
 
-// TestConfirm takes one tunnel away in all the ways in which it can come back.
+// TestConfirm removes one tunnel in all the ways in which it can come back.
 func TestConfirm(t *testing.T) {
 	b := begin(t)
 	const victim = "google-1"
@@ -112,7 +112,7 @@ func TestConfirm(t *testing.T) {
 			t.Errorf("conditions %v", s.GetConditions())
 		}
 	}
-	b.step("a change that nobody confirms")
+	b.step("a change that is not confirmed")
 	confirmed()
 	back()
 	b.untouched(before, peers, victim)
@@ -154,13 +154,14 @@ func TestConfirm(t *testing.T) {
 	out = b.cli("get", "history")
 	for _, h := range b.history() {
 		if !strings.Contains(out, h.GetReason()) {
-			t.Errorf("isthmus get history does not tell %q:\n%s", h.GetReason(), out)
+			t.Errorf("isthmus get history does not show %q:\n%s", h.GetReason(), out)
 		}
 	}
 	b.run("no leak", (*bench).noLeak)
 }
 
-// TestKillWhileApplying kills isthmusd with kill -9 at random moments of twenty changes. router/store shows what a loss of power adds to that.
+// TestKillWhileApplying kills isthmusd with kill -9 at random moments of twenty changes. The tests
+// of router/store add a loss of power.
 func TestKillWhileApplying(t *testing.T) {
 	b := begin(t)
 	seed := uint64(time.Now().UnixNano())

@@ -10,7 +10,7 @@ import (
 	"github.com/isthmus-net/isthmus/test/peer"
 )
 
-// TestExplained makes two mistakes that people make, and reads off the command line what they were.
+// TestExplained makes two common mistakes, and checks that the command line explains them.
 func TestExplained(t *testing.T) {
 	b := begin(t)
 	shows := func(what string, words ...string) {
@@ -32,14 +32,15 @@ func TestExplained(t *testing.T) {
 	half := strings.Replace(without(full, "azure-1"), "- name: azure-0\n  ipsec", "- name: azure-0\n  cloud: azure\n  ipsec", 1)
 	b.ok(b.r.Apply(t.Context(), half))
 	other := b.c.Azure.Config.Peerings[1].Outside.String()
-	// Azure calls again and again; strongSwan gives up with the first refusal, and may be let in before the tunnel is removed.
+	// Azure keeps initiating; strongSwan gives up at the first refusal, and may be admitted before
+	// the tunnel is removed.
 	b.until(2*time.Minute, func() error {
 		_, err := b.c.Azure.Instances[1].IKE.(*peer.Charon).Swanctl(t.Context(), "--initiate", "--child", "tunnel", "--timeout", "5")
 		if err == nil {
 			return errors.New("the tunnel that is not in the document still comes up")
 		}
 		if !strings.Contains(b.cli("get", "tunnels"), "STRAY-ADDRESS") {
-			return fmt.Errorf("nobody was heard who is not in the document; the last call: %w", err)
+			return fmt.Errorf("no initiator outside the document was listed; the last call: %w", err)
 		}
 		return nil
 	})
@@ -59,7 +60,8 @@ func TestExplained(t *testing.T) {
 	_, err = b.r.CLIInput(t.Context(), right+"x", "secret", "set", "aws-0")
 	b.ok(err)
 	iface := b.tunnels()["aws-0"].GetInterface()
-	b.ok(b.r.Apply(t.Context(), without(full, "aws-0"))) // an IKE SA that is up is not touched by another key
+	// another key does not affect an established IKE SA
+	b.ok(b.r.Apply(t.Context(), without(full, "aws-0")))
 	b.present("aws-0", iface, false)
 	b.ok(b.r.Apply(t.Context(), full))
 	shows("describe tunnel aws-0", "reason: auth-refused", "AUTHENTICATION_FAILED", "field: tunnels[0].ipsec.psk", "isthmus secret set aws-0", "line: 6")

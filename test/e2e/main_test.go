@@ -8,7 +8,8 @@ import (
 	"github.com/isthmus-net/isthmus/test/vm"
 )
 
-// TestMain builds the programs, and runs the tests in the guest of test/vm where this kernel lacks something.
+// TestMain builds the programs, and runs the tests in the guest of test/vm where this kernel lacks
+// something.
 func TestMain(m *testing.M) {
 	if !vm.Inside() {
 		if err := Build("../.."); err != nil {

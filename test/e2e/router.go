@@ -21,13 +21,14 @@ import (
 	"github.com/isthmus-net/isthmus/test/peer"
 )
 
-// Router is isthmusd with its charon on the node of Clouds, used as a user would: through the command line.
+// Router is isthmusd with its charon on the node of Clouds, used in the same way as by a user:
+// through the command line.
 type Router struct {
 	Clouds *Clouds // nil elsewhere
 	Node   *lab.Node
 	Charon *peer.Charon
 	Daemon *lab.Process
-	// Dir holds the daemon's state, its runtime directory and what it logs.
+	// Dir has the daemon's state, its runtime directory and its log.
 	Dir string
 	bin string // directory of isthmusd and isthmus
 	api netip.AddrPort
@@ -55,7 +56,8 @@ func StartRouter(ctx context.Context, n *lab.Node, api netip.AddrPort, bin strin
 	return r, r.StartDaemon(ctx)
 }
 
-// StartCharon starts charon, also again after it was killed, with the image's settings if they are beside the programs.
+// StartCharon starts charon, also again after it was killed, with the image's settings if they are
+// in the directory of the programs.
 func (r *Router) StartCharon(ctx context.Context) (err error) {
 	var o peer.CharonOptions
 	if conf := filepath.Join(r.bin, CharonConf); exists(conf) {
@@ -65,7 +67,8 @@ func (r *Router) StartCharon(ctx context.Context) (err error) {
 	return err
 }
 
-// CharonConf is the name of the image's settings for charon, which Build puts beside the programs.
+// CharonConf is the name of the image's settings for charon, which Build copies to the directory of
+// the programs.
 const CharonConf = "isthmus.conf"
 
 func exists(path string) bool { _, err := os.Stat(path); return err == nil }
@@ -92,7 +95,7 @@ func (r *Router) StartDaemon(ctx context.Context) (err error) {
 	})
 }
 
-// Kill kills isthmusd like a loss of power would: without a chance to clean up.
+// Kill kills isthmusd as a loss of power would: without a chance to clean up.
 func (r *Router) Kill() {
 	r.Daemon.Signal(unix.SIGKILL)
 	<-r.Daemon.Done()
@@ -134,7 +137,8 @@ func (r *Router) SetSecrets(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// Document is what makes the node a router between the three clouds and the site, with one address toward the partner.
+// Document makes the node a router between the three clouds and the site, with one address toward
+// the partner.
 func (c *Clouds) Document() string {
 	var b, peers strings.Builder
 	fmt.Fprintf(&b, "node: {name: hub-1, asn: %d}\n", NodeASN)
@@ -201,7 +205,7 @@ func (r *Router) Peers(ctx context.Context) (map[string]*isthmusv1.PeerStatus, e
 	})
 }
 
-// Ways are the tunnels that a route of the kernel's uses.
+// Ways returns the tunnels that a route of the kernel uses.
 func (r *Router) Ways(ctx context.Context, p netip.Prefix) (tunnels []string, err error) {
 	return tunnels, r.call(func(conn *grpc.ClientConn) error {
 		list, err := isthmusv1.NewRouteServiceClient(conn).ListRoutes(ctx, &isthmusv1.ListRoutesRequest{Within: p.String()})
@@ -216,7 +220,8 @@ func (r *Router) Ways(ctx context.Context, p netip.Prefix) (tunnels []string, er
 	})
 }
 
-// Up returns nil when every tunnel is up and every session established, and what is missing otherwise.
+// Up returns nil when every tunnel is up and every session established, else an error that names
+// the missing ones.
 func (r *Router) Up(ctx context.Context) error {
 	tunnels, err := r.Tunnels(ctx)
 	if err != nil {
@@ -244,8 +249,8 @@ func (r *Router) Up(ctx context.Context) error {
 	return nil
 }
 
-// Build makes the programs that tests run, for the guest as well, in the directory bin of the project, whose root it is
-// given.
+// Build builds the programs that tests run, for the guest as well, in the directory bin of the
+// project at root.
 func Build(root string) error {
 	for _, name := range []string{"isthmusd", "isthmus"} {
 		cmd := exec.Command("go", "build", "-trimpath", "-o", filepath.Join(root, "bin", name), filepath.Join(root, "cmd", name))

@@ -50,7 +50,7 @@ func (b *bench) cli(args ...string) string {
 	return out
 }
 
-// until waits for f, and says what was missing when the time is up.
+// until waits until f succeeds, and fails with its last error when the time is up.
 func (b *bench) until(limit time.Duration, f func() error) {
 	b.Helper()
 	b.ok(lab.Until(b.Context(), limit, f))
@@ -65,7 +65,8 @@ func programs() string {
 	return dir
 }
 
-// begin builds the topology, starts the router, applies the document and waits until everything is up.
+// begin builds the topology, starts the router, applies the document and waits until everything is
+// up.
 func begin(t *testing.T) *bench {
 	b := &bench{T: t, start: time.Now()}
 	var err error
@@ -136,7 +137,8 @@ func (b *bench) up() {
 	})
 }
 
-// lossless runs f while every spoke sends 100 packets a second to the next one, and expects that all arrive and come back.
+// lossless runs f while every spoke sends 100 packets a second to the next one, and checks that all
+// arrive and come back.
 func (b *bench) lossless(what string, f func()) {
 	b.Helper()
 	for _, w := range b.losses(0, what, f) {
@@ -144,8 +146,8 @@ func (b *bench) lossless(what string, f func()) {
 	}
 }
 
-// losing is lossless for what may lose some packets of each stream, and can be done twice: a machine that has no time loses a packet
-// too, so it is done once more where more were lost.
+// losing is lossless for an action that may lose some packets of each stream, and can be repeated:
+// a busy machine loses packets too, so the action is repeated once if more were lost.
 func (b *bench) losing(most int, what string, f func()) {
 	b.Helper()
 	wrong := b.losses(most, what, f)
@@ -199,7 +201,7 @@ func (b *bench) sessions() map[string]peer.Session {
 		}
 	}
 	if b.c.Site.Speaker == nil {
-		return out // something else speaks there
+		return out // another BGP speaker runs there
 	}
 	list, err := b.c.Site.Speaker.Sessions(b.Context())
 	b.ok(err)
@@ -209,8 +211,9 @@ func (b *bench) sessions() map[string]peer.Session {
 	return out
 }
 
-// baseline returns what untouched compares with. It waits until no IKE daemon has anything under way: where both ends initiated, a tunnel has two IKE_SAs at
-// first, and the node shows the other one when one of them is ended.
+// baseline returns the states that untouched compares with. It waits until no IKE daemon has an
+// exchange under way: where both ends initiated, a tunnel has two IKE_SAs at first, and the node
+// shows the other one when one of them is ended.
 func (b *bench) baseline() (map[string]*isthmusv1.TunnelStatus, map[string]*isthmusv1.PeerStatus) {
 	b.Helper()
 	var seen map[string]*isthmusv1.TunnelStatus
@@ -245,8 +248,8 @@ func (b *bench) baseline() (map[string]*isthmusv1.TunnelStatus, map[string]*isth
 	return b.tunnels(), b.peers()
 }
 
-// untouched expects that tunnels and sessions other than the named ones are the same as before: not established again,
-// and counters that did not go back.
+// untouched checks that tunnels and sessions other than the named ones are the same as before: not
+// established again, and with counters that did not go back.
 func (b *bench) untouched(before map[string]*isthmusv1.TunnelStatus, beforePeers map[string]*isthmusv1.PeerStatus, but ...string) {
 	b.Helper()
 	for name, t := range b.tunnels() {
@@ -254,7 +257,7 @@ func (b *bench) untouched(before map[string]*isthmusv1.TunnelStatus, beforePeers
 		if slices.Contains(but, name) || was == nil {
 			continue
 		}
-		// WireGuard makes new keys every two minutes; a peer that was put back counts from zero.
+		// WireGuard makes new keys every two minutes; a peer that was added again counts from zero.
 		rekeyed := t.GetKind() != "wireguard" && !proto.Equal(t.GetKeyed(), was.GetKeyed())
 		if t.GetState() != "up" || t.GetTimesUp() != was.GetTimesUp() || rekeyed || !proto.Equal(t.GetEstablished(), was.GetEstablished()) ||
 			t.GetRxBytes() < was.GetRxBytes() || t.GetTxBytes() < was.GetTxBytes() {
@@ -272,7 +275,7 @@ func (b *bench) untouched(before map[string]*isthmusv1.TunnelStatus, beforePeers
 	}
 }
 
-// TestMainJob is the topology of the demo with a real router, and what must hold in it.
+// TestMainJob checks the topology of the demo with a real router.
 func TestMainJob(t *testing.T) {
 	b := begin(t)
 	run := b.run
@@ -297,7 +300,7 @@ func (b *bench) run(name string, f func(b *bench)) {
 	})
 }
 
-// noLeak expects that no packet with an inside source was on the Internet since begin.
+// noLeak checks that no packet with an inside source was on the Internet since begin.
 func (b *bench) noLeak() {
 	if n, first, err := b.leaks.Stop(); err != nil || n != 0 {
 		b.Errorf("%d packets with an inside source on the Internet (%v), first: %q", n, err, first)
@@ -331,7 +334,8 @@ func (b *bench) tables() {
 }
 
 func (b *bench) sameDocument() {
-	// Where both sides have opened a tunnel at the same time, one of the two SAs is still to be ended.
+	// Where both sides have opened a tunnel at the same time, one of the two SAs is still to be
+	// ended.
 	before := b.status().GetCounters()
 	quiet := time.Now()
 	b.until(time.Minute, func() error {
@@ -389,7 +393,7 @@ func (b *bench) editOne() {
 	b.untouched(before, peers)
 }
 
-// rekey renews IKE and CHILD SAs three times from each side.
+// rekey rekeys IKE and CHILD SAs three times from each side.
 func (b *bench) rekey() {
 	type end struct {
 		ike  peer.IKE
@@ -442,7 +446,8 @@ func (b *bench) rekey() {
 	ends(gateways...)
 }
 
-// deleteByHand takes away parts of one tunnel and expects them back, and the others untouched.
+// deleteByHand removes parts of one tunnel and checks that they come back, and that the others are
+// untouched.
 func (b *bench) deleteByHand() {
 	const victim = "aws-1"
 	heal := func(what, victim string, f func()) {
@@ -469,7 +474,8 @@ func (b *bench) deleteByHand() {
 	heal("WireGuard's peer removed", "site", func() {
 		_, err := b.c.Node.Exec(b.Context(), "wg", "set", b.tunnels()["site"].GetInterface(), "peer", b.c.SiteKey.Public, "remove")
 		b.ok(err)
-		// The kernel tells nobody, so the tunnel is called up until somebody looks: only a later handshake shows that it is.
+		// The kernel sends no notification, so the tunnel is reported up until the daemon polls:
+		// only a later handshake shows that it is.
 		removed := time.Now()
 		b.until(30*time.Second, func() error {
 			if t := b.tunnels()["site"]; t.GetState() != "up" || !t.GetKeyed().AsTime().After(removed) {
@@ -498,7 +504,7 @@ func (b *bench) deleteByHand() {
 		b.ok(err)
 	})
 	b.ok(b.c.AllReachable(b.Context(), 30*time.Second))
-	// charon is told nothing of it.
+	// charon receives no notification of this.
 	before := b.tunnels()
 	_, err := b.c.Node.Exec(b.Context(), "ip", "xfrm", "state", "flush")
 	b.ok(err)
@@ -532,7 +538,7 @@ func (b *bench) connection(tunnel string) string {
 func (b *bench) killDaemon() {
 	before, _ := b.baseline()
 	sessions := b.sessions()
-	// The site's WireGuard is in the kernel here; an embedded device would go with the daemon.
+	// The site's WireGuard is in the kernel here; an embedded device would end with the daemon.
 	b.losing(0, "kill -9 of isthmusd and start", func() {
 		b.r.Kill()
 		time.Sleep(3 * time.Second)
@@ -542,7 +548,7 @@ func (b *bench) killDaemon() {
 		time.Sleep(5 * time.Second)
 	})
 	for name, t := range b.tunnels() {
-		// charon tells ages in whole seconds.
+		// charon reports ages in whole seconds.
 		if d := t.GetEstablished().AsTime().Sub(before[name].GetEstablished().AsTime()); d > 2*time.Second {
 			b.Errorf("tunnel %s was established again: %v, %v later than before", name, t.GetEstablished(), d)
 		}
@@ -555,8 +561,8 @@ func (b *bench) killDaemon() {
 }
 
 func (b *bench) killCharon() {
-	// Behind NAT the kernel is deaf from the end of charon's socket until the daemon stands in for it: a moment here,
-	// a quarter of a second under emulation.
+	// Behind NAT the kernel receives no ESP from the end of charon's socket until the daemon
+	// replaces it: a moment here, a quarter of a second under emulation.
 	b.losing(50, "kill -9 of charon and start", func() {
 		b.r.Charon.Process.Signal(unix.SIGKILL)
 		<-b.r.Charon.Process.Done()

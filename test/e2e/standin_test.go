@@ -13,8 +13,8 @@ import (
 	"github.com/isthmus-net/isthmus/test/vm"
 )
 
-// standIn turns the clouds' node into a router by hand, with strongSwan, BIRD, wg and nft. What it
-// sets up is what isthmusd must set up, and it proves the gateways without isthmusd.
+// standIn turns the clouds' node into a router by hand, with strongSwan, BIRD, wg and nft. It sets
+// up the same configuration as isthmusd, and so tests the gateways without isthmusd.
 func standIn(ctx context.Context, c *Clouds) (*peer.Charon, *peer.BIRD, error) {
 	const ike, esp = "aes256gcm16-prfsha384-ecp384", "aes256gcm16-ecp384"
 	bgp := peer.BGPConfig{ASN: NodeASN, RouterID: NodePublic, Multipath: true, Announce: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}}
@@ -43,8 +43,8 @@ func standIn(ctx context.Context, c *Clouds) (*peer.Charon, *peer.BIRD, error) {
 		return nil, nil, err
 	}
 	bgp.Neighbors = append(bgp.Neighbors, peer.Neighbor{Name: "site", Local: c.NodeInside.Addr(), Remote: c.SiteInside.Addr(), ASN: SiteASN, Hold: 30 * time.Second, Transit: true})
-	// A packet that an xfrm interface is about to encrypt passes postrouting a first time with the uplink as
-	// its output interface. "rt ipsec missing" leaves it alone.
+	// A packet that an xfrm interface is about to encrypt passes postrouting a first time with the
+	// uplink as its output interface. "rt ipsec missing" leaves it alone.
 	rules := fmt.Sprintf(`table inet standin {
 	chain post { type nat hook postrouting priority srcnat; oifname %[1]q rt ipsec missing ip saddr { %[2]s, %[3]s, %[4]s, %[5]s } snat ip to %[6]s; }
 	chain guard { type filter hook postrouting priority srcnat + 1; oifname %[1]q rt ipsec missing ip saddr { %[2]s, %[3]s, %[4]s, %[5]s, 169.254.0.0/16 } counter drop; }
@@ -52,7 +52,8 @@ func standIn(ctx context.Context, c *Clouds) (*peer.Charon, *peer.BIRD, error) {
 	if _, err := c.Node.ExecInput(ctx, rules, "nft", "-f", "-"); err != nil {
 		return nil, nil, err
 	}
-	// Azure's look-alike calls already. A charon that knows no connection yet would refuse it, and it would not call again.
+	// Azure's look-alike already initiates. A charon that has no connection yet would refuse it,
+	// and it would not initiate again.
 	if _, err := c.Node.ExecInput(ctx, "table inet deaf { chain input { type filter hook input priority 0; udp dport { 500, 4500 } drop; }; }", "nft", "-f", "-"); err != nil {
 		return nil, nil, err
 	}
@@ -115,7 +116,7 @@ func TestStandIn(t *testing.T) {
 	if len(children) != 6 {
 		t.Errorf("CHILD_SAs %v, want six tunnels", children)
 	}
-	// A session is established before its routes are told.
+	// A session is established before its routes are announced.
 	err = lab.Until(t.Context(), 30*time.Second, func() error {
 		sessions, err := bird.Sessions(t.Context())
 		if err != nil {
@@ -148,7 +149,7 @@ func TestStandIn(t *testing.T) {
 		t.Error(err)
 	}
 
-	// A guest whose host is busy loses packets as well: once in three times all must arrive.
+	// A guest on a busy host also loses packets, so all must arrive in one of three tries.
 	var lost error
 	for range 3 {
 		m, err := c.PingMesh(40 * time.Millisecond) // 300 packets/s in all

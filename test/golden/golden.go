@@ -1,5 +1,5 @@
-// Package golden compares what a test makes with a file of the tree. "go test -update", or
-// "make golden" for the whole tree, writes the files.
+// Package golden compares the output of a test with a file of the tree. "go test -update", or "make
+// golden" for the whole tree, writes the files.
 package golden
 
 import (

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// failures keeps what Check says of a test.
+// failures records the errors that Check reports to a test.
 type failures struct {
 	testing.TB
 	errors []string

@@ -1,6 +1,6 @@
-// Package lab builds network topologies out of network namespaces: nodes, links,
-// bridges, 1:1 NAT, programs inside them, and the two questions every test asks:
-// was a packet lost (Ping), and did a packet go where it must not (Capture).
+// Package lab builds network topologies out of network namespaces: nodes, links, bridges, 1:1 NAT,
+// programs inside them, and the two checks of every test: was a packet lost (Ping), and did a
+// packet go where it must not (Capture).
 //
 // The same code runs on this machine's kernel and in the guest of test/vm. All
 // traffic stays inside namespaces that the lab made. Close, an interrupt, and the next New
@@ -32,16 +32,16 @@ const runDir = "/run"
 
 // Options of a lab. The zero value is usable.
 type Options struct {
-	// Prefix of the namespaces' names; "ist-PID-N-" if "". Inside a guest, where
-	// nothing else lives, "-" gives names without a prefix.
+	// Prefix of the namespaces' names; "ist-PID-N-" if "". Inside a guest, which has no other
+	// namespaces, "-" gives names without a prefix.
 	Prefix string
 	// Root is the tree that the peers' programs (charon, BIRD, FRR) are run from:
 	// "/" (also if "") or the directory of a Debian tree.
 	Root string
 }
 
-// Lab is a set of nodes. Building calls (Node, Link, Bridge, Node.IP, …) only
-// note what is wanted; Up carries it out. Methods may be called from several goroutines.
+// Lab is a set of nodes. Building calls (Node, Link, Bridge, Node.IP, …) only queue commands; Up
+// runs them. Methods may be called from several goroutines.
 type Lab struct {
 	// Dir is this lab's directory: one subdirectory per node, with logs and state of its programs.
 	Dir string
@@ -115,8 +115,8 @@ func New(o Options) (*Lab, error) {
 	return l, nil
 }
 
-// sweep removes what labs of dead processes left. Their programs died with them
-// (parent death signal), or are found in their namespaces.
+// sweep removes leftovers of labs of dead processes. Their programs died with them (parent death
+// signal), or are found in their namespaces.
 func sweep() {
 	dirs, _ := filepath.Glob(filepath.Join(runDir, "ist-*-*"))
 	for _, dir := range dirs {
@@ -181,15 +181,15 @@ func (n *Node) address(dev string, addrs []netip.Prefix) {
 	n.IP("link set %s up", dev)
 }
 
-// IP notes a command for ip(8) in the node, without the leading "ip".
+// IP queues a command for ip(8) in the node, without the leading "ip".
 func (n *Node) IP(format string, args ...any) {
 	n.lab.mu.Lock()
 	defer n.lab.mu.Unlock()
 	n.todo = append(n.todo, fmt.Sprintf(format, args...))
 }
 
-// Up carries out what was noted since the last Up, each node's part in order.
-// It starts as few programs as possible: under emulation each costs 0.1 s.
+// Up runs the commands queued since the last Up, each node's part in order. It starts as few
+// programs as possible: under emulation each costs 0.1 s.
 func (l *Lab) Up(ctx context.Context) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -246,8 +246,8 @@ func (l *Lab) Up(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// ipBatch gives the lines to one ip(8). An error names the line that failed, or all
-// lines when ip does not say which.
+// ipBatch passes the lines to one ip(8). An error names the line that failed, or all lines when ip
+// does not report which.
 func ipBatch(ctx context.Context, namespace string, lines []string) error {
 	if len(lines) == 0 {
 		return nil
@@ -305,9 +305,8 @@ func (l *Lab) close() error {
 	return errors.Join(err, os.RemoveAll(l.Dir))
 }
 
-// Save copies the regular files of the lab's directory, logs and configurations, to dst, and
-// beside them each node's addresses, routes and rules. It is for looking into
-// a failed test.
+// Save copies the regular files of the lab's directory, logs and configurations, to dst, together
+// with each node's addresses, routes and rules. It is for the analysis of a failed test.
 func (l *Lab) Save(ctx context.Context, dst string) error {
 	for _, n := range l.Nodes() {
 		from, err := n.Dir()

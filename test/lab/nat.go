@@ -7,12 +7,12 @@ import (
 	"strings"
 )
 
-// Pair is a private address and the public one that stands for it outside.
+// Pair is a private address and the public one that it is translated to outside.
 type Pair struct{ Private, Public netip.Addr }
 
-// OneToOne makes the node a cloud's 1:1 NAT between its interface wan and the rest:
-// addresses are rewritten in both directions without any connection state, so that both
-// sides may speak first. What has no pair passes unchanged: a leaked inside source stays visible.
+// OneToOne makes the node a cloud's 1:1 NAT between its interface wan and the rest: addresses are
+// rewritten in both directions without any connection state, so that both sides may send first. An
+// address without a pair passes unchanged: a leaked inside source stays visible.
 func (n *Node) OneToOne(ctx context.Context, wan string, pairs ...Pair) error {
 	var in, out []string
 	for _, p := range pairs {

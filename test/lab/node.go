@@ -17,9 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Do runs f on a thread that is in the node's namespace: sockets that f opens belong
-// to the node forever, processes that it starts are born there. f must
-// not start goroutines that open sockets.
+// Do runs f on a thread that is in the node's namespace: sockets that f opens stay in it, and
+// processes that f starts begin in it. f must not start goroutines that open sockets.
 func (n *Node) Do(f func() error) error {
 	there, err := unix.Open(n.path(), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -68,14 +67,14 @@ func (n *Node) DialContext(ctx context.Context, network, address string) (c net.
 	return c, err
 }
 
-// Dir is where the node's programs keep their state; it exists.
+// Dir is the directory for the state of the node's programs; it exists.
 func (n *Node) Dir() (string, error) {
 	dir := filepath.Join(n.lab.Dir, n.Name)
 	return dir, os.MkdirAll(dir, 0o755)
 }
 
-// Exec runs a program of this machine in the node and returns its standard output. The
-// error contains what it wrote to standard error.
+// Exec runs a program of this machine in the node and returns its standard output. The error
+// contains its standard error.
 func (n *Node) Exec(ctx context.Context, argv ...string) (string, error) {
 	return n.exec(ctx, "", exec.CommandContext(ctx, argv[0], argv[1:]...))
 }
@@ -121,7 +120,7 @@ mkdir -p "$t$d"; mount --bind "$d" "$t$d"; exec chroot "$t" "$@"`
 
 // Process is a program that runs in a node.
 type Process struct {
-	// Log is the file with what it wrote.
+	// Log is the file with its output.
 	Log string
 
 	cmd  *exec.Cmd
@@ -190,8 +189,8 @@ func (p *Process) Done() <-chan struct{} { return p.done }
 // Err is how the program ended. It may be called after Done is closed.
 func (p *Process) Err() error { return p.err }
 
-// Stop asks the program to end, kills it if it has not within five seconds, and
-// waits for its end.
+// Stop sends SIGTERM to the program, kills it if it has not ended within five seconds, and waits
+// for its end.
 func (p *Process) Stop() {
 	p.Signal(unix.SIGTERM)
 	select {
@@ -202,8 +201,8 @@ func (p *Process) Stop() {
 	}
 }
 
-// Until calls f every 100 ms until it returns nil; after the limit the last error is returned. The limit is what a machine
-// needs that has time; another one gets three times as much.
+// Until calls f every 100 ms until it returns nil; after the limit the last error is returned. The
+// limit is the time that an idle machine needs; another one gets three times as much.
 func Until(ctx context.Context, limit time.Duration, f func() error) error {
 	limit *= 3
 	ctx, cancel := context.WithTimeout(ctx, limit)

@@ -68,7 +68,8 @@ func (r Report) String() string {
 	return s
 }
 
-// Ping starts to ping dst from the node, until Stop. The second packet waits for the answer to the first, up to a second.
+// Ping starts to ping dst from the node, until Stop. The second packet waits for the answer to the
+// first, up to a second.
 func (n *Node) Ping(dst netip.Addr, o PingOptions) (*Pinger, error) {
 	if o.Interval == 0 {
 		o.Interval = 10 * time.Millisecond
@@ -82,7 +83,7 @@ func (n *Node) Ping(dst netip.Addr, o PingOptions) (*Pinger, error) {
 		local = o.Source.String()
 	}
 	// A raw socket gets every ICMP packet of the node. While this process does not run, on a busy
-	// machine for hundreds of milliseconds, they have to wait somewhere.
+	// machine for hundreds of milliseconds, the buffer has to hold them.
 	const buffer = 16 << 20
 	p := &Pinger{dst: dst, id: uint16(rand.Uint32()), stop: make(chan struct{}), ended: make(chan struct{}), first: make(chan struct{})}
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
@@ -138,8 +139,9 @@ func (p *Pinger) send(request byte, every time.Duration, size int) {
 			}
 			p.mu.Unlock()
 		}
-		// Where two packets of a flow that connection tracking does not know yet are under way in it at once, it drops the
-		// second (allow_clash; ICMP has it since Linux 6.19). Tunnels make that likely: they deliver several in one go.
+		// When connection tracking handles two packets of a flow that it does not have yet at the
+		// same time, it drops the second (allow_clash; ICMP has it since Linux 6.19). Tunnels make
+		// that likely: they deliver several packets at once.
 		if seq == 0 {
 			select {
 			case <-p.stop:
@@ -191,7 +193,7 @@ func (p *Pinger) Stop() Report {
 	return r
 }
 
-// Report is what Stop would say now; packets still under way count as lost.
+// Report returns the report that Stop would return now; packets still under way count as lost.
 func (p *Pinger) Report() Report {
 	p.mu.Lock()
 	defer p.mu.Unlock()

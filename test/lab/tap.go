@@ -8,8 +8,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Tap makes a tap device in the node, which is up, and a port of the bridge. What is written to the file appears there as if it came by the wire, and the device is gone when the file
-// is closed by all who have it. Packets have a virtio-net header, as QEMU's -netdev tap,fd= takes them.
+// Tap makes a tap device in the node, which is up, and a port of the bridge. Packets that are
+// written to the file appear there as if they came by the wire, and the device is gone when all
+// processes that have the file have closed it. Packets have a virtio-net header, as QEMU's -netdev
+// tap,fd= takes them.
 func (n *Node) Tap(ctx context.Context, name, bridge string) (*os.File, error) {
 	fail := func(err error) (*os.File, error) {
 		return nil, fmt.Errorf("making tap device %s in node %s: %w", name, n.Name, err)

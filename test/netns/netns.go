@@ -1,4 +1,5 @@
-// Package netns gives tests network namespaces without names. They vanish with the test process, however it ends.
+// Package netns gives tests network namespaces without names. They vanish with the test process,
+// however it ends.
 package netns
 
 import (
@@ -17,11 +18,12 @@ import (
 type NS struct {
 	t    testing.TB
 	jobs chan func()
-	// Path is where iproute2 finds the namespace.
+	// Path is the file by which iproute2 finds the namespace.
 	Path string
 }
 
-// New makes a network namespace with the loopback interface up, for the time of the test. It needs CAP_SYS_ADMIN.
+// New makes a network namespace with the loopback interface up, for the time of the test. It needs
+// CAP_SYS_ADMIN.
 func New(t testing.TB) *NS {
 	t.Helper()
 	root.Need(t, "network namespaces")
@@ -36,8 +38,8 @@ func New(t testing.TB) *NS {
 	return n
 }
 
-// hold makes the namespace on a thread that ends with it. The process' first thread cannot end before the process does,
-// so it is held back until another one has been found.
+// hold makes the namespace on a thread that ends with it. The process' first thread cannot end
+// before the process does, so it is held back until another one has been found.
 func (n *NS) hold(ready chan<- error) {
 	runtime.LockOSThread()
 	if unix.Gettid() == unix.Getpid() {
@@ -58,15 +60,15 @@ func (n *NS) hold(ready chan<- error) {
 	}
 }
 
-// Do runs f in the namespace, on its thread, and waits for it. Sockets that f opens stay in the namespace. f must not end the goroutine
-// (t.Fatal does).
+// Do runs f in the namespace, on its thread, and waits for it. Sockets that f opens stay in the
+// namespace. f must not end the goroutine (t.Fatal does).
 func (n *NS) Do(f func()) {
 	done := make(chan struct{})
 	n.jobs <- func() { defer close(done); f() }
 	<-done
 }
 
-// Try runs a command, given as words, in the namespace, and returns what it wrote.
+// Try runs a command, given as words, in the namespace, and returns its output.
 func (n *NS) Try(command string) (string, error) {
 	var out []byte
 	var err error
@@ -78,7 +80,8 @@ func (n *NS) Try(command string) (string, error) {
 	return string(out), err
 }
 
-// Run runs commands, one in each line, in the namespace, and fails the test when one fails. It returns what they wrote.
+// Run runs commands, one in each line, in the namespace, and fails the test when one fails. It
+// returns their output.
 func (n *NS) Run(commands string) string {
 	n.t.Helper()
 	var all strings.Builder

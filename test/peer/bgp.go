@@ -19,7 +19,7 @@ import (
 	"github.com/isthmus-net/isthmus/test/lab"
 )
 
-// BGPConfig is what a BGP speaker of a test does, in words that BIRD and FRR share.
+// BGPConfig is the configuration of a BGP speaker of a test, as far as BIRD and FRR share it.
 type BGPConfig struct {
 	ASN      uint32
 	RouterID netip.Addr
@@ -32,7 +32,7 @@ type BGPConfig struct {
 
 // Neighbor is one BGP session.
 type Neighbor struct {
-	// Name of the session in BIRD; FRR knows it by Remote.
+	// Name of the session in BIRD; FRR identifies it by Remote.
 	Name string
 	// Local and Remote are the session's addresses.
 	Local, Remote netip.Addr
@@ -41,15 +41,15 @@ type Neighbor struct {
 	Hold time.Duration
 	// Passive leaves the opening of the connection to the other side.
 	Passive bool
-	// Multihop is for a neighbour in no connected prefix.
+	// Multihop is for a neighbour that is not in a connected prefix.
 	Multihop bool
-	// Device, if not "", leads to a neighbour that is in no connected prefix.
+	// Device, if not "", leads to a neighbour that is not in a connected prefix.
 	Device string
 	// Transit passes on what other neighbours announced.
 	Transit bool
 	// MaxPrefixes ends the session when the neighbour announces more; no limit if 0.
 	MaxPrefixes int
-	// MED of what is announced to it, none if 0.
+	// MED of the routes announced to it, none if 0.
 	MED uint32
 	// Password of TCP MD5 (RFC 2385), one word, none if "".
 	Password string
@@ -62,7 +62,7 @@ func (n Neighbor) hold() int {
 	return int(n.Hold.Seconds())
 }
 
-// Session is what a speaker says about one neighbour.
+// Session is a speaker's state of one neighbour.
 type Session struct {
 	Name        string
 	Remote      netip.Addr
@@ -79,7 +79,8 @@ type Session struct {
 // Speaker is a running BGP daemon.
 type Speaker interface {
 	Sessions(context.Context) ([]Session, error)
-	// SetMED changes the MED of what is announced to a neighbour that has one, without a new session.
+	// SetMED changes the MED of the routes announced to a neighbour that has one, without a new
+	// session.
 	SetMED(context.Context, Neighbor, uint32) error
 	// Bounce ends a neighbour's session, and waits for a new one.
 	Bounce(context.Context, Neighbor) error
@@ -88,7 +89,8 @@ type Speaker interface {
 	Process() *lab.Process
 }
 
-// Established returns nil when all sessions of the speaker are, and what is missing otherwise.
+// Established returns nil when all sessions of the speaker are established, else an error that
+// names the missing ones.
 func Established(ctx context.Context, s Speaker) error {
 	sessions, err := s.Sessions(ctx)
 	if err != nil {
@@ -203,8 +205,8 @@ func (c BGPConfig) bird() string {
 	return b.String()
 }
 
-// Command gives BIRD one command, as birdc(8) would, and returns the answer without the
-// reply codes.
+// Command sends BIRD one command, as birdc(8) would, and returns the answer without the reply
+// codes.
 func (b *BIRD) Command(command string) (string, error) {
 	fail := func(err error) (string, error) { return "", fmt.Errorf("asking BIRD %q: %w", command, err) }
 	conn, err := net.Dial("unix", b.socket)
@@ -344,8 +346,9 @@ func StartFRR(ctx context.Context, n *lab.Node, c BGPConfig) (*FRR, error) {
 	}
 	f := &FRR{vty: filepath.Join(run, "bgpd.vty")}
 	start := func(daemon string, more ...string) (*lab.Process, error) {
-		// No option says where mgmtd's socket is, so each FRR has a /run/frr of its own, which must not show outside.
-		// Propagation cannot be changed in a chroot, and is private there already.
+		// No option sets the path of mgmtd's socket, so each FRR has a /run/frr of its own, which
+		// must not be visible outside. Propagation cannot be changed in a chroot, and is private
+		// there already.
 		const script = `p=private; unshare -m --propagation $p true 2>/dev/null || p=unchanged
 exec unshare -m --propagation $p /bin/sh -c 'mkdir -p /run/frr && mount --bind "$0" /run/frr && exec "$@"' "$0" "$@"`
 		argv := []string{"/bin/sh", "-c", script, run,
@@ -439,7 +442,7 @@ func (f *FRR) Bounce(_ context.Context, n Neighbor) error {
 	return err
 }
 
-// Command gives bgpd commands in one session, as vtysh(1) would, and returns the last answer.
+// Command sends bgpd commands in one session, as vtysh(1) would, and returns the last answer.
 func (f *FRR) Command(commands ...string) (string, error) {
 	conn, err := net.Dial("unix", f.vty)
 	if err != nil {

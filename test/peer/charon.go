@@ -1,6 +1,6 @@
-// Package peer runs what isthmus talks to in tests: strongSwan, BIRD, FRR and
-// WireGuard in the nodes of a lab, and out of these the VPN gateways of AWS, Azure and
-// Google as far as a router on the other side can tell.
+// Package peer runs the peers of isthmus in tests: strongSwan, BIRD, FRR and WireGuard in the nodes
+// of a lab, and with these the VPN gateways of AWS, Azure and Google, as far as a router on the
+// other side can distinguish.
 package peer
 
 import (
@@ -43,8 +43,8 @@ type Tunnel struct {
 	MTU int
 }
 
-// Life says when this side rekeys and when it gives an SA up. IKEv2 does not
-// negotiate it.
+// Life has the times at which this side rekeys and at which an SA expires. IKEv2 does not negotiate
+// them.
 type Life struct {
 	// IKERekey and ChildRekey are when rekeying starts at the latest, Fuzz how much earlier
 	// it may start, IKEExpire and ChildExpire when the SA ends if rekeying did not succeed.
@@ -58,7 +58,7 @@ type Life struct {
 // Device is the name of the tunnel's xfrm interface, which libreswan insists on.
 func (t Tunnel) Device() string { return fmt.Sprintf("ipsec%d", t.IfID) }
 
-// Interface notes the tunnel's xfrm interface for the node's next Up.
+// Interface queues the tunnel's xfrm interface for the node's next Up.
 func (t Tunnel) Interface(n *lab.Node, addrs ...netip.Prefix) {
 	mtu := t.MTU
 	if mtu == 0 {
@@ -85,13 +85,15 @@ type Charon struct {
 type CharonOptions struct {
 	// Lines are further settings of strongswan.conf's charon section, "key = value" each.
 	Lines []string
-	// Include is a file with more settings, none if "". Those that StartCharon makes itself win.
+	// Include is a file with more settings, none if "". StartCharon's own settings win.
 	Include string
-	// Userland has charon do ESP itself, in UDP, over the TUN device UserlandDevice: for a kernel that has no ESP.
+	// Userland has charon do ESP itself, in UDP, over the TUN device UserlandDevice: for a kernel
+	// that has no ESP.
 	Userland bool
 }
 
-// UserlandDevice is the TUN device of a charon that does ESP itself. What the node routes there goes into the tunnels, by their selectors.
+// UserlandDevice is the TUN device of a charon that does ESP itself. Packets that the node routes
+// there enter the tunnels, by their selectors.
 const UserlandDevice = "ipsec0"
 
 // StartCharon starts charon in the node and waits until it answers.
@@ -106,7 +108,8 @@ func StartCharon(ctx context.Context, n *lab.Node, o CharonOptions) (*Charon, er
 	kernel := "kernel-netlink"
 	if o.Userland {
 		kernel = "kernel-libipsec kernel-netlink" // the first one that can do ESP does it
-		// It has a route into the tunnel, whatever install_routes says: the node's own ones come first.
+		// It adds a route into the tunnel regardless of install_routes: the node's own routes have
+		// precedence.
 		o.Lines = append(slices.Clip(o.Lines), "routing_table_prio = 40000")
 	}
 	conf := fmt.Sprintf(`charon-systemd {
@@ -147,7 +150,7 @@ swanctl { load = random nonce }
 
 func (c *Charon) path(name string) string { return filepath.Join(c.dir, name) }
 
-// Load makes charon have exactly these tunnels.
+// Load sets charon's tunnels to exactly these.
 func (c *Charon) Load(ctx context.Context, tunnels ...Tunnel) error {
 	var b strings.Builder
 	for _, t := range tunnels {
@@ -187,8 +190,9 @@ func (c *Charon) Children(ctx context.Context) (map[string]int, error) {
 	return n, nil
 }
 
-// Resting returns nil when no tunnel has more than one IKE_SA, and all are established. Otherwise it returns what is under way: a second IKE_SA after
-// both ends initiated, or a request without an answer yet.
+// Resting returns nil when no tunnel has more than one IKE_SA, and all are established. Otherwise
+// the error names the exchange under way: a second IKE_SA after both ends initiated, or a request
+// without an answer yet.
 func (c *Charon) Resting(ctx context.Context) error {
 	out, err := c.Swanctl(ctx, "--list-sas")
 	if err != nil {
@@ -197,7 +201,8 @@ func (c *Charon) Resting(ctx context.Context) error {
 	return resting(out)
 }
 
-// resting reads lines such as "tunnel: #2, ESTABLISHED, IKEv2, ...". Those of CHILD_SAs begin with spaces.
+// resting reads lines such as "tunnel: #2, ESTABLISHED, IKEv2, ...". Those of CHILD_SAs begin with
+// spaces.
 func resting(out string) error {
 	had := map[string]bool{}
 	for line := range strings.Lines(out) {
@@ -247,7 +252,8 @@ func (t Tunnel) render(b *strings.Builder) {
 	seconds := func(d time.Duration) string { return fmt.Sprintf("%ds", int(d.Seconds())) }
 	closing := start
 	if start == "start" {
-		// With "start" strongSwan opens another SA for each that is closed, although one of the same tunnel is live.
+		// With "start" strongSwan opens another SA for each that is closed, although one of the
+		// same tunnel is live.
 		closing = "trap"
 	}
 	l := t.Life

@@ -15,8 +15,8 @@ import (
 	"github.com/isthmus-net/isthmus/test/lab"
 )
 
-// Internet is a node with a bridge that every outside address is attached to. It routes
-// between the networks whose first address it has on the bridge.
+// Internet is a node with a bridge to which every outside address is attached. It routes between
+// the networks whose first address it has on the bridge.
 type Internet struct {
 	Node     *lab.Node
 	networks []netip.Prefix
@@ -39,9 +39,9 @@ func NewInternet(l *lab.Lab, name string, networks ...netip.Prefix) *Internet {
 	return i
 }
 
-// Attach gives the node an interface "wan" with outside addresses. Its main table learns nothing
-// of the Internet: only packets from an outside address, and those with the underlay's
-// mark, go there. So what BGP says about the Internet holds for everything else.
+// Attach gives the node an interface "wan" with outside addresses. Its main table has no route to
+// the Internet: only packets from an outside address, and those with the underlay's mark, go there.
+// So BGP's routes for the Internet apply to everything else.
 func (i *Internet) Attach(n *lab.Node, addrs ...netip.Addr) {
 	var own []netip.Prefix
 	for _, a := range addrs {
@@ -64,14 +64,16 @@ func (i *Internet) gateway(a netip.Addr) netip.Addr {
 	panic(fmt.Sprintf("address %s is in no network of the Internet", a))
 }
 
-// Peering is one tunnel between a gateway and a router, seen from the gateway. What stands in parentheses holds where a
-// field is zero.
+// Peering is one tunnel between a gateway and a router, seen from the gateway. The value in
+// parentheses applies where a field is zero.
 type Peering struct {
-	// Name of the tunnel, and of its session in BIRD (its number).
+	// Name of the tunnel, and of its session in BIRD (its index).
 	Name string
-	// Outside is the gateway's public address. Tunnels of one Azure instance, or of one of Google's interfaces, share it.
+	// Outside is the gateway's public address. Tunnels of one Azure instance, or of one of Google's
+	// interfaces, share it.
 	Outside netip.Addr
-	// PeerOutside is the other end's public address and IKE identity, PeerASN its number (Config's Router and RouterASN).
+	// PeerOutside is the other end's public address and IKE identity, PeerASN its ASN (Config's
+	// Router and RouterASN).
 	PeerOutside netip.Addr
 	PeerASN     uint32
 	// IKE, ESP and Start are those of the Tunnel (Config's).
@@ -79,17 +81,19 @@ type Peering struct {
 	// Inside and PeerInside are the two BGP addresses.
 	Inside, PeerInside netip.Addr
 	PSK                string
-	// Subnet is an Azure instance's private address, from which it opens BGP sessions too, if valid.
+	// Subnet is an Azure instance's private address, from which it opens BGP sessions too, if
+	// valid.
 	Subnet netip.Addr
 }
 
-// Config of a gateway. NewAWS and the like fill what is zero as that cloud does.
+// Config of a gateway. NewAWS and the like fill zero fields with the values of that cloud.
 type Config struct {
 	ASN uint32
-	// Router is the public address of the router, which is also its IKE identity; RouterASN its number.
+	// Router is the public address of the router, which is also its IKE identity; RouterASN its
+	// ASN.
 	Router    netip.Addr
 	RouterASN uint32
-	// Announce is what the gateway has behind it.
+	// Announce are the prefixes behind the gateway.
 	Announce []netip.Prefix
 	Peerings []Peering
 	// IKE, ESP, Start, Life, DPD and MTU are those of each Tunnel.
@@ -99,14 +103,15 @@ type Config struct {
 	MTU             int
 	// Hold is the BGP hold time.
 	Hold time.Duration
-	// MaxPrefixes is where the gateway ends the session.
+	// MaxPrefixes is the number of prefixes above which the gateway ends the session.
 	MaxPrefixes int
-	// MED of what is announced, none if 0.
+	// MED of announced routes, none if 0.
 	MED uint32
-	// Libreswan does IKE instead of strongSwan, where an instance has one tunnel, and FRR BGP instead of BIRD. Alternate has
-	// every second instance use the others.
+	// Libreswan does IKE instead of strongSwan, where an instance has one tunnel, and FRR BGP
+	// instead of BIRD. Alternate has every second instance use the others.
 	Libreswan, FRR, Alternate bool
-	// Userland has strongSwan do ESP itself: for a kernel that has no ESP, a gateway of AWS or Oracle, and one tunnel.
+	// Userland has strongSwan do ESP itself: for a kernel that has no ESP, a gateway of AWS or
+	// Oracle, and one tunnel.
 	Userland bool
 }
 
@@ -119,8 +124,8 @@ type Gateway struct {
 
 // Instance is one machine of a gateway.
 type Instance struct {
-	// Node has the tunnels. Router ends BGP and leads to the spokes; it is
-	// the same node but for Google.
+	// Node has the tunnels. Router terminates BGP and leads to the spokes; it is the same node
+	// except for Google.
 	Node, Router *lab.Node
 	Tunnels      []Tunnel
 	// BGP has a neighbour for each tunnel, in the same order, before all others.
@@ -135,7 +140,7 @@ type Instance struct {
 	inside         netip.Prefix // of the TUN device, with CharonOptions.Userland
 }
 
-// AWSIKE and AWSESP are all that an AWS tunnel accepts when nobody restricted it, without the
+// AWSIKE and AWSESP are the proposals that an AWS tunnel accepts without restrictions, except the
 // Diffie-Hellman groups 22 to 24, which strongSwan 6 has dropped.
 const (
 	awsGroups = "modp1024-modp2048-modp3072-modp4096-modp6144-modp8192-ecp256-ecp384-ecp521"
@@ -145,8 +150,8 @@ const (
 	AWSESP = "aes128gcm16-aes256gcm16-modp1536-" + awsGroups + ",aes128-aes256-sha1-sha256-sha384-sha512-modp1536-" + awsGroups
 )
 
-// Azure's default policies offer nothing better than modp1024, so that connections to other
-// routers have a custom policy, which is exactly one combination: this.
+// Azure's default policies offer nothing better than modp1024, so connections to other routers have
+// a custom policy, which is exactly one combination: this one.
 const (
 	AzureIKE = "aes256gcm16-prfsha384-ecp384"
 	AzureESP = "aes256gcm16-ecp384"
@@ -159,13 +164,13 @@ const (
 var AzureLife = Life{IKERekey: 27000 * time.Second, IKEExpire: 28800 * time.Second, ChildRekey: 25000 * time.Second, ChildExpire: 27000 * time.Second,
 	Fuzz: 600 * time.Second, ChildRekeyBytes: 92_160_000 << 10, ChildExpireBytes: 102_400_000 << 10}
 
-// What Oracle recommends as custom parameters.
+// Oracle's recommended custom parameters.
 const (
 	OracleIKE = "aes256-sha384-ecp384"
 	OracleESP = "aes256gcm16-ecp384"
 )
 
-// Google's table order, which it also picks by.
+// Google's proposals in the order of its table, by which it also selects.
 const (
 	GoogleIKE = "aes128gcm16-aes192gcm16-aes256gcm16-prfsha1-prfsha256-prfsha384-prfsha512-modp2048-modp1536-modp3072-modp4096-modp8192-modp1024-ecp256-ecp384-ecp521-curve25519," +
 		"aes128-aes192-aes256-sha256-sha384-sha512-sha1-modp2048-modp1536-modp3072-modp4096-modp8192-modp1024-ecp256-ecp384-ecp521-curve25519"
@@ -207,7 +212,8 @@ func NewAWS(l *lab.Lab, internet *Internet, name string, c Config) *Gateway {
 	return g
 }
 
-// NewOracle adds an OCI Site-to-Site VPN connection: as AWS's, but the gateway initiates too. Hold time 180 s.
+// NewOracle adds an OCI Site-to-Site VPN connection: as AWS's, but the gateway initiates too. Hold
+// time 180 s.
 func NewOracle(l *lab.Lab, internet *Internet, name string, c Config) *Gateway {
 	orElse(&c.IKE, OracleIKE)
 	orElse(&c.ESP, OracleESP)
@@ -219,7 +225,8 @@ func NewOracle(l *lab.Lab, internet *Internet, name string, c Config) *Gateway {
 	return newRouterGateway(l, internet, name, c)
 }
 
-// newRouterGateway adds a gateway that is one node with one outside address per tunnel and a /30 in each.
+// newRouterGateway adds a gateway that is one node with one outside address per tunnel and a /30 in
+// each.
 func newRouterGateway(l *lab.Lab, internet *Internet, name string, c Config) *Gateway {
 	if c.Userland && len(c.Peerings) != 1 {
 		panic("a gateway that does ESP itself has one tunnel: it has one device for all of them")
@@ -245,9 +252,10 @@ func newRouterGateway(l *lab.Lab, internet *Internet, name string, c Config) *Ga
 	return &Gateway{Name: name, Config: c, Instances: []*Instance{i}}
 }
 
-// NewAzure adds an active-active VPN gateway: one node, an instance, for each public address of the peerings. A BGP
-// address is an APIPA /32 on the instance, the router's is reached through the tunnel by a host route, and the router
-// must open the session. Hold time 180 s. Each instance tells the other what it learnt over the VNet, see JoinVNet.
+// NewAzure adds an active-active VPN gateway: one node, an instance, for each public address of the
+// peerings. A BGP address is an APIPA /32 on the instance, the router's is reached through the
+// tunnel by a host route, and the router must open the session. Hold time 180 s. Each instance
+// passes its learnt routes to the other over the VNet, see JoinVNet.
 func NewAzure(l *lab.Lab, internet *Internet, name string, c Config) *Gateway {
 	orElse(&c.IKE, AzureIKE)
 	orElse(&c.ESP, AzureESP)
@@ -274,7 +282,8 @@ func NewAzure(l *lab.Lab, internet *Internet, name string, c Config) *Gateway {
 		}
 		t := c.tunnel("tunnel", uint32(len(i.Tunnels)+1), p)
 		t.Interface(i.Node)
-		i.Node.IP("addr replace %s/32 dev bgp", p.Inside) // what nobody answers has the address of another connection
+		// a connection that never answers has the address of another one
+		i.Node.IP("addr replace %s/32 dev bgp", p.Inside)
 		if p.Subnet.IsValid() {
 			i.Node.IP("addr replace %s/32 dev bgp", p.Subnet)
 		}
@@ -286,8 +295,8 @@ func NewAzure(l *lab.Lab, internet *Internet, name string, c Config) *Gateway {
 	return g
 }
 
-// JoinVNet makes the instances of an Azure gateway, whose addresses on the VNet are
-// given in order, tell each other what they learnt.
+// JoinVNet makes the instances of an Azure gateway, whose addresses on the VNet are given in order,
+// exchange their learnt routes.
 func (g *Gateway) JoinVNet(addrs ...netip.Addr) {
 	for a, i := range g.Instances {
 		for b := range g.Instances {
@@ -298,13 +307,14 @@ func (g *Gateway) JoinVNet(addrs ...netip.Addr) {
 	}
 }
 
-// NewGoogle adds an HA VPN gateway, which does IPsec and nothing else, with the peerings' outside addresses, and behind it a Cloud Router, which has the inside addresses. Either side
-// may initiate; this one does on traffic. Hold time 60 s.
+// NewGoogle adds an HA VPN gateway, which does IPsec and nothing else, with the peerings' outside
+// addresses, and behind it a Cloud Router, which has the inside addresses. Either side may
+// initiate; this one does on traffic. Hold time 60 s.
 //
-// Between the two nodes is one veth per tunnel, and the gateway joins each to its
-// tunnel whatever the destination, without taking from the time to live of what is sent
-// to link-local addresses: BGP ends one hop behind the tunnel and is single-hop all the same.
-// Unlike in the real one, the spokes' packets take the same way.
+// Between the two nodes is one veth per tunnel, and the gateway connects each to its tunnel for any
+// destination, without decrementing the TTL of packets to link-local addresses: BGP ends one hop
+// behind the tunnel and is still single-hop. Unlike in the real one, the spokes' packets take the
+// same way.
 func NewGoogle(l *lab.Lab, internet *Internet, name string, c Config) *Gateway {
 	orElse(&c.IKE, GoogleIKE)
 	orElse(&c.ESP, GoogleESP)
@@ -359,7 +369,7 @@ func (g *Gateway) Start(ctx context.Context) error {
 func (i *Instance) startIPsec(ctx context.Context) (err error) {
 	if i.Node != i.Router {
 		for k := range i.Tunnels {
-			// answers ARP for whatever is behind the tunnel
+			// answers ARP for all addresses behind the tunnel
 			if err := i.Node.Sysctl(fmt.Sprintf("ipv4/conf/router%d/proxy_arp", k), "1"); err != nil {
 				return err
 			}
@@ -376,8 +386,8 @@ func (i *Instance) startIPsec(ctx context.Context) (err error) {
 	return i.startIKE(ctx)
 }
 
-// ignoreStrangers has a gateway answer, at the outside address of a tunnel, only the other end of that tunnel. strongSwan
-// alone would refuse a stranger, who would give up then.
+// ignoreStrangers has a gateway answer, at the outside address of a tunnel, only the other end of
+// that tunnel. strongSwan alone would send an error to a stranger, which would then give up.
 func (i *Instance) ignoreStrangers(ctx context.Context) error {
 	var known []string
 	for _, t := range i.Tunnels {
@@ -411,8 +421,9 @@ func (i *Instance) startIKE(ctx context.Context) (err error) {
 	return i.IKE.Load(ctx, i.Tunnels...)
 }
 
-// The first rule keeps BGP single-hop, see NewGoogle. The others drop the first fragment of an IKE message, which has
-// its ports and, on port 4500, the non-ESP marker (RFC 3948 section 2.2); they come before the kernel puts fragments together.
+// The first rule keeps BGP single-hop, see NewGoogle. The others drop the first fragment of an IKE
+// message, which has its ports and, on port 4500, the non-ESP marker (RFC 3948 section 2.2); they
+// come before the kernel reassembles fragments.
 const googleRules = `table ip google {
 	counter ike { }
 	chain ttl { type filter hook prerouting priority mangle; ip daddr 169.254.0.0/16 ip ttl < 255 ip ttl set 64; }
@@ -426,8 +437,8 @@ const googleRules = `table ip google {
 // FragmentsDropped is how many fragmented IKE messages a Google gateway has dropped.
 func (g *Gateway) FragmentsDropped(ctx context.Context) (int, error) { return g.dropped(ctx, "google") }
 
-// StrangersDropped is how many packets to the IKE ports AWS's or Google's gateway has dropped because they were not
-// from the other end of a tunnel.
+// StrangersDropped is how many packets to the IKE ports AWS's or Google's gateway has dropped
+// because they were not from the other end of a tunnel.
 func (g *Gateway) StrangersDropped(ctx context.Context) (int, error) {
 	return g.dropped(ctx, "strangers")
 }
@@ -444,8 +455,8 @@ func (g *Gateway) dropped(ctx context.Context, table string) (n int, err error) 
 	return n, nil
 }
 
-// Stray opens a TCP connection for BGP to the router from the private address of an Azure instance, as it does all the
-// time, and returns why there is none.
+// Stray opens a TCP connection for BGP to the router from the private address of an Azure instance,
+// as it does all the time, and returns why there is none.
 func (g *Gateway) Stray(instance int, limit time.Duration) error {
 	i := g.Instances[instance]
 	p := g.Config.Peerings[slices.IndexFunc(g.Config.Peerings, func(p Peering) bool { return p.Outside == i.Tunnels[0].Local })]
@@ -459,7 +470,7 @@ func (g *Gateway) Stray(instance int, limit time.Duration) error {
 	})
 }
 
-// Restart lets the instance's IKE daemon crash and start with nothing.
+// Restart lets the instance's IKE daemon crash and start without state.
 func (i *Instance) Restart(ctx context.Context) error {
 	if err := i.IKE.Kill(ctx); err != nil {
 		return fmt.Errorf("restarting %s: %w", i.Node.Name, err)
@@ -467,8 +478,9 @@ func (i *Instance) Restart(ctx context.Context) error {
 	return i.startIKE(ctx)
 }
 
-// Replace does to the tunnel with this number what AWS does to replace an endpoint: it is gone without a word, with all
-// its state, for the given time, and comes back at the same address. The other tunnels go on. Only for strongSwan.
+// Replace replaces the endpoint of the tunnel with this index as AWS does: it is gone silently,
+// with all its state, for the given time, and comes back at the same address. The other tunnels are
+// not affected. Only for strongSwan.
 func (i *Instance) Replace(ctx context.Context, k int, gone time.Duration) error {
 	t := i.Tunnels[k]
 	fail := func(err error) error {
@@ -482,7 +494,7 @@ func (i *Instance) Replace(ctx context.Context, k int, gone time.Duration) error
 	if !ok {
 		return fail(errors.New("libreswan waits for an answer to its DELETE"))
 	}
-	// It fails because nobody answers the DELETE, which is the point.
+	// It fails because the DELETE gets no answer, which is intended.
 	_, failed := charon.Swanctl(ctx, "--terminate", "--ike", t.Name, "--force", "--timeout", "1")
 	err := lab.Until(ctx, 10*time.Second, func() error {
 		children, err := charon.Children(ctx)
@@ -516,7 +528,8 @@ func (i *Instance) startBGP(ctx context.Context) (err error) {
 	return err
 }
 
-// Established returns nil when every BGP session of the gateway is, and what is missing otherwise.
+// Established returns nil when every BGP session of the gateway is established, else an error that
+// names the missing ones.
 func (g *Gateway) Established(ctx context.Context) error {
 	var errs []error
 	for _, i := range g.Instances {

@@ -11,7 +11,7 @@ import (
 
 // IKE is a running IKE daemon: strongSwan's or libreswan's.
 type IKE interface {
-	// Load makes the daemon have exactly these tunnels.
+	// Load sets the daemon's tunnels to exactly these.
 	Load(context.Context, ...Tunnel) error
 	// Children is the number of installed CHILD_SAs of each tunnel.
 	Children(context.Context) (map[string]int, error)
@@ -20,11 +20,12 @@ type IKE interface {
 	RekeyChild(ctx context.Context, tunnel string) error
 	// Terminate closes the tunnel's IKE_SA from this side.
 	Terminate(ctx context.Context, tunnel string) error
-	// Kill ends the daemon as a crash of its machine would: the peer hears nothing, and SAs and policies are gone.
+	// Kill ends the daemon as a crash of its machine would: the peer receives nothing, and SAs and
+	// policies are gone.
 	Kill(context.Context) error
 }
 
-// crash kills a daemon and takes its SAs and policies out of the kernel.
+// crash kills a daemon and removes its SAs and policies from the kernel.
 func crash(ctx context.Context, n *lab.Node, p *lab.Process) error {
 	p.Signal(unix.SIGKILL)
 	<-p.Done()

@@ -91,11 +91,11 @@ func (p *Pluto) write(tunnels []Tunnel) error {
 	return os.WriteFile(p.path("ipsec.conf"), []byte(conf), 0o600)
 }
 
-// Load makes libreswan have exactly these tunnels.
+// Load sets libreswan's tunnels to exactly these.
 func (p *Pluto) Load(ctx context.Context, tunnels ...Tunnel) error {
 	fail := func(err error) error { return fmt.Errorf("loading tunnels: %w", err) }
 	if len(tunnels) > 1 {
-		// It takes no second CHILD SA with the same selectors, whatever interface it is for.
+		// It refuses a second CHILD SA with the same selectors, regardless of the interface.
 		return fail(fmt.Errorf("libreswan has one tunnel for everything, not %d", len(tunnels)))
 	}
 	if err := p.write(tunnels); err != nil {
@@ -166,7 +166,7 @@ func (p *Pluto) Terminate(ctx context.Context, tunnel string) error {
 // Kill implements IKE.
 func (p *Pluto) Kill(ctx context.Context) error { return crash(ctx, p.Node, p.process) }
 
-// libreswan renders the tunnel as ipsec.conf(5) wants it.
+// libreswan renders the tunnel in the format of ipsec.conf(5).
 func (t Tunnel) libreswan() (string, error) {
 	ike, _, err := libreswanProposals(t.IKE)
 	if err != nil {
@@ -203,12 +203,13 @@ func (t Tunnel) libreswan() (string, error) {
 	set("mobike", "no")
 	set("auto", map[string]string{"": "add", "none": "add", "trap": "ondemand", "start": "start"}[t.Start])
 	if l := t.Life; l.IKERekey > 0 {
-		// One margin for both: what is left of the shorter life.
+		// One margin for both: the rest of the shorter lifetime.
 		set("ikelifetime", seconds(l.IKEExpire))
 		set("salifetime", seconds(l.ChildExpire))
 		set("rekeymargin", seconds(min(l.IKEExpire-l.IKERekey, l.ChildExpire-l.ChildRekey)))
 		if l.ChildExpireBytes > 0 {
-			set("ipsec-max-bytes", l.ChildExpireBytes) // it rekeys at a random point in the last quarter
+			// it rekeys at a random point in the last quarter
+			set("ipsec-max-bytes", l.ChildExpireBytes)
 		}
 		if l.ReplayWindow > 0 {
 			set("replay-window", l.ReplayWindow)

@@ -13,8 +13,8 @@ import (
 	"github.com/isthmus-net/isthmus/test/vm"
 )
 
-// newLab is an empty lab whose peers run from the guest's tree, so that this machine needs
-// no daemon installed.
+// newLab returns an empty lab whose peers run from the guest's tree, so that this machine needs no
+// installed daemon.
 func newLab(t *testing.T) *lab.Lab {
 	t.Helper()
 	root.Need(t, "network namespaces")
@@ -101,9 +101,9 @@ func TestSpeakers(t *testing.T) {
 		}
 	}
 	if _, err := bird.Command("nonsense"); err == nil {
-		t.Error("BIRD's refusal is no error")
+		t.Error("BIRD's refusal does not return an error")
 	}
-	// A withdrawal must be seen as one, and a session's end.
+	// The speaker must report a withdrawal, and the end of a session.
 	if _, err := frr.Command("enable", "configure terminal", "router bgp 65002", "address-family ipv4 unicast", "no network 10.3.0.0/16"); err != nil {
 		t.Fatal(err)
 	}
@@ -168,7 +168,8 @@ func TestCharon(t *testing.T) {
 	}
 }
 
-// TestResting: a tunnel with two IKE_SAs, or with one that is not established, does not rest.
+// TestResting checks that a tunnel with two IKE_SAs, or with one that is not established, does not
+// rest.
 func TestResting(t *testing.T) {
 	const one = "tunnel: #2, ESTABLISHED, IKEv2, 9eb4cb26fd789148_i* 6579e1638c23d2bc_r\n  tunnel: #6, reqid 1, INSTALLED, TUNNEL, ESP:AES_GCM_16-256\n  tunnel: #7, reqid 1, INSTALLED, TUNNEL, ESP:AES_GCM_16-256\n"
 	const other = "tunnel1: #3, ESTABLISHED, IKEv2, c4098725b71e676e_i 5b0574e87f9b3dca_r*\n"
@@ -200,7 +201,7 @@ func TestNewWGKey(t *testing.T) {
 	}
 }
 
-// TestRawBGP lets the misbehaving speaker behave, and then not, towards BIRD.
+// TestRawBGP has the raw speaker follow the protocol with BIRD, and then violate it.
 func TestRawBGP(t *testing.T) {
 	l := newLab(t)
 	a, b := l.Node("bird"), l.Node("raw")

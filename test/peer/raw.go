@@ -22,8 +22,8 @@ const (
 	BGPKeepalive    = 4
 )
 
-// RawBGP is a BGP session that behaves until it is told not to: it opens, keeps alive, and
-// then sends whatever bytes a test gives it. IPv4 unicast and four-octet ASNs.
+// RawBGP is a BGP session that follows the protocol until a test makes it violate it: it opens,
+// keeps alive, and then sends any bytes of the test. IPv4 unicast and four-octet ASNs.
 type RawBGP struct {
 	conn net.Conn
 	mu   sync.Mutex // of writing
@@ -83,7 +83,7 @@ func (r *RawBGP) open(asn uint32, id netip.Addr) error {
 	return r.conn.SetDeadline(time.Time{})
 }
 
-// serve answers with keepalives and remembers how the session ended.
+// serve answers with keepalives and records how the session ended.
 func (r *RawBGP) serve() {
 	defer close(r.done)
 	alive := time.NewTicker(10 * time.Second)
@@ -124,14 +124,14 @@ func (r *RawBGP) read() (typ byte, body []byte, err error) {
 	return h[18], body, err
 }
 
-// BGPMessage returns a message with a right header around the body.
+// BGPMessage returns a message with a valid header before the body.
 func BGPMessage(typ byte, body []byte) []byte {
 	b := bytes.Repeat([]byte{0xff}, 16)
 	b = binary.BigEndian.AppendUint16(b, uint16(19+len(body)))
 	return append(append(b, typ), body...)
 }
 
-// Send sends a message with a right header around the body.
+// Send sends a message with a valid header before the body.
 func (r *RawBGP) Send(typ byte, body []byte) error { return r.Write(BGPMessage(typ, body)) }
 
 // Write sends bytes as they are.
@@ -142,8 +142,9 @@ func (r *RawBGP) Write(b []byte) error {
 	return err
 }
 
-// Announce sends one UPDATE for the prefixes, which must fit in 4096 bytes, with origin IGP, path as AS_PATH, at most 63
-// numbers, next hop, and attrs, further path attributes as they are on the wire.
+// Announce sends one UPDATE for the prefixes, which must fit in 4096 bytes, with origin IGP, path
+// as AS_PATH, at most 63 numbers, next hop, and attrs, further path attributes as they are on the
+// wire.
 func (r *RawBGP) Announce(path []uint32, nextHop netip.Addr, attrs []byte, prefixes ...netip.Prefix) error {
 	a := []byte{0x40, 1, 1, 0, 0x40, 2, byte(2 + 4*len(path)), 2, byte(len(path))}
 	for _, asn := range path {
@@ -167,7 +168,7 @@ func (r *RawBGP) Done() <-chan struct{} { return r.done }
 // Err may be called after Done is closed.
 func (r *RawBGP) Err() error { return r.err }
 
-// Close drops the connection without a word.
+// Close drops the connection without a NOTIFICATION.
 func (r *RawBGP) Close() {
 	r.conn.Close()
 	<-r.done

@@ -13,7 +13,7 @@ import (
 	"github.com/isthmus-net/isthmus/test/lab"
 )
 
-// Server is an HTTP server that answers with the address of who asks, and remembers it.
+// Server is an HTTP server that answers with the address of the client, and records it.
 type Server struct {
 	server  http.Server
 	mu      sync.Mutex

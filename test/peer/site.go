@@ -71,7 +71,7 @@ func (d WGDevice) Add(ctx context.Context, n *lab.Node) error {
 	return nil
 }
 
-// Site is a router of somebody's own with plain WireGuard and BIRD.
+// Site is a private router with plain WireGuard and BIRD.
 type Site struct {
 	Name    string
 	Node    *lab.Node
@@ -116,7 +116,7 @@ func (s *Site) Start(ctx context.Context) (err error) {
 	return nil
 }
 
-// Established returns nil when the site's BGP session is.
+// Established returns nil when the site's BGP session is established.
 func (s *Site) Established(ctx context.Context) error {
 	if err := Established(ctx, s.Speaker); err != nil {
 		return fmt.Errorf("%s: %w", s.Name, err)

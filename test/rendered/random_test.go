@@ -10,7 +10,8 @@ import (
 	"github.com/isthmus-net/isthmus/router/topology"
 )
 
-// random makes a topology with up to four nodes and six gateways, where most pairs that can be linked are.
+// random makes a topology with up to four nodes and six gateways, where most pairs that can be
+// linked are.
 func random(r *rand.Rand) string {
 	var nodes, gateways, spokes, links strings.Builder
 	var names []string

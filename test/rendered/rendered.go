@@ -1,6 +1,7 @@
-// Package rendered reads back what isthmus topology render writes for a cloud, as the cloud would: commands in a shell script,
-// or Terraform. It is strict: an argument that the cloud's tool does not have, or one that is missing, is an error. What
-// comes out is enough to configure a gateway that behaves as the cloud's.
+// Package rendered reads back what isthmus topology render writes for a cloud, as the cloud would:
+// commands in a shell script, or Terraform. It is strict: an argument that the cloud's tool does
+// not have, or one that is missing, is an error. The result is enough to configure a gateway that
+// behaves as the cloud's.
 package rendered
 
 import (
@@ -16,21 +17,27 @@ type Gateway struct {
 	Cloud string // "aws", "azure" or "gcp"
 	Name  string // with underscores for hyphens
 	ASN   uint32
-	// Tunnels are all that the gateway attempts or answers: for Azure each connection from both instances.
+	// Tunnels are all that the gateway attempts or answers: for Azure each connection from both
+	// instances.
 	Tunnels []Tunnel
 }
 
 // Tunnel is one tunnel, seen from the gateway.
 type Tunnel struct {
-	Name     string // of the cloud's object, with underscores for hyphens; for Azure both instances have the connection's
-	Instance int    // Azure's instance, Google's interface, or AWS's tunnel of the connection, from 0
-	// Outside is the name of the gateway's own outside address, PeerOutside the peer's address, or its name when it is
-	// not known.
+	// of the cloud's object, with underscores for hyphens; for Azure both instances have the
+	// connection's
+	Name string
+	// Azure's instance, Google's interface, or AWS's tunnel of the connection, from 0
+	Instance int
+	// Outside is the name of the gateway's own outside address, PeerOutside the peer's address, or
+	// its name when the address is unknown.
 	Outside, PeerOutside string
-	// Inside is the gateway's inside address, PeerInside that of the peer, which are also the BGP addresses.
+	// Inside is the gateway's inside address, PeerInside that of the peer, which are also the BGP
+	// addresses.
 	Inside     netip.Prefix
 	PeerInside netip.Addr
-	// PSK names the pre-shared key: an environment variable, or a variable of Terraform in lower case.
+	// PSK names the pre-shared key: an environment variable, or a variable of Terraform in lower
+	// case.
 	PSK      string
 	PeerASN  uint32
 	IKE, ESP string // proposals in strongSwan's notation
@@ -54,7 +61,7 @@ func Parse(form, text string) ([]Gateway, error) {
 
 // objects are the objects of the clouds, by the names that refer to them.
 type objects struct {
-	outside map[string]string // where an own outside address stands -> its name
+	outside map[string]string // place of an own outside address -> its name
 
 	awsGateways  map[string]awsGateway
 	customers    map[string]peer
@@ -81,7 +88,7 @@ type awsGateway struct {
 	asn  uint32
 }
 
-// peer is what a cloud knows of the other side.
+// peer is a cloud's configuration of the other side.
 type peer struct {
 	outside string
 	asn     uint32
@@ -116,7 +123,7 @@ type gcpTunnel struct {
 	number, peer                                   int
 }
 
-// gateways puts the objects together.
+// gateways combines the objects.
 func (o objects) gateways() ([]Gateway, error) {
 	all := map[string]*Gateway{}
 	get := func(cloud, name string, asn uint32) *Gateway {
@@ -193,17 +200,19 @@ func (o objects) gateways() ([]Gateway, error) {
 
 func underscores(name string) string { return strings.ReplaceAll(name, "-", "_") }
 
-// words are the clouds' names of algorithms in strongSwan's notation, each with where it is from.
+// words are the clouds' names of algorithms in strongSwan's notation, each with its source.
 var words = map[string]string{
 	// EC2 API model, Phase1EncryptionAlgorithms and so on.
 	"AES256-GCM-16": "aes256gcm16", "SHA2-384": "sha384", "20": "ecp384",
-	// Azure, "About cryptographic requirements and Azure VPN gateways"; the integrity of GCM is the cipher's own.
+	// Azure, "About cryptographic requirements and Azure VPN gateways"; the integrity of GCM is the
+	// cipher's own.
 	"GCMAES256": "aes256gcm16", "SHA384": "sha384", "ECP384": "ecp384",
 	// Google, "Supported IKE ciphers".
 	"AES-GCM-16-256": "aes256gcm16", "PRF-HMAC-SHA2-384": "sha384", "Group-20": "ecp384",
 }
 
-// proposal makes a proposal of a cipher, an integrity algorithm or pseudo-random function that IKE uses with it, and a group.
+// proposal makes a proposal of a cipher, an integrity algorithm or pseudo-random function that IKE
+// uses with it, and a group.
 func proposal(cipher, prf, group string) (string, error) {
 	var out []string
 	for i, w := range []string{cipher, prf, group} {
@@ -212,7 +221,7 @@ func proposal(cipher, prf, group string) (string, error) {
 		}
 		known, ok := words[w]
 		if !ok {
-			return "", fmt.Errorf("%q is no algorithm that is known here", w)
+			return "", fmt.Errorf("%q is not an algorithm that is known here", w)
 		}
 		if i == 1 {
 			known = "prf" + known

@@ -69,8 +69,9 @@ func side(t *testing.T, top *topology.Topology, form string) (out []Gateway) {
 	return out
 }
 
-// TestCloudSideIsTheTopology: what a cloud reads in its commands, and in its Terraform, are exactly the tunnels of the
-// topology, with outside addresses that are known and with those that are not.
+// TestCloudSideIsTheTopology checks that a cloud reads in its commands, and in its Terraform,
+// exactly the tunnels of the topology, with outside addresses that are known and with those that
+// are not.
 func TestCloudSideIsTheTopology(t *testing.T) {
 	for i, text := range topologies(t, 40) {
 		for _, set := range []map[string]netip.Addr{nil, known(read(t, text, nil))} {
@@ -78,7 +79,7 @@ func TestCloudSideIsTheTopology(t *testing.T) {
 			want := map[string]string{}
 			for _, tu := range top.Tunnels {
 				for j, e := range tu.Ends {
-					// Only Azure has a configuration of what nobody answers.
+					// Only Azure has a configuration of a tunnel whose peer never answers.
 					if e.Cloud == "" || tu.Dead != "" && e.Cloud != "azure" {
 						continue
 					}
@@ -113,7 +114,7 @@ func lines(m map[string]string) (out []string) {
 	return out
 }
 
-// keyName returns the name of the key that a reference means.
+// keyName returns the name of the key that a reference stands for.
 func keyName(t *testing.T, top *topology.Topology, form, reference string) string {
 	t.Helper()
 	for _, k := range top.Keys {
@@ -121,12 +122,13 @@ func keyName(t *testing.T, top *topology.Topology, form, reference string) strin
 			return k.Name
 		}
 	}
-	t.Fatalf("%s %q is no key of the topology", form, reference)
+	t.Fatalf("%s %q is not a key of the topology", form, reference)
 	return ""
 }
 
-// TestSidesAgree: each tunnel of a node's document meets one of the cloud's side: addresses mirrored, numbers and keys the
-// same, proposals in common; and each tunnel that a cloud has with a node is in that node's document.
+// TestSidesAgree checks that each tunnel of a node's document matches one of the cloud's side:
+// addresses mirrored, ASNs and keys the same, proposals in common; and that each tunnel that a
+// cloud has with a node is in that node's document.
 func TestSidesAgree(t *testing.T) {
 	for i, text := range topologies(t, 40) {
 		set := known(read(t, text, nil))
@@ -144,7 +146,7 @@ func TestSidesAgree(t *testing.T) {
 					}
 				}
 				if left := cloud.Unpaired(links); len(left) > 0 {
-					t.Errorf("topology %d: node %s leaves out what a cloud has beside %s", i, n.Name, left[0].Beside)
+					t.Errorf("topology %d: node %s leaves out a tunnel that a cloud has besides %s", i, n.Name, left[0].Beside)
 				}
 				for _, g := range gateways {
 					for _, tu := range g.Tunnels {
@@ -163,7 +165,7 @@ func TestSidesAgree(t *testing.T) {
 					in := tu.Inside[0]
 					switch {
 					case other == nil:
-						t.Fatalf("topology %d as %s: nobody meets %s of %s", i, form, tu.Name, n.Name)
+						t.Fatalf("topology %d as %s: no tunnel matches %s of %s", i, form, tu.Name, n.Name)
 					case g.Cloud != tu.Cloud:
 						t.Errorf("%s: cloud %s, want %s", tu.Name, tu.Cloud, g.Cloud)
 					case in.Remote != other.Inside.Addr() || in.Local.Addr() != other.PeerInside:
@@ -200,10 +202,11 @@ func meet(gateways []Gateway, outside map[string]netip.Addr, gateway, node netip
 	return nil, nil
 }
 
-// keyOf is the name of the key of each tunnel of the document that was read last: the checked one has a reference instead.
+// keyOf has the name of the key of each tunnel of the document that was read last: the checked
+// document has a reference instead.
 var keyOf map[string]string
 
-// document returns the checked document of a node. It must be as `isthmus validate` wants it.
+// document returns the checked document of a node. It must pass `isthmus validate`.
 func document(t *testing.T, top *topology.Topology, name string) *spec.Spec {
 	t.Helper()
 	text, problems := top.Document(name)
@@ -225,8 +228,8 @@ func document(t *testing.T, top *topology.Topology, name string) *spec.Spec {
 	return s
 }
 
-// TestGatewaysAgree: where two gateways are linked, each live tunnel of one meets one of the other, and what is dead by
-// design meets none.
+// TestGatewaysAgree checks that, where two gateways are linked, each live tunnel of one matches one
+// of the other, and that a tunnel that is dead by design matches none.
 func TestGatewaysAgree(t *testing.T) {
 	for i, text := range topologies(t, 40) {
 		set := known(read(t, text, nil))
@@ -262,7 +265,7 @@ func TestGatewaysAgree(t *testing.T) {
 	}
 }
 
-// TestFormatted: Terraform is as `terraform fmt` leaves it.
+// TestFormatted checks that Terraform is as `terraform fmt` leaves it.
 func TestFormatted(t *testing.T) {
 	for _, text := range topologies(t, 5) {
 		top := read(t, text, nil)
@@ -277,7 +280,7 @@ func TestFormatted(t *testing.T) {
 	}
 }
 
-// TestPartsAreTheWhole: gateways and tunnels apart have every object of the whole, once.
+// TestPartsAreTheWhole checks that gateways and tunnels apart have every object of the whole, once.
 func TestPartsAreTheWhole(t *testing.T) {
 	for _, text := range topologies(t, 5) {
 		top := read(t, text, nil)
@@ -299,8 +302,8 @@ func TestPartsAreTheWhole(t *testing.T) {
 	}
 }
 
-// TestStrict: a wrong name, a missing argument, a reference to nothing and a key in plain text are found. Each case is a change
-// to what is rendered.
+// TestStrict checks that a wrong name, a missing argument, a reference to nothing and a key in
+// plain text are found. Each case is a change of the rendered text.
 func TestStrict(t *testing.T) {
 	top := read(t, topologies(t, 0)[0], nil)
 	for _, c := range []struct{ cloud, form, from, to string }{
@@ -346,8 +349,9 @@ func TestStrict(t *testing.T) {
 	}
 }
 
-// TestInsideAddressesNeverClash: over all nodes and clouds of a topology no two ends share an address, but a node's in one
-// connection of Azure, and each cloud takes its own.
+// TestInsideAddressesNeverClash checks that over all nodes and clouds of a topology no two ends
+// share an address, except a node's in one connection of Azure, and that each cloud accepts its
+// own.
 func TestInsideAddressesNeverClash(t *testing.T) {
 	for i, text := range topologies(t, 100) {
 		owner := map[netip.Addr]string{}

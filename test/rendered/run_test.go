@@ -11,8 +11,8 @@ import (
 	"testing"
 )
 
-// fake is the clouds' command lines: it prints a name, or the number of AWS's gateway, and notes its words, its input and what
-// it printed.
+// fake stands for the clouds' command lines: it prints a name, or the ASN of AWS's gateway, and
+// records its words, its input and its output.
 const fake = `#!/bin/sh
 prints=printed-$$
 stdin=
@@ -24,8 +24,9 @@ printf '%s\037' "${0##*/}" "$@" "$stdin" >> "$CALLS"
 echo "$prints" | tee -a "$CALLS"
 `
 
-// TestShellRuns: a shell runs the commands of the documentation's examples to their end, gives the programs the words and the
-// input that Parse reads, with the values of variables, and says what it should at the end. A key is never in the words.
+// TestShellRuns checks that a shell runs the commands of the documentation's examples to their end,
+// passes to the programs the words and the input that Parse reads, with the values of variables,
+// and prints the expected text at the end. A key is never in the words.
 func TestShellRuns(t *testing.T) {
 	bin := t.TempDir()
 	for _, name := range []string{"aws", "az", "gcloud"} {
@@ -86,7 +87,8 @@ func TestShellRuns(t *testing.T) {
 						}
 					}
 					words = append(words, strings.Fields(w.words)...)
-					set := func(list []string) []string { return slices.Compact(slices.Sorted(slices.Values(list))) } // Azure's --set comes twice
+					// Azure's --set comes twice
+					set := func(list []string) []string { return slices.Compact(slices.Sorted(slices.Values(list))) }
 					if !slices.Equal(set(words), set(is.words)) || expand(w.stdin) != is.stdin {
 						t.Errorf("topology %d: %s: ran %q with\n%s\nwant %q with\n%s", i, c, is.words, is.stdin, words, expand(w.stdin))
 					}
@@ -102,13 +104,13 @@ func TestShellRuns(t *testing.T) {
 	}
 }
 
-// call is what a fake noted of itself.
+// call is the record that a fake made of one run.
 type call struct {
 	words         []string
 	stdin, prints string
 }
 
-// runScript has a shell run commands, and returns what they printed, and what the fakes noted.
+// runScript has a shell run commands, and returns their output and the records of the fakes.
 func runScript(t *testing.T, script string, env []string) (said string, calls []call) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "calls")

@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// schema says which arguments an object or a command has: true when it must be given. "block" arguments are blocks of
-// Terraform with a schema of their own.
+// schema lists the arguments of an object or a command: true when it is required. "block" arguments
+// are blocks of Terraform with a schema of their own.
 type schema struct {
 	args   map[string]bool
 	blocks map[string]schema
@@ -51,8 +51,8 @@ func (s schema) check(where string, given []string) error {
 	return nil
 }
 
-// tunnelArgs are the arguments of aws_vpn_connection for one tunnel. All are optional there; what is marked as required
-// is so here, since without it AWS chooses weaker algorithms or an address of its own.
+// tunnelArgs are the arguments of aws_vpn_connection for one tunnel. All are optional there; some
+// are required here, since without them AWS chooses weaker algorithms or an address of its own.
 func tunnelArgs() (out string) {
 	for _, n := range []string{"tunnel1_", "tunnel2_"} {
 		for _, a := range strings.Fields("inside_cidr preshared_key ike_versions startup_action dpd_timeout_action phase1_encryption_algorithms phase1_integrity_algorithms phase1_dh_group_numbers phase2_encryption_algorithms phase2_integrity_algorithms phase2_dh_group_numbers") {
@@ -62,10 +62,17 @@ func tunnelArgs() (out string) {
 	return out
 }
 
-// terraform has the arguments of the providers' objects that are rendered: hashicorp/terraform-provider-aws
-// website/docs/r/{customer_gateway,vpn_connection}.html.markdown, terraform-provider-azurerm website/docs/r/{public_ip,
-// virtual_network_gateway,local_network_gateway,virtual_network_gateway_connection}.html.markdown, terraform-provider-google
-// website/docs/r/compute_{ha_vpn_gateway,router,external_vpn_gateway,vpn_tunnel,router_interface,router_peer}.html.markdown.
+// terraform has the arguments of the providers' objects that are rendered. Their documentation is
+// in website/docs/r of:
+//
+//	terraform-provider-aws      customer_gateway, vpn_connection (.html.markdown)
+//	terraform-provider-azurerm  public_ip, virtual_network_gateway, local_network_gateway,
+//	                            virtual_network_gateway_connection (.html.markdown)
+//	terraform-provider-google   compute_ha_vpn_gateway, compute_router,
+//	                            compute_external_vpn_gateway, compute_vpn_tunnel,
+//	                            compute_router_interface, compute_router_peer (.html.markdown)
+//
+// All are repositories of hashicorp.
 var terraform = map[string]schema{
 	"variable": has("type | description sensitive default"),
 	"output":   has("value | sensitive description"),
@@ -97,9 +104,9 @@ var terraform = map[string]schema{
 	"resource google_compute_router_peer":      has("name router interface peer_ip_address peer_asn | region advertised_route_priority advertise_mode project ip_address"),
 }
 
-// commands has the options of the commands that are rendered: the EC2 API model and `aws ec2 ... help`; `az network ... --help`
-// and Microsoft's how-to guides; cloud.google.com/sdk/gcloud/reference/compute/... Arguments without a name count
-// as "NAME".
+// commands has the options of the commands that are rendered: the EC2 API model and `aws ec2 ...
+// help`; `az network ... --help` and Microsoft's how-to guides;
+// cloud.google.com/sdk/gcloud/reference/compute/... Arguments without a name count as "NAME".
 var commands = map[string]schema{
 	"set": has("NAME"), ":": has("NAME"), "test": has("NAME"), "echo": has("NAME"), "cat": has("NAME"),
 

@@ -23,12 +23,13 @@ type command struct {
 // one returns the value of an option.
 func (c command) one(option string) string { return strings.Join(c.options[option], " ") }
 
-// arg returns what stands after the words.
+// arg returns the arguments after the words.
 func (c command) arg() string { return c.one("NAME") }
 
 var assignment = regexp.MustCompile(`^([A-Za-z_][A-Za-z0-9_]*)=\$\(`)
 
-// readCommands reads the part of the shell's language that is rendered, and checks commands against their schema.
+// readCommands parses the part of the shell's language that is rendered, and checks commands
+// against their schema.
 func readCommands(text string) ([]command, error) {
 	var out []command
 	lines := strings.Split(text, "\n")
@@ -79,7 +80,7 @@ func readCommands(text string) ([]command, error) {
 			}
 		}
 		if n == 0 {
-			return nil, fmt.Errorf("line %d: %q is no command that is known here", c.line, line)
+			return nil, fmt.Errorf("line %d: %q is not a command that is known here", c.line, line)
 		}
 		option := "NAME"
 		for _, w := range words[n:] {
@@ -141,7 +142,7 @@ func split(line string) (out []string, err error) {
 	return out, nil
 }
 
-// reference returns the name of the variable that a word is, or the word.
+// reference returns the name of the variable if a word is one, else the word.
 func reference(word string) string { return strings.TrimPrefix(word, "$") }
 
 var (

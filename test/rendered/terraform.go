@@ -15,7 +15,8 @@ import (
 	"github.com/zclconf/go-cty/cty"
 )
 
-// block is a block of Terraform with its values as text: a list has its items in lines, a reference its path.
+// block is a block of Terraform with its values as text: a list has its items in lines, a reference
+// its path.
 type block struct {
 	kind, name string
 	args       map[string]string
@@ -51,7 +52,7 @@ func readBlocks(text string) ([]block, error) {
 	return out, references(f.Body.(*hclsyntax.Body), seen)
 }
 
-// references finds what refers to nothing.
+// references finds references to nothing.
 func references(body *hclsyntax.Body, seen map[string]bool) error {
 	for _, a := range body.Attributes {
 		for _, v := range a.Expr.Variables() {
@@ -109,7 +110,7 @@ func readBody(where string, body *hclsyntax.Body, s schema) (block, error) {
 func value(e hclsyntax.Expression) (string, error) {
 	if op, ok := e.(*hclsyntax.BinaryOpExpr); ok {
 		right, err := value(op.RHS)
-		return right, err // of a condition, what is compared with
+		return right, err // of a condition, the right operand
 	}
 	if t, ok := e.(*hclsyntax.ScopeTraversalExpr); ok {
 		return path(t.Traversal), nil
@@ -162,7 +163,7 @@ func path(t hcl.Traversal) string {
 	return b.String()
 }
 
-// named returns the name of the object in a reference, of which the last step is an attribute.
+// named returns the name of the object in a reference, whose last step is an attribute.
 func named(reference string) string {
 	p := strings.Split(strings.TrimPrefix(reference, "data."), ".")
 	if len(p) != 3 {
@@ -171,7 +172,8 @@ func named(reference string) string {
 	return p[1]
 }
 
-// variableName returns the name of the variable that a value is, as in the environment, or the value.
+// variableName returns the name of the variable, as in the environment, if a value is one, else the
+// value.
 func variableName(text string) string {
 	if name, ok := strings.CutPrefix(text, "var."); ok {
 		return strings.ToUpper(name)

@@ -1,4 +1,5 @@
-// Package run tests the script that runs the tests: it fails on skipped tests, and runs failed ones once more.
+// Package run tests the script that runs the tests: the script fails on skipped tests, and runs
+// failed ones once more.
 package run
 
 import (

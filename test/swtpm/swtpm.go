@@ -18,13 +18,14 @@ import (
 // startLimit is for a process on a loaded machine.
 const startLimit = time.Minute
 
-// TPM is one TPM. It keeps what it has in a directory, so that another one started on that is the same TPM after a reset.
+// TPM is one TPM. It keeps its state in a directory, so that another one started on that is the
+// same TPM after a reset.
 type TPM struct {
 	cmd  *exec.Cmd
 	path string
 }
 
-// Start starts a TPM as one that a firmware has started already, that takes commands at Socket.
+// Start starts a TPM as if a firmware had started it already; it takes commands at Socket.
 func Start(t *testing.T, state string) *TPM {
 	t.Helper()
 	path := filepath.Join(socketDir(t), "s")
@@ -71,7 +72,8 @@ func start(t *testing.T, path, awaited string, args ...string) *TPM {
 	}
 }
 
-// Socket is where it takes commands; of one for QEMU, where QEMU's emulator backend connects to.
+// Socket is the path at which it takes commands, or, of one for QEMU, to which QEMU's emulator
+// backend connects.
 func (p *TPM) Socket() string { return p.path }
 
 // Stop ends it, as a reset does.
@@ -82,7 +84,7 @@ func (p *TPM) Stop() {
 	}
 }
 
-// Tool runs a program of tpm2-tools, and leaves nothing of it in the TPM. The error has what it printed.
+// Tool runs a program of tpm2-tools, and leaves nothing of it in the TPM. The error has its output.
 func (p *TPM) Tool(dir, name string, args ...string) (string, error) {
 	run := func(name string, args ...string) (string, error) {
 		cmd := exec.Command(name, append([]string{"-T", "swtpm:path=" + p.path}, args...)...)

@@ -46,8 +46,8 @@ func (r Random) either(a [4]byte) netip.Prefix {
 	return netip.PrefixFrom(to6(a), bits).Masked()
 }
 
-// Policy returns a policy that the driver takes, whose pool is one of "one", "many", "four-only" and "blocks". Servers and proxies are in
-// 172.17.0.0/16 and 2001:db8:a:ffff::/64.
+// Policy returns a policy that the driver accepts, whose pool is one of "one", "many", "four-only"
+// and "blocks". Servers and proxies are in 172.17.0.0/16 and 2001:db8:a:ffff::/64.
 func (r Random) Policy(name string) nat.Policy {
 	p := nat.Policy{Name: name, Action: nat.SNAT, Pool: []string{"one", "many", "four-only", "blocks"}[r.IntN(4)]}
 	if r.IntN(2) == 0 {
@@ -99,7 +99,7 @@ func (r Random) Policy(name string) nat.Policy {
 	return Permitted(p)
 }
 
-// Permitted takes the sources away that must not leave untranslated.
+// Permitted removes the sources that must not leave untranslated.
 func Permitted(p nat.Policy) nat.Policy {
 	if p.Action == nat.NoNAT {
 		p.Sources = slices.DeleteFunc(p.Sources, func(src netip.Prefix) bool {
@@ -109,7 +109,8 @@ func Permitted(p nat.Policy) nat.Policy {
 	return p
 }
 
-// Flow returns a flow from 10.0.0.0/8, 44.0.0.0/8 or 2001:db8::/32 toward 198.48.0.0/12 or 2001:db8:b0::/48, or to or from addresses of the pools.
+// Flow returns a flow from 10.0.0.0/8, 44.0.0.0/8 or 2001:db8::/32 toward 198.48.0.0/12 or
+// 2001:db8:b0::/48, or to or from addresses of the pools.
 func (r Random) Flow() nat.Flow {
 	f := nat.Flow{Protocol: []uint8{unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_ICMP, unix.IPPROTO_GRE, unix.IPPROTO_NONE}[r.IntN(5)]}
 	src, dst := r.inside(), r.outside()
@@ -119,7 +120,8 @@ func (r Random) Flow() nat.Flow {
 			f.Protocol = unix.IPPROTO_ICMPV6
 		}
 		if f.Protocol == unix.IPPROTO_NONE {
-			f.Protocol = unix.IPPROTO_GRE // connection tracking, and so NAT, ignores "no next header" of IPv6
+			// connection tracking, and so NAT, ignores "no next header" of IPv6
+			f.Protocol = unix.IPPROTO_GRE
 		}
 	}
 	if f.Protocol == unix.IPPROTO_TCP || f.Protocol == unix.IPPROTO_UDP {
@@ -135,14 +137,15 @@ func (r Random) Flow() nat.Flow {
 			f.Destination = addr([]string{"2001:db8:ff::11", "2001:db8:ff::22"}[r.IntN(2)])
 		}
 		if f.Outside && f.Destination == addr("203.0.113.11") {
-			f.Destination = addr("192.0.2.11") // nobody outside sends to the public address of the pool and arrives with it
+			// a packet from outside to the public address of the pool does not arrive with it
+			f.Destination = addr("192.0.2.11")
 		}
 	}
 	f.Late = f.Protocol == unix.IPPROTO_TCP && r.IntN(2) == 0 && f.Destination != addr("203.0.113.11")
 	return f
 }
 
-// Flows returns at most n flows by id, no two of which look the same on the way.
+// Flows returns at most n flows by id. No two of them look the same on the way.
 func (r Random) Flows(n int) map[uint16]nat.Flow {
 	flows, seen := map[uint16]nat.Flow{}, map[nat.Flow]bool{}
 	for id := uint16(1); id <= uint16(n); id++ {
@@ -150,7 +153,8 @@ func (r Random) Flows(n int) map[uint16]nat.Flow {
 		key := f
 		key.Late = false // one flow, whatever it begins with
 		if f.Protocol == unix.IPPROTO_GRE || f.Protocol == unix.IPPROTO_NONE {
-			key.Source = netip.Addr{} // nothing but the source tells two such flows apart, so one address carries only one
+			// only the source distinguishes two such flows, so one address carries only one
+			key.Source = netip.Addr{}
 		}
 		if !seen[key] {
 			seen[key] = true

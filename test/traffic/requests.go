@@ -1,4 +1,5 @@
-// Package traffic makes flows by the ten thousand, and packets whose sources and fate are known exactly.
+// Package traffic makes tens of thousands of flows, and packets whose sources and fate are known
+// exactly.
 package traffic
 
 import (
@@ -12,15 +13,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// patience is how long a request waits for its answer before it is repeated, and tries how often it is sent.
+// patience is how long a request waits for its answer before it is repeated. tries is how often it
+// is sent.
 const (
 	patience = time.Second
 	tries    = 5
 )
 
-// Outcome is what became of requests.
+// Outcome counts the results of requests.
 type Outcome struct {
-	// First were answered without a repetition; they are among Answered. Refused ones heard an ICMP error, Lost ones nothing.
+	// First were answered without a repetition; they are among Answered. Refused ones received an
+	// ICMP error, Lost ones nothing.
 	First, Answered, Refused, Lost int
 	Elapsed                        time.Duration
 }
@@ -30,7 +33,7 @@ func (o Outcome) String() string {
 	return fmt.Sprintf("%d answered (%d at once), %d refused, %d lost, in %v", o.Answered, o.First, o.Refused, o.Lost, o.Elapsed.Round(time.Millisecond))
 }
 
-// Ends says from where and to where the request of a number goes, over IPv4.
+// Ends returns the source and the destination of the request with a number, over IPv4.
 type Ends func(i int) (from, to netip.AddrPort)
 
 // request waits for its answer.
@@ -40,8 +43,9 @@ type request struct {
 	due   time.Time
 }
 
-// Ask sends n requests over UDP, from the network namespace of the calling thread, each with a socket that lives until the answer is there.
-// One that is not answered is repeated every second, four times.
+// Ask sends n requests over UDP, from the network namespace of the calling thread, each with a
+// socket that lives until the answer is there. One that is not answered is repeated every second,
+// four times.
 func Ask(n int, ends Ends) (o Outcome, err error) {
 	start := time.Now()
 	var waiting []request
@@ -91,7 +95,8 @@ func Begin(from, to netip.AddrPort) (fd int, err error) {
 	return fd, nil
 }
 
-// collect counts the requests that are decided, repeats those that are due, and returns those that wait on.
+// collect counts the requests that are decided, repeats those that are due, and returns those that
+// wait on.
 func (o *Outcome) collect(waiting []request) (on []request) {
 	b := make([]byte, 64)
 	now := time.Now()
@@ -120,7 +125,7 @@ func (o *Outcome) collect(waiting []request) (on []request) {
 	return on
 }
 
-// Held are flows over UDP that are kept.
+// Held are flows over UDP that stay open.
 type Held struct {
 	fds  []int
 	said int
@@ -140,7 +145,8 @@ func Hold(n int, ends Ends) (*Held, error) {
 	return h, nil
 }
 
-// Broken sends something new through each flow and returns through how many of them it does not come back within five seconds.
+// Broken sends new data through each flow and returns the number of flows through which it does not
+// come back within five seconds.
 func (h *Held) Broken() int {
 	h.said++
 	word := fmt.Appendf(nil, "word %d", h.said)
@@ -176,7 +182,8 @@ func (h *Held) Close() {
 	h.fds = nil
 }
 
-// Echo sends every datagram back, until the socket is closed. heard, when it is not nil, is called with the source of each.
+// Echo sends every datagram back, until the socket is closed. heard, when it is not nil, is called
+// with the source of each.
 func Echo(c *net.UDPConn, heard func(netip.AddrPort)) error {
 	raw, err := c.SyscallConn()
 	if err != nil {

@@ -20,8 +20,8 @@ const (
 	ack = 0x10
 )
 
-// Tap sends packets made by hand in a network namespace, so that every source is possible, and hears everything there, so that none can be
-// missed.
+// Tap sends hand-made packets in a network namespace, so that every source is possible, and
+// captures everything there, so that none can be missed.
 type Tap struct {
 	Send4        int // raw socket for whole packets of IPv4
 	send6, catch int
@@ -122,19 +122,19 @@ func Checksum(b []byte) uint16 {
 	return ^uint16(sum>>16 + sum)
 }
 
-// Packet is one that was heard.
+// Packet is a captured packet.
 type Packet struct {
 	Source, Destination netip.Addr
 	Protocol            uint8
 	Bytes               []byte // from the network header on
 }
 
-// String returns it in words.
+// String describes the packet.
 func (p Packet) String() string {
 	return fmt.Sprintf("%v > %v protocol %d", p.Source, p.Destination, p.Protocol)
 }
 
-// l4 returns what is behind the network header.
+// l4 returns the bytes after the network header.
 func (p Packet) l4() []byte {
 	if p.Source.Is6() {
 		return p.Bytes[40:]
@@ -153,7 +153,8 @@ func (p Packet) Port() (port uint16, has bool) {
 	return 0, false
 }
 
-// answers reports whether the packet is an error or a reply of ICMP. Whoever makes one marks it as it likes: its id says nothing.
+// answers reports whether the packet is an error or a reply of ICMP. Its sender chooses the id,
+// which therefore means nothing.
 func (p Packet) answers() bool {
 	switch p.Protocol {
 	case unix.IPPROTO_ICMP:
@@ -164,7 +165,7 @@ func (p Packet) answers() bool {
 	return false
 }
 
-// Sounds are what a Tap heard.
+// Sounds are the packets that a Tap captured.
 type Sounds struct {
 	Packets map[uint16]Packet // by id, but for answers
 	Answers []Packet          // errors and replies of ICMP
@@ -172,8 +173,8 @@ type Sounds struct {
 	All     []Packet
 }
 
-// Hear returns what came in once nothing more comes for the pause.
-func (t *Tap) Hear(pause time.Duration) (heard Sounds, err error) {
+// Receive returns the captured packets once none has arrived for the pause.
+func (t *Tap) Receive(pause time.Duration) (heard Sounds, err error) {
 	timeout := unix.NsecToTimeval(pause.Nanoseconds())
 	if err := unix.SetsockoptTimeval(t.catch, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout); err != nil {
 		return heard, err
@@ -222,13 +223,14 @@ func (t *Tap) Hear(pause time.Duration) (heard Sounds, err error) {
 	}
 }
 
-// Site is a router seen from around it. Servers is where servers and proxies are; it may be Inside.
+// Site is a router with a Tap on each of its networks. Servers is on that of servers and proxies;
+// it may be Inside.
 type Site struct{ Inside, Outside, Servers *Tap }
 
-// Heard is what came out of a router.
+// Heard are the packets that left a router, by network.
 type Heard struct{ Outside, Servers, Inside Sounds }
 
-// Send sends the first packets of flows, by id, and returns what comes out.
+// Send sends the first packets of flows, by id, and returns the packets that leave the router.
 func (s Site) Send(flows map[uint16]nat.Flow) (h Heard, err error) {
 	for id, f := range flows {
 		flags, from := byte(syn), s.Inside
@@ -243,7 +245,7 @@ func (s Site) Send(flows map[uint16]nat.Flow) (h Heard, err error) {
 		}
 	}
 	hear := func(t *Tap, pause time.Duration) Sounds {
-		sounds, failed := t.Hear(pause)
+		sounds, failed := t.Receive(pause)
 		err = errors.Join(err, failed)
 		return sounds
 	}
@@ -255,16 +257,17 @@ func (s Site) Send(flows map[uint16]nat.Flow) (h Heard, err error) {
 	return h, err
 }
 
-// Fate is what must become of a flow.
+// Fate is the expected result of a flow.
 type Fate struct {
 	Sources []netip.Addr   // that it may go on with; none: it ends at the router
 	To      netip.AddrPort // the server or proxy that it goes to, if it does
 	Ports   nat.PortRange  // that it may leave with; zero: every one
-	Reset   bool           // its source hears a TCP reset
+	Reset   bool           // its source receives a TCP reset
 	Why     string
 }
 
-// Wrong returns in what the fates of flows, by id, were others. own are the router's addresses, with which it may send errors.
+// Wrong describes the flows, by id, whose results differ from their fates. own are the router's
+// addresses, with which it may send errors.
 func (h Heard) Wrong(flows map[uint16]nat.Flow, own []netip.Addr, fate func(nat.Flow) Fate) (wrong []string) {
 	resets := 0
 	for id, f := range flows {
@@ -299,7 +302,7 @@ func (h Heard) Wrong(flows map[uint16]nat.Flow, own []netip.Addr, fate func(nat.
 	}
 	for _, out := range stray {
 		if !slices.Contains(own, out.Source) {
-			wrong = append(wrong, fmt.Sprintf("nobody sent %v %x", out, out.Bytes))
+			wrong = append(wrong, fmt.Sprintf("not sent by any flow: %v %x", out, out.Bytes))
 		}
 	}
 	return wrong

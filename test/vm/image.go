@@ -1,8 +1,7 @@
-// Package vm boots a throw-away Debian machine whose kernel has everything that
-// isthmus uses (ESP, xfrm interfaces, WireGuard, VRF, conntrack), and runs one
-// command in it as root. A topology of any size then lives in the network
-// namespaces of that one machine. QEMU uses KVM where KVM works and software
-// emulation where it does not.
+// Package vm boots a throw-away Debian machine whose kernel has everything that isthmus uses (ESP,
+// xfrm interfaces, WireGuard, VRF, conntrack), and runs one command in it as root. A topology of
+// any size then uses the network namespaces of that one machine. QEMU uses KVM where KVM works and
+// software emulation where it does not.
 package vm
 
 import (
@@ -28,7 +27,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Debian releases that a root can be made from. That of the image is the one that tests use unless they say otherwise.
+// Debian releases that a root can be made from. Tests use that of the image unless they name
+// another.
 const (
 	Trixie   = "trixie"
 	Bookworm = "bookworm"
@@ -45,8 +45,8 @@ var (
 	stage2 string // comes with the payload: changing it does not change the image
 )
 
-// bootModules are what the initramfs needs to reach the root; the order is
-// completed with what they depend on.
+// bootModules are the modules that the initramfs needs to reach the root; loadOrder adds their
+// dependencies.
 var bootModules = []string{"virtio_pci", "virtio_blk", "virtio_console", "overlay"}
 
 // keptModules are the directories below kernel/ that stay in the root. The
@@ -80,7 +80,7 @@ func CacheDir() (string, error) {
 	return filepath.Join(d, "isthmus"), nil
 }
 
-// packages returns those of a suite: a line may name the one that it is for.
+// packages returns those of a suite: a line may name the suite that it is for.
 func packages(suite string) []string {
 	var p []string
 	for line := range strings.Lines(packageList) {
@@ -92,11 +92,10 @@ func packages(suite string) []string {
 	return p
 }
 
-// Build returns the cached image of Debian 13 and makes it first when it is not there,
-// which takes a minute or two and the network. Its name is a digest of
-// everything that decides its content. One process builds, others wait for it;
-// an interrupted build leaves nothing that the next one would take for whole.
-// Progress is written as short lines.
+// Build returns the cached image of Debian 13 and makes it first when it is not there, which takes
+// a minute or two and the network. Its name is a digest of everything that decides its content. One
+// process builds, others wait for it; an interrupted build leaves nothing that the next one would
+// take for complete. Progress is written as short lines.
 func Build(ctx context.Context, progress io.Writer) (*Image, error) {
 	return buildSuite(ctx, Trixie, progress)
 }
@@ -172,7 +171,7 @@ func build(ctx context.Context, suite string, img *Image, step func(string)) err
 		return err
 	}
 	if fi, err := os.Lstat(filepath.Join(tree, "lib")); err != nil || fi.Mode()&fs.ModeSymlink == 0 {
-		return errors.New("checking the tree: /lib is no symbolic link: a package was unpacked over it")
+		return errors.New("checking the tree: /lib is not a symbolic link: a package was unpacked over it")
 	}
 	for _, d := range []string{"payload", "out", "vm", "lab"} {
 		if err := os.MkdirAll(filepath.Join(tree, d), 0o755); err != nil {
@@ -237,9 +236,9 @@ func mirror(ctx context.Context, of string) string {
 	return ""
 }
 
-// prepareModules keeps what a router can use, unpacked (Debian 13 compresses
-// modules) and without the two parts that cost emulated time at each load: the
-// signature and the type information.
+// prepareModules keeps the modules that a router can use, unpacked (Debian 13 compresses modules)
+// and without the two parts that cost emulated time at each load: the signature and the type
+// information.
 func prepareModules(ctx context.Context, tree, kver string) error {
 	dir := filepath.Join(tree, "usr/lib/modules", kver)
 	kernel := filepath.Join(dir, "kernel")
@@ -303,9 +302,8 @@ func stripModule(path string) error {
 	return os.WriteFile(path, b, 0o644)
 }
 
-// prepareKernel unpacks the kernel: booting the ELF image by its PVH entry saves
-// unpacking 50 MB under emulation. A packing that is not known here is left to
-// the guest, which costs time and nothing else.
+// prepareKernel unpacks the kernel: booting the ELF image by its PVH entry saves unpacking 50 MB
+// under emulation. The guest unpacks an unknown compression itself, which only costs time.
 func prepareKernel(ctx context.Context, bz, dst string) error {
 	b, err := os.ReadFile(bz)
 	if err != nil {
@@ -326,7 +324,7 @@ func prepareKernel(ctx context.Context, bz, dst string) error {
 			}
 			cmd := exec.CommandContext(ctx, p.cmd[0], p.cmd[1:]...)
 			cmd.Stdin = bytes.NewReader(b[off+i:])
-			out, _ := cmd.Output() // what follows the packed part makes every unpacker complain
+			out, _ := cmd.Output() // every unpacker complains about the data after the packed part
 			if bytes.HasPrefix(out, []byte(elf.ELFMAG)) {
 				return os.WriteFile(dst, out, 0o644)
 			}
@@ -336,7 +334,7 @@ func prepareKernel(ctx context.Context, bz, dst string) error {
 	return os.WriteFile(dst, b, 0o644)
 }
 
-// loadOrder is the named modules with what they depend on, dependencies first.
+// loadOrder returns the named modules with their dependencies, dependencies first.
 func loadOrder(tree, kver string, names []string) ([]string, error) {
 	b, err := os.ReadFile(filepath.Join(tree, "usr/lib/modules", kver, "modules.dep"))
 	if err != nil {
@@ -371,7 +369,8 @@ func loadOrder(tree, kver string, names []string) ([]string, error) {
 	return order, nil
 }
 
-// writeInitramfs writes a cpio archive in the "newc" format (Documentation/driver-api/early-userspace/buffer-format.rst).
+// writeInitramfs writes a cpio archive in the "newc" format
+// (Documentation/driver-api/early-userspace/buffer-format.rst).
 func writeInitramfs(tree, kver, dst string) error {
 	var w bytes.Buffer
 	ino := 0
@@ -407,7 +406,7 @@ func writeInitramfs(tree, kver, dst string) error {
 	return os.WriteFile(dst, w.Bytes(), 0o644)
 }
 
-// run starts a program of this machine and puts what it said into the error.
+// run starts a program of this machine and puts its output into the error.
 func run(ctx context.Context, name string, args ...string) error {
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGTERM}

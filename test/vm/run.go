@@ -22,17 +22,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Config says what to run in the guest. The zero value of each field is usable.
+// Config describes a run in the guest. The zero value of each field is usable.
 type Config struct {
-	// Command is run as root in /payload, where what Payload names is. It is
-	// looked up in $PATH; programs of the payload are "./name".
+	// Command is run as root in /payload, which has the files of Payload. It is looked up in $PATH;
+	// programs of the payload are "./name".
 	Command []string
 	// Payload are files and directories of this machine. A file keeps its base
 	// name; of a directory the content is copied.
 	Payload []string
-	// Env are further VAR=value pairs for the command; ISTHMUS_VM=1 is always there.
+	// Env are further VAR=value pairs for the command; ISTHMUS_VM=1 is always set.
 	Env []string
-	// Out, if not "", receives what the command left in the guest's /out.
+	// Out, if not "", receives the files that the command left in the guest's /out.
 	Out string
 	// Stdout and Stderr receive the command's output as it comes. Nil discards it.
 	Stdout, Stderr io.Writer
@@ -51,9 +51,9 @@ type Config struct {
 	Progress io.Writer
 }
 
-// DefaultModules are what the topologies need. Loading them all before anything is
-// measured keeps module loading (tens of milliseconds each under emulation) out
-// of the first IKE exchange.
+// DefaultModules are the modules that the topologies need. Loading them all before anything is
+// measured keeps module loading (tens of milliseconds each under emulation) out of the first IKE
+// exchange.
 var DefaultModules = []string{
 	"veth", "bridge", "dummy", "tun", "vrf", "wireguard", "af_packet",
 	"xfrm_user", "xfrm_interface", "esp4", "esp6", "gcm", "seqiv", "echainiv", "cbc", "ctr", "authenc", "sha256_generic", "aesni_intel",
@@ -63,16 +63,15 @@ var DefaultModules = []string{
 // ErrGuest means that the guest ended without the command's exit status.
 var ErrGuest = errors.New("guest ended without a status")
 
-// Inside says whether this process runs in a guest that Run has started.
+// Inside reports whether this process runs in a guest that Run has started.
 func Inside() bool { return os.Getenv("ISTHMUS_VM") == "1" }
 
 // Run boots the image, runs the command and returns its exit status. Nothing is
 // left afterwards, nor when ctx ends. Only one guest runs on this machine and
 // user at a time: two would spoil each other's timing under emulation.
 //
-// After Limit the command is killed (status 124, or 137 when it had to be
-// killed the hard way) and Out is still filled; a guest that does not
-// even manage that is ended half a minute later with an error.
+// After Limit the command is terminated (status 124, or 137 when it needed SIGKILL) and Out is
+// still filled; a guest that does not manage that is ended half a minute later with an error.
 func Run(ctx context.Context, c Config) (status int, err error) {
 	if c.Progress == nil {
 		c.Progress = io.Discard
@@ -91,8 +90,9 @@ func Run(ctx context.Context, c Config) (status int, err error) {
 	defer unlock()
 	for boots := 1; ; boots++ {
 		status, err = boot(ctx, c, img)
-		// Under emulation a kernel dies now and then, as where another processor executes the code that it patches (seen once in a few
-		// hundred boots). Nothing of the command has happened then.
+		// Under emulation a kernel sometimes crashes, such as when another processor executes code
+		// that it is patching (seen once in a few hundred boots). The command has not been started
+		// then.
 		if errors.Is(err, errUnborn) && boots < maxBoots {
 			fmt.Fprintf(c.Progress, "vm: booting again, since the %v\n", err)
 			continue
@@ -104,7 +104,7 @@ func Run(ctx context.Context, c Config) (status int, err error) {
 	}
 }
 
-// maxBoots is how often a guest is booted that dies before it runs the command.
+// maxBoots is how often a guest that dies before it runs the command is booted.
 const maxBoots = 3
 
 // errUnborn is ErrGuest before the command was started.
@@ -157,7 +157,8 @@ func boot(ctx context.Context, c Config, img *Image) (status int, err error) {
 	}
 	args := qemuArgs(c, img, dir)
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", args...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL, Setpgid: true} // a terminal's ^C is ours to handle
+	// a terminal's ^C is ours to handle
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL, Setpgid: true}
 	var qemuErr strings.Builder
 	cmd.Stderr = &qemuErr
 	started := time.Now()
@@ -169,7 +170,7 @@ func boot(ctx context.Context, c Config, img *Image) (status int, err error) {
 		wg.Go(func() {
 			conn, err := ports[name].Accept()
 			if err != nil {
-				return // QEMU died before it connected; Wait tells
+				return // QEMU died before it connected; Wait returns why
 			}
 			defer conn.Close()
 			f(conn)
@@ -200,7 +201,8 @@ func boot(ctx context.Context, c Config, img *Image) (status int, err error) {
 	serve("err", copyTo(c.Stderr))
 	serve("tty", func(conn net.Conn) {
 		if c.TTY {
-			go io.Copy(conn, os.Stdin) // ends with the process, or at the next key after the guest is gone
+			// ends with the process, or at the next key after the guest is gone
+			go io.Copy(conn, os.Stdin)
 			io.Copy(os.Stdout, conn)
 		} else {
 			io.Copy(io.Discard, conn)
@@ -229,8 +231,7 @@ func boot(ctx context.Context, c Config, img *Image) (status int, err error) {
 	return status, nil
 }
 
-// console is the end of the guest's kernel console, where the reason of a dead
-// guest is found.
+// console returns the end of the guest's kernel console, which has the reason why a guest died.
 func console(dir string) string {
 	b, _ := os.ReadFile(filepath.Join(dir, "console"))
 	return tail(b)
@@ -252,7 +253,8 @@ func qemuArgs(c Config, img *Image, dir string) []string {
 	}
 	args := []string{
 		"-accel", accel, "-cpu", cpu, "-smp", strconv.Itoa(cpus), "-m", strconv.Itoa(mem),
-		// q35 boots several seconds faster than pc under emulation; microvm does not boot Debian's kernel.
+		// q35 boots several seconds faster than pc under emulation; microvm does not boot Debian's
+		// kernel.
 		"-M", "q35,usb=off,vmport=off,i8042=off,smbus=off,sata=off",
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-kernel", img.kernel(), "-initrd", img.initramfs(),
@@ -276,11 +278,10 @@ func qemuArgs(c Config, img *Image, dir string) []string {
 
 var hardwareVirtualisation = regexp.MustCompile(`(?m)^flags\b.*\s(vmx|svm)\b`)
 
-// KVM says whether this machine runs guests in hardware: the processor has the
-// extension and the kernel makes a virtual CPU. A device node, or a virtual CPU,
-// alone says too little: containers have the one without permission, and
-// paravirtual replacements (kvm-pvm) make the other but do not run a Debian kernel.
-// ISTHMUS_KVM=0 turns it off where a broken nested KVM passes all this.
+// KVM reports whether this machine runs guests in hardware: the processor has the extension and the
+// kernel makes a virtual CPU. A device node, or a virtual CPU, alone proves too little: containers
+// have the one without permission, and paravirtual replacements (kvm-pvm) make the other but do not
+// run a Debian kernel. ISTHMUS_KVM=0 turns it off where a broken nested KVM passes all this.
 func KVM() bool {
 	cpu, err := os.ReadFile("/proc/cpuinfo")
 	if err != nil || !hardwareVirtualisation.Match(cpu) || os.Getenv("ISTHMUS_KVM") == "0" {

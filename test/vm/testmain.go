@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// Missing is what this machine's kernel lacks of ESP, xfrm interfaces, WireGuard and VRF, each in a
-// word. It makes a network namespace to try.
+// Missing returns which of ESP, xfrm interfaces, WireGuard and VRF this machine's kernel lacks,
+// each in a word. It makes a network namespace to probe them.
 func Missing() ([]string, error) {
 	const script = `ip link add x type xfrm dev lo if_id 1 || echo xfrm-interface
 ip link add w type wireguard || echo wireguard
@@ -29,9 +29,10 @@ ip xfrm state add src 192.0.2.1 dst 192.0.2.2 proto esp spi 1 mode tunnel aead '
 	return strings.Fields(string(out)), nil
 }
 
-// TestMain is for the TestMain of packages whose tests need what Missing looks for: it runs them here if
-// nothing is missing, and otherwise runs this very test binary in the guest, with the payload
-// beside it, and exits with its status; what the tests leave in /out goes to $ISTHMUS_OUT, if set. On a machine without root it says so and fails.
+// TestMain is for the TestMain of packages whose tests need the features that Missing probes: it
+// runs them here if nothing is missing, and otherwise runs this test binary in the guest, together
+// with the payload, and exits with its status; files that the tests leave in /out go to
+// $ISTHMUS_OUT, if set. On a machine without root it says so and fails.
 func TestMain(m *testing.M, payload ...string) {
 	if Inside() {
 		os.Exit(m.Run())

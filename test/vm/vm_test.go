@@ -66,7 +66,7 @@ func TestLoadOrder(t *testing.T) {
 	}
 }
 
-// A guest is trusted less than this machine: what it packs must stay in the directory.
+// A guest is trusted less than this machine: the files that it packs must stay in the directory.
 func TestUnpackStaysInside(t *testing.T) {
 	for _, name := range []string{"../escaped", "/../escaped", "a/../../escaped"} {
 		var b bytes.Buffer
@@ -88,7 +88,7 @@ func TestUnpackStaysInside(t *testing.T) {
 	}
 }
 
-// TestRun boots one guest, whose first boot fails, and looks at everything that Run promises.
+// TestRun boots one guest, whose first boot fails, and checks everything that Run promises.
 func TestRun(t *testing.T) {
 	qemu, err := exec.LookPath("qemu-system-x86_64")
 	if err != nil || os.Getuid() != 0 {

@@ -22,8 +22,8 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// EventType says what a watch event means. A watch first sends the present objects as ADDED, then one MARK, then
-// every change.
+// EventType is the meaning of a watch event. A watch first sends the present objects as ADDED, then
+// one MARK, then every change.
 type EventType int32
 
 const (
@@ -84,17 +84,17 @@ func (EventType) EnumDescriptor() ([]byte, []int) {
 	return file_isthmus_v1_common_proto_rawDescGZIP(), []int{0}
 }
 
-// Condition is a named fact about an object that a user should know.
+// Condition is a typed fact about an object that an operator may have to act on.
 type Condition struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Short name in CamelCase, stable for programs, such as "PeerUnreachable".
 	Type string `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
-	// One sentence for a person, with what to do where there is something to do.
+	// One sentence for a person, with the remedy where there is one.
 	Message string `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
 	// When it became true.
 	Since *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`
-	// "warning", or "error" for what keeps the object from doing its work. A node with an error condition is
-	// NOT_SERVING for the health service (grpc.health.v1).
+	// "warning", or "error" for a fact that keeps the object from doing its work. A node with an
+	// error condition is NOT_SERVING for the health service (grpc.health.v1).
 	Severity      string `protobuf:"bytes,4,opt,name=severity,proto3" json:"severity,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -158,18 +158,18 @@ func (x *Condition) GetSeverity() string {
 	return ""
 }
 
-// Problem is one thing that is wrong with a document.
+// Problem is one error of a document.
 type Problem struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Where, such as "tunnels[2].ipsec.psk".
 	Path string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
 	// The offending value as text; empty when something is missing.
 	Value string `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
-	// What rule is broken.
+	// The rule that is broken.
 	Rule string `protobuf:"bytes,3,opt,name=rule,proto3" json:"rule,omitempty"`
-	// What to do about it.
+	// The remedy.
 	Remedy string `protobuf:"bytes,4,opt,name=remedy,proto3" json:"remedy,omitempty"`
-	// Line in the text of the document, from 1; 0 when it is not known.
+	// Line in the text of the document, from 1; 0 when it is unknown.
 	Line          uint32 `protobuf:"varint,5,opt,name=line,proto3" json:"line,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -240,14 +240,16 @@ func (x *Problem) GetLine() uint32 {
 	return 0
 }
 
-// ClientContext is how a client reaches and trusts one node. The daemon writes one for the first admin; the command
-// line reads it, as YAML or JSON with these names in lowerCamelCase. It holds a private key: keep it at mode 0600.
+// ClientContext has everything that a client needs to reach and trust one node. The daemon writes
+// one for the first admin; the command line reads it, as YAML or JSON with these names in
+// lowerCamelCase. It holds a private key: keep it at mode 0600.
 type ClientContext struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Host and port of the API.
 	Address string `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
-	// Name that the node's certificate must carry. Default: "isthmusd", which every node's certificate carries beside
-	// its addresses, since each node has an authority of its own and may be reached through address translation.
+	// Name that the node's certificate must carry. Default: "isthmusd", which every node's
+	// certificate carries together with its addresses, since each node has an authority of its own
+	// and may be reached through address translation.
 	ServerName string `protobuf:"bytes,2,opt,name=server_name,json=serverName,proto3" json:"server_name,omitempty"`
 	// Certificate of the node's authority in PEM.
 	Authority string `protobuf:"bytes,3,opt,name=authority,proto3" json:"authority,omitempty"`

@@ -22,29 +22,32 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// UserData is what a machine is given at its creation, once. Its text is YAML, at most 64 KiB, and its first line is `#isthmus`, or it has the field
-// `isthmus: 1`. It needs no secret: those are set over the API.
+// UserData configures a machine at its creation, once. Its text is YAML, at most 64 KiB, and its
+// first line is `#isthmus`, or it has the field `isthmus: 1`. It needs no secret: those are set
+// over the API.
 type UserData struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Version of this format: 1. Default: 1, when the first line is `#isthmus`.
 	Isthmus uint32 `protobuf:"varint,1,opt,name=isthmus,proto3" json:"isthmus,omitempty"`
-	// Text of the first document, as a block: `document: |`. Not beside `documentURL`.
+	// Text of the first document, as a block: `document: |`. Not together with `documentURL`.
 	Document string `protobuf:"bytes,2,opt,name=document,proto3" json:"document,omitempty"`
-	// Where the first document is, https or http, at most 1 MiB; needs `documentSHA256`. The node must reach it from the network that it starts in. At most 3
-	// redirects are followed.
+	// URL of the first document, https or http, at most 1 MiB; needs `documentSHA256`. The node must
+	// reach it from the network that it starts in. At most 3 redirects are followed.
 	DocumentUrl string `protobuf:"bytes,3,opt,name=document_url,json=documentURL,proto3" json:"document_url,omitempty"`
-	// SHA-256 of the document at `documentURL`, 64 hexadecimal digits. The digest decides, not where the text came from.
+	// SHA-256 of the document at `documentURL`, 64 hexadecimal digits. Only the digest decides, not
+	// the source of the text.
 	DocumentSha256 string `protobuf:"bytes,4,opt,name=document_sha256,json=documentSHA256,proto3" json:"document_sha256,omitempty"`
-	// Who may reach the API while no document says so.
+	// Sources that may reach the API until a document defines them.
 	Access *FirstAccess `protobuf:"bytes,5,opt,name=access,proto3" json:"access,omitempty"`
 	// The first admin.
 	Admin *FirstAdmin `protobuf:"bytes,6,opt,name=admin,proto3" json:"admin,omitempty"`
 	// Further names and addresses for the server's certificate, at most 16.
 	Hosts []string `protobuf:"bytes,7,rep,name=hosts,proto3" json:"hosts,omitempty"`
-	// What the machine's serial console has: "none", or "shell" for a shell of root without a password, which is for everyone whom the cloud lets to the
-	// console. Default: "none".
+	// The machine's serial console: "none", or "shell" for a root shell without a password, open to
+	// everyone whom the cloud admits to the console. Default: "none".
 	Console string `protobuf:"bytes,8,opt,name=console,proto3" json:"console,omitempty"`
-	// Whether the node tells Azure that it is provisioned. Elsewhere it means nothing. Default: true.
+	// Whether the node reports to Azure that it is provisioned. It has no effect elsewhere. Default:
+	// true.
 	ReportReady   *bool `protobuf:"varint,9,opt,name=report_ready,json=reportReady,proto3,oneof" json:"report_ready,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -143,10 +146,11 @@ func (x *UserData) GetReportReady() bool {
 	return false
 }
 
-// FirstAccess says who may reach the node.
+// FirstAccess lists the sources that may reach the node.
 type FirstAccess struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Sources that may reach the API, at most 256 prefixes. They count beside those of `isthmusd -api-from`, until a document has `access.api`.
+	// Sources that may reach the API, at most 256 prefixes. They count in addition to those of
+	// `isthmusd -api-from`, until a document has `access.api`.
 	Api           []string `protobuf:"bytes,1,rep,name=api,proto3" json:"api,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -189,12 +193,14 @@ func (x *FirstAccess) GetApi() []string {
 	return nil
 }
 
-// FirstAdmin is a certificate request that the node signs at its first boot. The certificate is shown on the console.
+// FirstAdmin is a certificate request that the node signs at its first boot. The certificate is
+// shown on the console.
 type FirstAdmin struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Certificate request (PKCS #10) in PEM, as `isthmus client request` prints it. Required.
 	Request string `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
-	// Name of the admin: letters, digits, hyphens, dots, at signs, 1 to 63 characters. Default: the common name of the request.
+	// Name of the admin: letters, digits, hyphens, dots, at signs, 1 to 63 characters. Default: the
+	// common name of the request.
 	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	// How long the certificate is valid, 1h to 87600h. Default: 8760h.
 	Lifetime      *durationpb.Duration `protobuf:"bytes,3,opt,name=lifetime,proto3" json:"lifetime,omitempty"`

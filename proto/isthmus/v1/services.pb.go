@@ -23,19 +23,19 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// What happens to an object.
+// Action is the change of an object.
 type Change_Action int32
 
 const (
 	// Never sent.
 	Change_ACTION_UNSPECIFIED Change_Action = 0
-	// The object is made.
+	// The object is created.
 	Change_ACTION_ADD Change_Action = 1
 	// The object is changed in place.
 	Change_ACTION_CHANGE Change_Action = 2
 	// The object is removed.
 	Change_ACTION_REMOVE Change_Action = 3
-	// The object is removed and made again.
+	// The object is removed and created again.
 	Change_ACTION_REPLACE Change_Action = 4
 )
 
@@ -172,7 +172,7 @@ func (*Source_Text) isSource_Source() {}
 // Problems is the error detail of a refused document.
 type Problems struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Everything that is wrong, in the order of the document.
+	// All problems, in the order of the document.
 	Problems      []*Problem `protobuf:"bytes,1,rep,name=problems,proto3" json:"problems,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -261,9 +261,9 @@ func (x *ValidateRequest) GetSource() *Source {
 
 type ValidateResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Everything that is wrong; empty when the document is good.
+	// All problems; empty when the document is good.
 	Problems []*Problem `protobuf:"bytes,1,rep,name=problems,proto3" json:"problems,omitempty"`
-	// What is not wrong and yet worth knowing, such as tunnels that a cloud has and the document leaves out.
+	// Notes about valid parts, such as tunnels that a cloud has and the document leaves out.
 	Notes         []*Problem `protobuf:"bytes,2,rep,name=notes,proto3" json:"notes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -357,19 +357,19 @@ func (x *PlanRequest) GetSource() *Source {
 	return nil
 }
 
-// Change is one thing that applying a document would do.
+// Change is one step that applying a document would take.
 type Change struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Action Change_Action          `protobuf:"varint,1,opt,name=action,proto3,enum=isthmus.v1.Change_Action" json:"action,omitempty"`
-	// Kind of the object: "tunnel", "peer", "announcement", "route", "pool", "zone", "health" (of a pool), "names", "proxy", "policy",
-	// "map", "log", "takeover", "node", "underlay".
+	// Kind of the object: "tunnel", "peer", "announcement", "route", "pool", "zone", "health" (of a
+	// pool), "names", "proxy", "policy", "map", "log", "takeover", "node", "underlay".
 	Kind string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
 	// Name of the object.
 	Name string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
 	// Fields that differ, such as "ipsec.psk: fingerprint 1a2b… -> 3c4d…".
 	Fields []string `protobuf:"bytes,4,rep,name=fields,proto3" json:"fields,omitempty"`
-	// Whether traffic through this object stops for a moment or for good, and why. Empty: it does not. Flows that end are counted when it is
-	// asked, as "3,214 flows from 203.0.113.9 end".
+	// Whether traffic through this object stops briefly or permanently, and why. Empty: it does not.
+	// Flows that end are counted at the time of the call, as "3,214 flows from 203.0.113.9 end".
 	Interrupts    string `protobuf:"bytes,5,opt,name=interrupts,proto3" json:"interrupts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -444,7 +444,7 @@ type PlanResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The generation that the plan is based on.
 	Generation uint64 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
-	// What would change, in the order in which it would be done.
+	// The changes, in the order in which they would be made.
 	Changes []*Change `protobuf:"bytes,2,rep,name=changes,proto3" json:"changes,omitempty"`
 	// As in ValidateResponse.
 	Notes         []*Problem `protobuf:"bytes,3,rep,name=notes,proto3" json:"notes,omitempty"`
@@ -506,10 +506,11 @@ func (x *PlanResponse) GetNotes() []*Problem {
 type ApplyRequest struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Source *Source                `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
-	// The generation that the writer has seen. The write is refused when there is a newer one. Not set: no check.
+	// The generation that the writer has seen. The write is refused when there is a newer one. Not
+	// set: no check.
 	ExpectedGeneration *uint64 `protobuf:"varint,2,opt,name=expected_generation,json=expectedGeneration,proto3,oneof" json:"expected_generation,omitempty"`
-	// Go back to the former document unless Confirm is called within this time, 10s to 1h, whether or not that can be stored.
-	// Not set: keep it.
+	// Roll back to the former document unless Confirm is called within this time, 10s to 1h, whether
+	// or not that can be stored. Not set: keep it.
 	ConfirmWithin *durationpb.Duration `protobuf:"bytes,3,opt,name=confirm_within,json=confirmWithin,proto3" json:"confirm_within,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -568,14 +569,15 @@ func (x *ApplyRequest) GetConfirmWithin() *durationpb.Duration {
 
 type ApplyResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The generation that is wanted now. Unchanged when the document is the same.
+	// The present generation. Unchanged when the document is the same.
 	Generation uint64 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
-	// What changed.
+	// The changes.
 	Changes []*Change `protobuf:"bytes,2,rep,name=changes,proto3" json:"changes,omitempty"`
 	// As in ValidateResponse.
 	Notes []*Problem `protobuf:"bytes,3,rep,name=notes,proto3" json:"notes,omitempty"`
-	// Time after which the node goes back to a former document unless Confirm is called. Not set: it stays. It is the time left, of
-	// the call that made the present generation, when the document is the same.
+	// Time after which the node rolls back to a former document unless Confirm is called. Not set: it
+	// does not. When the document is the same, it is the remaining time of the call that made the
+	// present generation.
 	GoesBackIn    *durationpb.Duration `protobuf:"bytes,4,opt,name=goes_back_in,json=goesBackIn,proto3" json:"goes_back_in,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -641,18 +643,18 @@ func (x *ApplyResponse) GetGoesBackIn() *durationpb.Duration {
 
 type EditPoliciesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Policies that are added, or take the place of those with the same names. At most 1000, with those of delete. Problems name them
-	// as policies[0], policies[1] and so on.
+	// Policies that are added, or replace those with the same names. At most 1000, with those of
+	// delete. Problems name them as policies[0], policies[1] and so on.
 	Set []*EgressPolicy `protobuf:"bytes,1,rep,name=set,proto3" json:"set,omitempty"`
 	// The same as YAML or JSON, instead of set: the text of a PolicyList.
 	Text string `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"`
-	// Names of policies that go.
+	// Names of policies to delete.
 	Delete []string `protobuf:"bytes,3,rep,name=delete,proto3" json:"delete,omitempty"`
 	// As in ApplyRequest.
 	ExpectedGeneration *uint64 `protobuf:"varint,4,opt,name=expected_generation,json=expectedGeneration,proto3,oneof" json:"expected_generation,omitempty"`
 	// As in ApplyRequest.
 	ConfirmWithin *durationpb.Duration `protobuf:"bytes,5,opt,name=confirm_within,json=confirmWithin,proto3" json:"confirm_within,omitempty"`
-	// Only tell what would change. The generation of the answer is the present one.
+	// Only report what would change. The generation of the answer is the present one.
 	DryRun        bool `protobuf:"varint,6,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -813,7 +815,7 @@ func (*ConfirmResponse) Descriptor() ([]byte, []int) {
 
 type GetSpecRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Which generation; 0 is the present one.
+	// The generation; 0 is the present one.
 	Generation    uint64 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1029,12 +1031,12 @@ func (x *ListHistoryResponse) GetNextPageToken() string {
 type Revision struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
 	Generation uint64                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
-	// When it was accepted.
+	// Time at which it was accepted.
 	Time *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
-	// Who wrote it: the name in the certificate, or "root" over the unix socket, or "isthmusd" for an automatic
-	// return.
+	// Its author: the name in the certificate, or "root" over the unix socket, or "isthmusd" for an
+	// automatic rollback.
 	Author string `protobuf:"bytes,3,opt,name=author,proto3" json:"author,omitempty"`
-	// What it was: "apply", "rollback to 3", "not confirmed, back to 3".
+	// Its origin: "apply", "rollback to 3", "not confirmed, back to 3".
 	Reason string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
 	// How many objects it changed.
 	Changes       uint32 `protobuf:"varint,5,opt,name=changes,proto3" json:"changes,omitempty"`
@@ -1218,7 +1220,8 @@ type ListTunnelsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Tunnels       []*TunnelStatus        `protobuf:"bytes,1,rep,name=tunnels,proto3" json:"tunnels,omitempty"`
 	NextPageToken string                 `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
-	// On the first page: tunnels that are not in the document, but that a gateway has or tries to make.
+	// On the first page: tunnels that are not in the document, but that a gateway has or tries to
+	// establish.
 	Strays        []*StrayTunnel `protobuf:"bytes,3,rep,name=strays,proto3" json:"strays,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1407,14 +1410,14 @@ func (x *TunnelEvent) GetTunnel() *TunnelStatus {
 	return nil
 }
 
-// TunnelStatus is what is really there of a tunnel.
+// TunnelStatus is the observed state of a tunnel.
 type TunnelStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// "ipsec" or "wireguard".
 	Kind string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
-	// "up", "down", "connecting", "dead" or "unknown". A dead tunnel is down and cannot come up with the document and its
-	// cloud's gateway as they are; explanation says why.
+	// "up", "down", "connecting", "dead" or "unknown". A dead tunnel is down and cannot come up with
+	// the document and its cloud's gateway as they are; explanation says why.
 	State string `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
 	// Since when it is in that state.
 	Since *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=since,proto3" json:"since,omitempty"`
@@ -1425,18 +1428,20 @@ type TunnelStatus struct {
 	// Inside addresses of this node and of the peer.
 	Inside []*Inside `protobuf:"bytes,7,rep,name=inside,proto3" json:"inside,omitempty"`
 	Mtu    uint32    `protobuf:"varint,8,opt,name=mtu,proto3" json:"mtu,omitempty"`
-	// Bytes and packets since the present keys' first use (IPsec), or since the interface was made (WireGuard).
+	// Bytes and packets since the present keys' first use (IPsec), or since the interface was created
+	// (WireGuard).
 	RxBytes   uint64 `protobuf:"varint,9,opt,name=rx_bytes,json=rxBytes,proto3" json:"rx_bytes,omitempty"`
 	TxBytes   uint64 `protobuf:"varint,10,opt,name=tx_bytes,json=txBytes,proto3" json:"tx_bytes,omitempty"`
 	RxPackets uint64 `protobuf:"varint,11,opt,name=rx_packets,json=rxPackets,proto3" json:"rx_packets,omitempty"`
 	TxPackets uint64 `protobuf:"varint,12,opt,name=tx_packets,json=txPackets,proto3" json:"tx_packets,omitempty"`
-	// Why it is down: the last error of this side or of the peer.
+	// Reason why it is down: the last error of this side or of the peer.
 	LastError string `protobuf:"bytes,13,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
-	// When it will be tried again; not set when it is up or waits for the peer.
+	// Time of the next attempt; not set when it is up or waits for the peer.
 	NextTry *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=next_try,json=nextTry,proto3" json:"next_try,omitempty"`
 	// Negotiated algorithms, as "IKE AES_GCM_16_256/PRF_HMAC_SHA2_384/ECP_384, ESP AES_GCM_16_256".
 	Algorithms string `protobuf:"bytes,15,opt,name=algorithms,proto3" json:"algorithms,omitempty"`
-	// When the IKE SA was made, and when the keys of the CHILD SA (IPsec) or the session (WireGuard) were.
+	// When the IKE SA was established, and when the keys of the CHILD SA (IPsec) or the session
+	// (WireGuard) were.
 	Established *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=established,proto3" json:"established,omitempty"`
 	Keyed       *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=keyed,proto3" json:"keyed,omitempty"`
 	// How often the tunnel came up since the daemon started.
@@ -1446,11 +1451,11 @@ type TunnelStatus struct {
 	Conditions   []*Condition `protobuf:"bytes,20,rep,name=conditions,proto3" json:"conditions,omitempty"`
 	// Number of the tunnel in the ledger; for IPsec also the if_id of its xfrm interface.
 	Id uint32 `protobuf:"varint,21,opt,name=id,proto3" json:"id,omitempty"`
-	// Why it is not up, or will not stay up. Not set when there is nothing to explain. IPsec only.
+	// Reason why it is not up, or will not stay up. Not set when there is none. IPsec only.
 	Explanation *Explanation `protobuf:"bytes,22,opt,name=explanation,proto3" json:"explanation,omitempty"`
-	// When the last IKE packet came from the peer's address, while the tunnel is not up.
+	// Time of the last IKE packet from the peer's address, while the tunnel is not up.
 	Heard *timestamppb.Timestamp `protobuf:"bytes,23,opt,name=heard,proto3" json:"heard,omitempty"`
-	// Since when one would have been noticed.
+	// Time since which such a packet would have been recorded.
 	Listening     *timestamppb.Timestamp `protobuf:"bytes,24,opt,name=listening,proto3" json:"listening,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1657,26 +1662,28 @@ func (x *TunnelStatus) GetListening() *timestamppb.Timestamp {
 // Explanation says why a tunnel is not up and which line of the document to change.
 type Explanation struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// For programs: "no-answer", "no-answer-auth", "peer-lost", "ike-refused", "ike-unacceptable", "ike-version",
-	// "esp-refused", "esp-unacceptable", "rekey-refused", "auth-refused", "key-differs", "identity", "ts-refused",
-	// "ts-unacceptable", "ts-narrowed", "closed-by-peer", "waiting-for-peer", "local" or "other". Refused is what the peer
-	// did, who gives no reasons; unacceptable is what this node refused, so that it is known what the peer wanted.
+	// For programs: "no-answer", "no-answer-auth", "peer-lost", "ike-refused", "ike-unacceptable",
+	// "ike-version", "esp-refused", "esp-unacceptable", "rekey-refused", "auth-refused",
+	// "key-differs", "identity", "ts-refused", "ts-unacceptable", "ts-narrowed", "closed-by-peer",
+	// "waiting-for-peer", "local" or "other". Refused: the peer refused, and gave no reason.
+	// Unacceptable: this node refused, so the peer's proposal is known.
 	Reason string `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
-	// Since when it has been this reason.
+	// Time since which this has been the reason.
 	Since *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=since,proto3" json:"since,omitempty"`
-	// What happened.
+	// The symptom.
 	What string `protobuf:"bytes,3,opt,name=what,proto3" json:"what,omitempty"`
-	// What is most likely behind it.
+	// The most likely cause.
 	Cause string `protobuf:"bytes,4,opt,name=cause,proto3" json:"cause,omitempty"`
-	// What to do on this node.
+	// The remedy on this node.
 	Remedy string `protobuf:"bytes,5,opt,name=remedy,proto3" json:"remedy,omitempty"`
-	// Field of the document to change, such as "tunnels[2].ipsec.remoteIdentity"; empty: none is to blame.
+	// Field of the document to change, such as "tunnels[2].ipsec.remoteIdentity"; empty: no field is
+	// the cause.
 	Field string `protobuf:"bytes,6,opt,name=field,proto3" json:"field,omitempty"`
-	// Value to set there; empty: it cannot be told.
+	// Value to set there; empty: it is unknown.
 	Value string `protobuf:"bytes,7,opt,name=value,proto3" json:"value,omitempty"`
 	// Line in the text of the document, from 1; 0 when it is not known.
 	Line uint32 `protobuf:"varint,8,opt,name=line,proto3" json:"line,omitempty"`
-	// What to see to at the peer, in the words of its cloud's console.
+	// The remedy at the peer, in the words of its cloud's console.
 	There         string `protobuf:"bytes,9,opt,name=there,proto3" json:"there,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1775,24 +1782,27 @@ func (x *Explanation) GetThere() string {
 	return ""
 }
 
-// StrayTunnel is a tunnel that is not in the document: one that a gateway has, or calls for, all the same.
+// StrayTunnel is a tunnel that is not in the document, but that a gateway has or tries to
+// establish.
 type StrayTunnel struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Address that calls; empty: none does.
+	// Address that initiates it; empty: none does.
 	Address string `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
-	// "dead" when it is known why it never comes up with this document; "refused" for any other caller.
+	// "dead" when the reason why it cannot come up with this document is known; "refused" for any
+	// other initiator.
 	State string `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`
-	// The first call and the last one since the daemon started, at most a day ago, and how many there were.
+	// Times of the first and the last attempt since the daemon started, at most a day ago, and the
+	// number of attempts.
 	Since    *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`
 	Last     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=last,proto3" json:"last,omitempty"`
 	Attempts uint64                 `protobuf:"varint,5,opt,name=attempts,proto3" json:"attempts,omitempty"`
-	// For programs: "second-endpoint", "second-instance", "other-interface", "unpaired" (one of several of these),
-	// "moved-peer" or "unknown-caller".
+	// For programs: "second-endpoint", "second-instance", "other-interface", "unpaired" (one of
+	// several of these), "moved-peer" or "unknown-caller".
 	Reason string `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
 	// Preset of the gateway and tunnel of the document that it most likely belongs to.
 	Cloud  string `protobuf:"bytes,7,opt,name=cloud,proto3" json:"cloud,omitempty"`
 	Beside string `protobuf:"bytes,8,opt,name=beside,proto3" json:"beside,omitempty"`
-	// Why it is not up, what to do about it, and where that is documented.
+	// Reason why it is not up, the remedy, and where that is documented.
 	Why           string `protobuf:"bytes,9,opt,name=why,proto3" json:"why,omitempty"`
 	Remedy        string `protobuf:"bytes,10,opt,name=remedy,proto3" json:"remedy,omitempty"`
 	Source        string `protobuf:"bytes,11,opt,name=source,proto3" json:"source,omitempty"`
@@ -2232,7 +2242,7 @@ func (*ResetPeerResponse) Descriptor() ([]byte, []int) {
 	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{32}
 }
 
-// PeerStatus is what is really there of a BGP session.
+// PeerStatus is the observed state of a BGP session.
 type PeerStatus struct {
 	state        protoimpl.MessageState `protogen:"open.v1"`
 	Name         string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -2240,8 +2250,8 @@ type PeerStatus struct {
 	Address      string                 `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"`
 	LocalAddress string                 `protobuf:"bytes,4,opt,name=local_address,json=localAddress,proto3" json:"local_address,omitempty"`
 	Asn          uint32                 `protobuf:"varint,5,opt,name=asn,proto3" json:"asn,omitempty"`
-	// "idle", "connect", "active", "opensent", "openconfirm", "established" (RFC 4271 section 8.2.2), "quarantined",
-	// "prefix-limit" or "unknown".
+	// "idle", "connect", "active", "opensent", "openconfirm", "established" (RFC 4271 section 8.2.2),
+	// "quarantined", "prefix-limit" or "unknown".
 	State string `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"`
 	// Since when it is in that state.
 	Since *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=since,proto3" json:"since,omitempty"`
@@ -2252,21 +2262,22 @@ type PeerStatus struct {
 	// Messages received and sent, all types.
 	MessagesReceived uint64 `protobuf:"varint,11,opt,name=messages_received,json=messagesReceived,proto3" json:"messages_received,omitempty"`
 	MessagesSent     uint64 `protobuf:"varint,12,opt,name=messages_sent,json=messagesSent,proto3" json:"messages_sent,omitempty"`
-	// Why the session last went down, as NOTIFICATION code and subcode in words or a local reason.
+	// Reason why the session last went down, as NOTIFICATION code and subcode in words or a local
+	// reason.
 	LastError string `protobuf:"bytes,13,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
 	// Hold time in use.
 	HoldTime *durationpb.Duration `protobuf:"bytes,14,opt,name=hold_time,json=holdTime,proto3" json:"hold_time,omitempty"`
 	// How often the session came up since the daemon started.
 	TimesUp  uint64 `protobuf:"varint,15,opt,name=times_up,json=timesUp,proto3" json:"times_up,omitempty"`
 	RouterId string `protobuf:"bytes,16,opt,name=router_id,json=routerId,proto3" json:"router_id,omitempty"`
-	// Whether the peer takes part in graceful restart.
+	// Whether the peer supports graceful restart.
 	GracefulRestart bool         `protobuf:"varint,17,opt,name=graceful_restart,json=gracefulRestart,proto3" json:"graceful_restart,omitempty"`
 	Conditions      []*Condition `protobuf:"bytes,18,rep,name=conditions,proto3" json:"conditions,omitempty"`
-	// When a quarantined peer will be tried again.
+	// Time at which a quarantined peer will be admitted again.
 	NextTry *timestamppb.Timestamp `protobuf:"bytes,19,opt,name=next_try,json=nextTry,proto3" json:"next_try,omitempty"`
 	// Prefixes that the export policy allows and its limit holds back.
 	PrefixesHeldBack uint32 `protobuf:"varint,20,opt,name=prefixes_held_back,json=prefixesHeldBack,proto3" json:"prefixes_held_back,omitempty"`
-	// Counters of the checks that the messages of the peer pass before BGP gets them.
+	// Counters of the checks that the messages of the peer pass before they reach BGP.
 	Filter        *PeerFilter `protobuf:"bytes,21,opt,name=filter,proto3" json:"filter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2449,7 +2460,8 @@ func (x *PeerStatus) GetFilter() *PeerFilter {
 	return nil
 }
 
-// PeerFilter counts what became of the messages of a peer, since the daemon was started or the peer was added.
+// PeerFilter counts how the messages of a peer were handled, since the daemon was started or the
+// peer was added.
 type PeerFilter struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Messages that the peer sent.
@@ -2458,8 +2470,8 @@ type PeerFilter struct {
 	Withdrawn uint64 `protobuf:"varint,2,opt,name=withdrawn,proto3" json:"withdrawn,omitempty"`
 	// Sessions and connections that were ended because of a malformed message.
 	Resets uint64 `protobuf:"varint,3,opt,name=resets,proto3" json:"resets,omitempty"`
-	// Path attributes that were taken out of UPDATE messages, by type, at most 256: those that are not used here, and
-	// malformed ones.
+	// Path attributes that were removed from UPDATE messages, by type, at most 256: those that are
+	// not used here, and malformed ones.
 	Discarded []*DiscardedAttribute `protobuf:"bytes,4,rep,name=discarded,proto3" json:"discarded,omitempty"`
 	// Why the last malformed UPDATE of the session was treated as a withdrawal.
 	Note          string `protobuf:"bytes,5,opt,name=note,proto3" json:"note,omitempty"`
@@ -2810,9 +2822,9 @@ type Route struct {
 	Installed bool `protobuf:"varint,5,opt,name=installed,proto3" json:"installed,omitempty"`
 	// When it last changed.
 	Since *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=since,proto3" json:"since,omitempty"`
-	// Drop what matches.
+	// Whether it drops packets to the prefix.
 	Blackhole bool `protobuf:"varint,7,opt,name=blackhole,proto3" json:"blackhole,omitempty"`
-	// Why it is not installed, if it is withheld.
+	// Reason why it is not installed, if it is withheld.
 	Conditions    []*Condition `protobuf:"bytes,8,rep,name=conditions,proto3" json:"conditions,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2910,9 +2922,9 @@ type NextHop struct {
 	Tunnel    string                 `protobuf:"bytes,1,opt,name=tunnel,proto3" json:"tunnel,omitempty"`
 	Interface string                 `protobuf:"bytes,2,opt,name=interface,proto3" json:"interface,omitempty"`
 	Gateway   string                 `protobuf:"bytes,3,opt,name=gateway,proto3" json:"gateway,omitempty"`
-	// Name of the peer that gave it.
+	// Name of the peer that announced it.
 	Peer string `protobuf:"bytes,4,opt,name=peer,proto3" json:"peer,omitempty"`
-	// Its tunnel is down and it is left out for now.
+	// Its tunnel is down, and the route does not use it.
 	Dead          bool `protobuf:"varint,5,opt,name=dead,proto3" json:"dead,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3040,7 +3052,8 @@ type ListPoliciesResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Policies      []*PolicyStatus        `protobuf:"bytes,1,rep,name=policies,proto3" json:"policies,omitempty"`
 	NextPageToken string                 `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
-	// Packets and bytes that the guard kept from leaving with a source that is no pool address and not the node's.
+	// Packets and bytes that the guard dropped because their source is neither an address of a pool
+	// nor one of the node.
 	GuardPackets uint64 `protobuf:"varint,3,opt,name=guard_packets,json=guardPackets,proto3" json:"guard_packets,omitempty"`
 	GuardBytes   uint64 `protobuf:"varint,4,opt,name=guard_bytes,json=guardBytes,proto3" json:"guard_bytes,omitempty"`
 	// Dropped packets by reason; those of the guard are among them.
@@ -3114,7 +3127,7 @@ func (x *ListPoliciesResponse) GetDrops() []*Drop {
 	return nil
 }
 
-// Drop counts what was dropped for one reason.
+// Drop counts the packets that were dropped for one reason.
 type Drop struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// "guard", "foreign-source", "unknown-interface", "from-underlay", "platform" or "input".
@@ -3277,17 +3290,18 @@ type ProveEgressRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Destination prefixes. 1 to 64.
 	Destinations []string `protobuf:"bytes,1,rep,name=destinations,proto3" json:"destinations,omitempty"`
-	// From whom: source prefixes, at most 64. Default: everybody. Sources that no router forwards, which are :: and fe80::/10 (RFC 4291
-	// sections 2.5.2 and 2.5.6), do not count.
+	// Source prefixes, at most 64. Default: all. Sources that no router forwards, which are :: and
+	// fe80::/10 (RFC 4291 sections 2.5.2 and 2.5.6), do not count.
 	Sources []string `protobuf:"bytes,2,rep,name=sources,proto3" json:"sources,omitempty"`
-	// Public addresses under which the flows may be seen. Default: those of the pools of all policies that may decide
-	// about such flows.
+	// Public addresses under which the flows may be seen. Default: those of the pools of all policies
+	// that may decide about such flows.
 	Expect []string `protobuf:"bytes,3,rep,name=expect,proto3" json:"expect,omitempty"`
-	// URL (http or https) that answers with the address it is called from and nothing else. It is called from each pool
-	// address that the flows may have, by the node itself. Default: nothing is called.
+	// URL (http or https) that answers with the address it is called from and nothing else. The node
+	// itself calls it from each pool address that the flows may have. Default: no call.
 	Canary string `protobuf:"bytes,4,opt,name=canary,proto3" json:"canary,omitempty"`
-	// Address inside that no host uses, of the sources of an attachment and of a policy. The canary is then called once, from a host with
-	// this address that the node makes for the time of the call: its packets are forwarded as those of a spoke. Needs canary. Default: the
+	// Inside address that no host uses, among the sources of an attachment and of a policy. The
+	// canary is then called once, from a host with this address that the node creates for the
+	// duration of the call: its packets are forwarded as those of a spoke. Needs canary. Default: the
 	// node calls.
 	CanarySource  string `protobuf:"bytes,5,opt,name=canary_source,json=canarySource,proto3" json:"canary_source,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -3430,7 +3444,7 @@ func (x *ProveEgressResponse) GetCertificate() string {
 	return ""
 }
 
-// EgressProof says under which addresses flows may be seen.
+// EgressProof lists the addresses under which flows may be seen.
 type EgressProof struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
@@ -3439,16 +3453,16 @@ type EgressProof struct {
 	Time         *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=time,proto3" json:"time,omitempty"`
 	Sources      []string               `protobuf:"bytes,4,rep,name=sources,proto3" json:"sources,omitempty"`
 	Destinations []string               `protobuf:"bytes,5,rep,name=destinations,proto3" json:"destinations,omitempty"`
-	// Public addresses under which the flows may be seen, as asked for or by the policies.
+	// Public addresses under which the flows may be seen, as in the request or by the policies.
 	Expected []string `protobuf:"bytes,6,rep,name=expected,proto3" json:"expected,omitempty"`
 	// Whether there are no violations.
 	Holds bool `protobuf:"varint,7,opt,name=holds,proto3" json:"holds,omitempty"`
-	// What is not as it should be: rules in the kernel that are not those of the document, an address that is not
+	// The violations: rules in the kernel that are not those of the document, an address that is not
 	// expected, flows that may leave untranslated, a canary that was seen under another address.
 	Violations []string `protobuf:"bytes,8,rep,name=violations,proto3" json:"violations,omitempty"`
 	// The rules as they are, and as they would be with each one pool address gone.
 	States []*EgressProofState `protobuf:"bytes,9,rep,name=states,proto3" json:"states,omitempty"`
-	// What the guard has kept from leaving with a wrong source so far.
+	// Packets and bytes with a wrong source that the guard has dropped so far.
 	GuardPackets  uint64          `protobuf:"varint,10,opt,name=guard_packets,json=guardPackets,proto3" json:"guard_packets,omitempty"`
 	GuardBytes    uint64          `protobuf:"varint,11,opt,name=guard_bytes,json=guardBytes,proto3" json:"guard_bytes,omitempty"`
 	Canaries      []*CanaryResult `protobuf:"bytes,12,rep,name=canaries,proto3" json:"canaries,omitempty"`
@@ -3570,7 +3584,7 @@ func (x *EgressProof) GetCanaries() []*CanaryResult {
 	return nil
 }
 
-// EgressProofState is what may happen in one state of the node.
+// EgressProofState lists the addresses that are possible in one state of the node.
 type EgressProofState struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// "now", or "without" and a public address.
@@ -3634,12 +3648,13 @@ func (x *EgressProofState) GetUntranslated() []string {
 	return nil
 }
 
-// CanaryResult is how one call of the canary went.
+// CanaryResult is the result of one call of the canary.
 type CanaryResult struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Address that was called from: one on the interface, or the source that was asked for.
+	// Address that the call came from: one on the interface, or the requested source.
 	Address string `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
-	// Public address under which it should be seen. Empty with a source that was asked for: one of those that are expected.
+	// Public address under which it should be seen. Empty with a requested source: one of the
+	// expected addresses.
 	PublicAddress string `protobuf:"bytes,2,opt,name=public_address,json=publicAddress,proto3" json:"public_address,omitempty"`
 	// Address under which it was seen. Empty: it was not.
 	SeenAs string `protobuf:"bytes,3,opt,name=seen_as,json=seenAs,proto3" json:"seen_as,omitempty"`
@@ -3707,7 +3722,7 @@ func (x *CanaryResult) GetError() string {
 	return ""
 }
 
-// PolicyStatus is what an egress policy has done.
+// PolicyStatus is the state of an egress policy, with its counters.
 type PolicyStatus struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Name   string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -3724,7 +3739,7 @@ type PolicyStatus struct {
 	Bytes uint64 `protobuf:"varint,10,opt,name=bytes,proto3" json:"bytes,omitempty"`
 	// Whether the kernel has it.
 	Installed bool `protobuf:"varint,11,opt,name=installed,proto3" json:"installed,omitempty"`
-	// Domain names among the destinations; NameService tells their addresses.
+	// Domain names among the destinations; NameService has their addresses.
 	Names []string `protobuf:"bytes,30,rep,name=names,proto3" json:"names,omitempty"`
 	// Server or proxy to which its flows go, with actions dnat and redirect.
 	To string `protobuf:"bytes,20,opt,name=to,proto3" json:"to,omitempty"`
@@ -4099,7 +4114,7 @@ func (x *PoolEvent) GetPool() *PoolStatus {
 	return nil
 }
 
-// PoolStatus is how a pool of source addresses does.
+// PoolStatus is the state of a pool of source addresses.
 type PoolStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -4107,7 +4122,7 @@ type PoolStatus struct {
 	Members []*PoolMember `protobuf:"bytes,2,rep,name=members,proto3" json:"members,omitempty"`
 	// How many of them are healthy; those that were not probed yet, or are not probed at all, count.
 	Healthy uint32 `protobuf:"varint,3,opt,name=healthy,proto3" json:"healthy,omitempty"`
-	// Prefixes that are originated in BGP because of the pool, and whether they are now.
+	// Prefixes that the pool originates in BGP, and whether it does now.
 	Announce      []string `protobuf:"bytes,4,rep,name=announce,proto3" json:"announce,omitempty"`
 	Announced     bool     `protobuf:"varint,5,opt,name=announced,proto3" json:"announced,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -4179,19 +4194,20 @@ func (x *PoolStatus) GetAnnounced() bool {
 	return false
 }
 
-// PoolMember is how one source address does.
+// PoolMember is the state of one source address.
 type PoolMember struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Address       string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
 	PublicAddress string                 `protobuf:"bytes,2,opt,name=public_address,json=publicAddress,proto3" json:"public_address,omitempty"`
 	Zone          string                 `protobuf:"bytes,3,opt,name=zone,proto3" json:"zone,omitempty"`
 	Weight        uint32                 `protobuf:"varint,4,opt,name=weight,proto3" json:"weight,omitempty"`
-	// "healthy", "down", "returning" (healthy again, but held down), "unknown" (not yet probed to an end) or "unprobed". New
-	// flows get addresses that are neither down nor returning, unless all of a family are.
+	// "healthy", "down", "returning" (healthy again, but held down), "unknown" (no result yet) or
+	// "unprobed". New flows get addresses that are neither down nor returning, unless all of a family
+	// are.
 	Health string `protobuf:"bytes,5,opt,name=health,proto3" json:"health,omitempty"`
 	// Since when; not set while it is unprobed.
 	Since *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=since,proto3" json:"since,omitempty"`
-	// Why it is not healthy.
+	// Reason why it is not healthy.
 	Reason        string         `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
 	Targets       []*ProbeTarget `protobuf:"bytes,8,rep,name=targets,proto3" json:"targets,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -4284,7 +4300,7 @@ func (x *PoolMember) GetTargets() []*ProbeTarget {
 	return nil
 }
 
-// ProbeTarget is what a source address reached of one target.
+// ProbeTarget is the state of one target as probed from a source address.
 type ProbeTarget struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// As in the document.
@@ -4293,7 +4309,7 @@ type ProbeTarget struct {
 	State string `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`
 	// Since when it is in that state.
 	Since *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`
-	// Why the last failed probe failed, and when that was; kept when it is up again.
+	// Error and time of the last failed probe; kept when it is up again.
 	LastError     string                 `protobuf:"bytes,4,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
 	Failed        *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=failed,proto3" json:"failed,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -4558,7 +4574,7 @@ func (x *NameEvent) GetName() *NameStatus {
 	return nil
 }
 
-// NameStatus is what a domain name of policies stands for.
+// NameStatus has the addresses of a domain name of policies.
 type NameStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The name or wildcard, in lower case.
@@ -4567,19 +4583,20 @@ type NameStatus struct {
 	Policies []string `protobuf:"bytes,2,rep,name=policies,proto3" json:"policies,omitempty"`
 	// Its addresses.
 	Addresses []string `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"`
-	// When the node asks next; not set for a wildcard.
+	// Time of the node's next query; not set for a wildcard.
 	Next *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=next,proto3" json:"next,omitempty"`
-	// Why the last query failed; empty when it did not.
+	// Error of the last query; empty when it succeeded.
 	LastError string `protobuf:"bytes,5,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
 	// Since when queries fail.
 	Failing *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=failing,proto3" json:"failing,omitempty"`
-	// Addresses that it had within the last hour and has not now, in the order in which they went. Of all names, the last 4096 are
-	// remembered while the daemon runs.
+	// Addresses that it had within the last hour and has no longer, in the order of their removal.
+	// The last 4096 of all names are kept while the daemon runs.
 	Gone []*GoneAddress `protobuf:"bytes,7,rep,name=gone,proto3" json:"gone,omitempty"`
-	// Since when each answer to the node has had new addresses, while no client has asked the DNS proxy for the name within an hour; not
-	// set when it is not so.
+	// Time since which each answer to the node has had new addresses, while no client has queried the
+	// DNS proxy for the name within an hour; else not set.
 	Differs *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=differs,proto3" json:"differs,omitempty"`
-	// Addresses of the last answers that no name may stand for, as one of the node or of the inside; at most 4 of a family.
+	// Addresses of the last answers that a name may not stand for, as one of the node or of the
+	// inside; at most 4 of a family.
 	Refused       []string `protobuf:"bytes,9,rep,name=refused,proto3" json:"refused,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -4682,7 +4699,7 @@ func (x *NameStatus) GetRefused() []string {
 type GoneAddress struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Address string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
-	// When it went.
+	// Time of its removal.
 	Since         *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=since,proto3" json:"since,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -4734,9 +4751,11 @@ func (x *GoneAddress) GetSince() *timestamppb.Timestamp {
 
 type SealRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// "tpm2": the machine's TPM 2.0, while its PCR 7 is as it is now. Empty: the node key, which lies on the same disk.
+	// "tpm2": the machine's TPM 2.0, while its PCR 7 is as it is now. Empty: the node key, which lies
+	// on the same disk.
 	With string `protobuf:"bytes,1,opt,name=with,proto3" json:"with,omitempty"`
-	// Secrets that cannot be read now may stay so; with their recovery string they can still be read later.
+	// Proceed although some secrets cannot be read now; with their recovery string they can still be
+	// read later.
 	Abandon       bool `protobuf:"varint,2,opt,name=abandon,proto3" json:"abandon,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -4788,7 +4807,7 @@ func (x *SealRequest) GetAbandon() bool {
 
 type SealResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The text that opens the seal when the TPM does not. Empty: the secrets are not sealed.
+	// The text that opens the seal when the TPM cannot. Empty: the secrets are not sealed.
 	Recovery      string `protobuf:"bytes,1,opt,name=recovery,proto3" json:"recovery,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -4878,7 +4897,8 @@ func (x *UnsealRequest) GetRecovery() string {
 
 type UnsealResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Why the key is not sealed for the machine as it is now, so that the next start needs the recovery string again. Empty: it is sealed.
+	// Reason why the key is not sealed for the present state of the machine, so that the next start
+	// needs the recovery string again. Empty: it is sealed.
 	NotSealed     string `protobuf:"bytes,1,opt,name=not_sealed,json=notSealed,proto3" json:"not_sealed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -4957,27 +4977,29 @@ func (*GetMachineRequest) Descriptor() ([]byte, []int) {
 	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{71}
 }
 
-// Machine is what is below the router.
+// Machine is the state of the machine that the router runs on.
 type Machine struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The slots, "a" and "b". Empty: the machine has none.
 	Slots []*Slot `protobuf:"bytes,1,rep,name=slots,proto3" json:"slots,omitempty"`
-	// Numbers of the keys with which slots must be signed, as minisign prints them.
+	// IDs of the keys with which slots must be signed, as minisign prints them.
 	Keys []string `protobuf:"bytes,2,rep,name=keys,proto3" json:"keys,omitempty"`
 	// "uefi" or "bios".
 	Firmware string `protobuf:"bytes,3,opt,name=firmware,proto3" json:"firmware,omitempty"`
-	// Whether the firmware checks what it starts (UEFI Secure Boot).
+	// Whether the firmware verifies what it starts (UEFI Secure Boot).
 	SecureBoot bool `protobuf:"varint,4,opt,name=secure_boot,json=secureBoot,proto3" json:"secure_boot,omitempty"`
-	// Whether there is a TPM, and the SHA-256 of its PCR 7 in hex, which tells of keys and state of Secure Boot. Empty: it cannot be read.
+	// Whether there is a TPM, and the SHA-256 of its PCR 7 in hex, which covers the keys and the
+	// state of Secure Boot. Empty: it cannot be read.
 	Tpm  bool   `protobuf:"varint,5,opt,name=tpm,proto3" json:"tpm,omitempty"`
 	Pcr7 string `protobuf:"bytes,6,opt,name=pcr7,proto3" json:"pcr7,omitempty"`
 	// Level of the kernel's lockdown: "none", "integrity" or "confidentiality".
 	Lockdown string `protobuf:"bytes,7,opt,name=lockdown,proto3" json:"lockdown,omitempty"`
-	// The other slot was on trial last and was given up. Why, as far as the daemon that ran in it could tell.
+	// Reason why the other slot, which was on trial last, was given up, as far as the daemon that ran
+	// in it recorded it.
 	Failed string `protobuf:"bytes,8,opt,name=failed,proto3" json:"failed,omitempty"`
-	// The seal of the secrets' key: "tpm2". Empty: it is not sealed, and lies on the disk.
+	// The seal of the secrets' key: "tpm2". Empty: it is not sealed, and is on the disk.
 	Seal string `protobuf:"bytes,9,opt,name=seal,proto3" json:"seal,omitempty"`
-	// Why secrets that are sealed cannot be read. Empty: all can.
+	// Reason why sealed secrets cannot be read. Empty: all can.
 	Sealed        string `protobuf:"bytes,10,opt,name=sealed,proto3" json:"sealed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -5088,21 +5110,21 @@ type Slot struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// "a" or "b".
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// Version and serial by the signature; empty and 0: the slot is empty.
+	// Version and serial of the signature; empty and 0: the slot is empty.
 	Version string `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
 	Serial  int64  `protobuf:"varint,3,opt,name=serial,proto3" json:"serial,omitempty"`
-	// Number of the key that signed it.
+	// ID of the key that signed it.
 	Key string `protobuf:"bytes,4,opt,name=key,proto3" json:"key,omitempty"`
 	// Whether the machine was started from it.
 	Running bool `protobuf:"varint,5,opt,name=running,proto3" json:"running,omitempty"`
-	// Whether it was marked good, and is started when none is on trial.
+	// Whether it was marked good, and is started when no slot is on trial.
 	Good bool `protobuf:"varint,6,opt,name=good,proto3" json:"good,omitempty"`
 	// Whether it is on trial, and how many boots it has left.
 	Trial bool  `protobuf:"varint,7,opt,name=trial,proto3" json:"trial,omitempty"`
 	Tries int32 `protobuf:"varint,8,opt,name=tries,proto3" json:"tries,omitempty"`
-	// When the trial that runs is given up.
+	// Time at which the present trial is given up.
 	Deadline *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=deadline,proto3" json:"deadline,omitempty"`
-	// What is not as it was before the upgrade, while it is on trial.
+	// Differences from the state before the upgrade, while it is on trial.
 	Missing       []string `protobuf:"bytes,10,rep,name=missing,proto3" json:"missing,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -5267,9 +5289,9 @@ type UpgradeHeader struct {
 	Size int64 `protobuf:"varint,1,opt,name=size,proto3" json:"size,omitempty"`
 	// The text of the signature's file, in the format of minisign.
 	Signature string `protobuf:"bytes,2,opt,name=signature,proto3" json:"signature,omitempty"`
-	// Take a slot that is older than the one that runs.
+	// Accept a slot that is older than the running one.
 	Older bool `protobuf:"varint,3,opt,name=older,proto3" json:"older,omitempty"`
-	// Start the machine again when the slot is written.
+	// Reboot the machine when the slot is written.
 	Reboot        bool `protobuf:"varint,4,opt,name=reboot,proto3" json:"reboot,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -5335,7 +5357,7 @@ func (x *UpgradeHeader) GetReboot() bool {
 
 type UpgradeResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The slot that was written, and what its signature says.
+	// The slot that was written, and version and serial of its signature.
 	Slot          string `protobuf:"bytes,1,opt,name=slot,proto3" json:"slot,omitempty"`
 	Version       string `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
 	Serial        int64  `protobuf:"varint,3,opt,name=serial,proto3" json:"serial,omitempty"`
@@ -5660,16 +5682,17 @@ type SystemStatus struct {
 	Node    string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
 	Version string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
 	Started *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=started,proto3" json:"started,omitempty"`
-	// The generation that is wanted, and the newest one that has been applied without an error.
+	// The present generation, and the newest one that has been applied without an error.
 	Generation        uint64 `protobuf:"varint,4,opt,name=generation,proto3" json:"generation,omitempty"`
 	AppliedGeneration uint64 `protobuf:"varint,5,opt,name=applied_generation,json=appliedGeneration,proto3" json:"applied_generation,omitempty"`
-	// When an unconfirmed generation will be taken back.
+	// Time at which an unconfirmed generation will be rolled back.
 	ConfirmUntil *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=confirm_until,json=confirmUntil,proto3" json:"confirm_until,omitempty"`
-	// What this kernel can do, such as "xfrm-interface", "wireguard".
+	// Features of this kernel, such as "xfrm-interface", "wireguard".
 	Capabilities []string     `protobuf:"bytes,7,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
 	Conditions   []*Condition `protobuf:"bytes,8,rep,name=conditions,proto3" json:"conditions,omitempty"`
 	Counters     *Counters    `protobuf:"bytes,9,opt,name=counters,proto3" json:"counters,omitempty"`
-	// What the platform says of the machine; missing: none was looked for, or none is there.
+	// The platform's data about the machine; not set: the node did not look for a platform, or found
+	// none.
 	Platform      *PlatformStatus `protobuf:"bytes,10,opt,name=platform,proto3" json:"platform,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -5775,7 +5798,7 @@ func (x *SystemStatus) GetPlatform() *PlatformStatus {
 	return nil
 }
 
-// PlatformStatus is what the platform's metadata service said of the machine when it answered last.
+// PlatformStatus is the last answer of the platform's metadata service about the machine.
 type PlatformStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// aws, azure, google or nocloud.
@@ -5786,7 +5809,7 @@ type PlatformStatus struct {
 	Zone       string               `protobuf:"bytes,4,opt,name=zone,proto3" json:"zone,omitempty"`
 	Type       string               `protobuf:"bytes,5,opt,name=type,proto3" json:"type,omitempty"`
 	Interfaces []*PlatformInterface `protobuf:"bytes,6,rep,name=interfaces,proto3" json:"interfaces,omitempty"`
-	// When this was read last.
+	// Time of the last successful read.
 	Read          *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=read,proto3" json:"read,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -5871,17 +5894,18 @@ func (x *PlatformStatus) GetRead() *timestamppb.Timestamp {
 	return nil
 }
 
-// PlatformInterface is a network interface as the platform knows it.
+// PlatformInterface is a network interface as the platform reports it.
 type PlatformInterface struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Name of the kernel interface with the same hardware address; empty: there is none.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Mac  string `protobuf:"bytes,2,opt,name=mac,proto3" json:"mac,omitempty"`
-	// Addresses, each with the public address behind it where there is one: "10.0.0.4", "10.0.0.5=203.0.113.9".
+	// Addresses, each with the public address behind it where there is one: "10.0.0.4",
+	// "10.0.0.5=203.0.113.9".
 	Addresses []string `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"`
 	Subnets   []string `protobuf:"bytes,4,rep,name=subnets,proto3" json:"subnets,omitempty"`
 	Router    string   `protobuf:"bytes,5,opt,name=router,proto3" json:"router,omitempty"`
-	// In bytes; 0: the platform tells it by DHCP.
+	// In bytes; 0: the platform announces it by DHCP.
 	Mtu           uint32 `protobuf:"varint,6,opt,name=mtu,proto3" json:"mtu,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -6054,7 +6078,7 @@ type SetSecretRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Name: lower case letters, digits, hyphens, 1 to 63 characters.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// The secret, 1 to 4096 bytes, kept as it is.
+	// The secret, 1 to 4096 bytes, stored unchanged.
 	Value         []byte `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -6253,12 +6277,13 @@ func (x *ListSecretsResponse) GetNextPageToken() string {
 	return ""
 }
 
-// SecretInfo is what may be known of a secret.
+// SecretInfo is the public data of a secret.
 type SecretInfo struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// First 16 hexadecimal digits of an HMAC-SHA-256 of name and value under a key of the node: the same value of one name has
-	// the same fingerprint, that of another name does not, and without the node's key a guess cannot be tested.
+	// First 16 hexadecimal digits of an HMAC-SHA-256 of name and value under a key of the node: the
+	// same value of one name has the same fingerprint, that of another name does not, and without the
+	// node's key a guess cannot be tested.
 	Fingerprint string                 `protobuf:"bytes,2,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
 	Changed     *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=changed,proto3" json:"changed,omitempty"`
 	// Where the present document uses it, as field paths.
@@ -6416,7 +6441,8 @@ func (*DeleteSecretResponse) Descriptor() ([]byte, []int) {
 
 type RenewAuthorityRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Trust the former authority no more from now on. Every client is shut out at once; only root on the node gets in, over the unix socket.
+	// Stop trusting the former authority at once. Every client is shut out; only root on the node
+	// gets in, over the unix socket.
 	AtOnce        bool `protobuf:"varint,1,opt,name=at_once,json=atOnce,proto3" json:"at_once,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -6463,7 +6489,7 @@ type RenewAuthorityResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Certificates of the authorities that clients must trust, in PEM.
 	Authority string `protobuf:"bytes,1,opt,name=authority,proto3" json:"authority,omitempty"`
-	// When the former authority is trusted no more. Not set when that is now.
+	// Time from which the former authority is no longer trusted. Not set when that is now.
 	FormerUntil   *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=former_until,json=formerUntil,proto3" json:"former_until,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -6649,7 +6675,8 @@ func (x *IssueClientResponse) GetClient() *Client {
 
 type RenewClientRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// PKCS #10 certificate request in DER; only its public key is used. The key may be the one of the present certificate.
+	// PKCS #10 certificate request in DER; only its public key is used. The key may be the one of the
+	// present certificate.
 	Csr           []byte `protobuf:"bytes,1,opt,name=csr,proto3" json:"csr,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -6842,10 +6869,12 @@ type Client struct {
 	// Serial number in hexadecimal.
 	Serial  string                 `protobuf:"bytes,3,opt,name=serial,proto3" json:"serial,omitempty"`
 	Expires *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expires,proto3" json:"expires,omitempty"`
-	// The list has up to 4096 certificates, expired ones too. The oldest revoked ones make room.
+	// The list has up to 4096 certificates, expired ones too. New ones replace the oldest revoked
+	// ones.
 	Revoked bool                   `protobuf:"varint,5,opt,name=revoked,proto3" json:"revoked,omitempty"`
 	Issued  *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=issued,proto3" json:"issued,omitempty"`
-	// Serial number of the certificate that this one was renewed from. Empty: an admin or the node issued it.
+	// Serial number of the certificate that this one was renewed from. Empty: an admin or the node
+	// issued it.
 	RenewedFrom   string `protobuf:"bytes,7,opt,name=renewed_from,json=renewedFrom,proto3" json:"renewed_from,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -7066,7 +7095,8 @@ func (x *ListPortsRequest) GetPageToken() string {
 
 type ListPortsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The 1000 uses that have the most ports, in the order of pool, address, destination, protocol and port.
+	// The 1000 uses that have the most ports, in the order of pool, address, destination, protocol
+	// and port.
 	Ports         []*PortUse `protobuf:"bytes,1,rep,name=ports,proto3" json:"ports,omitempty"`
 	NextPageToken string     `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	// Every address of every pool.
@@ -7241,7 +7271,7 @@ func (x *PortEvent) GetPort() *PortUse {
 	return nil
 }
 
-// PortUse is what is used of the ports of an address toward one destination, protocol and port.
+// PortUse counts the ports in use of an address toward one destination, protocol and port.
 type PortUse struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Pool    string                 `protobuf:"bytes,1,opt,name=pool,proto3" json:"pool,omitempty"`
@@ -7253,19 +7283,22 @@ type PortUse struct {
 	Protocol string `protobuf:"bytes,5,opt,name=protocol,proto3" json:"protocol,omitempty"`
 	// 0 of a protocol without ports.
 	Port uint32 `protobuf:"varint,6,opt,name=port,proto3" json:"port,omitempty"`
-	// Flows, which have one port each, and how many more there is room for; together 64512, and 1 of a protocol without ports.
+	// Flows, which have one port each, and how many more there is room for; together 64512, and 1 of
+	// a protocol without ports.
 	Used uint32 `protobuf:"varint,7,opt,name=used,proto3" json:"used,omitempty"`
 	Free uint32 `protobuf:"varint,8,opt,name=free,proto3" json:"free,omitempty"`
 	// Part that is used, in per cent.
 	Percent float64 `protobuf:"fixed64,9,opt,name=percent,proto3" json:"percent,omitempty"`
-	// How many more flows there are each second, lately; negative when they get fewer.
+	// Recent growth in flows per second; negative when they get fewer.
 	Growth float64 `protobuf:"fixed64,10,opt,name=growth,proto3" json:"growth,omitempty"`
-	// When there will be no port left if it goes on like that. Not set when it does not grow.
+	// Time until no port is left at this growth. Not set when it does not grow.
 	ExhaustedIn *durationpb.Duration `protobuf:"bytes,11,opt,name=exhausted_in,json=exhaustedIn,proto3" json:"exhausted_in,omitempty"`
-	// "ok"; "low" from 85 % on until it is below 75 %; "exhausted" when no address of the pool has a port left, and new flows are refused.
+	// "ok"; "low" from 85 % on until it is below 75 %; "exhausted" when no address of the pool has a
+	// port left, and new flows are refused.
 	State string `protobuf:"bytes,12,opt,name=state,proto3" json:"state,omitempty"`
-	// Packets of new flows to this destination, protocol and port that were refused, whatever their pool, since the daemon
-	// started. It is told once, with the first of the addresses that have flows to it.
+	// Packets of new flows to this destination, protocol and port that were refused, whatever their
+	// pool, since the daemon started. It is reported once, with the first of the addresses that have
+	// flows to it.
 	Refused       uint64 `protobuf:"varint,13,opt,name=refused,proto3" json:"refused,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -7392,7 +7425,7 @@ func (x *PortUse) GetRefused() uint64 {
 	return 0
 }
 
-// AddressUse is what is used of one address of a pool.
+// AddressUse counts the flows of one address of a pool.
 type AddressUse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Pool          string                 `protobuf:"bytes,1,opt,name=pool,proto3" json:"pool,omitempty"`
@@ -7473,16 +7506,19 @@ func (x *AddressUse) GetServices() uint32 {
 // ConnectionTable is the table of connection tracking.
 type ConnectionTable struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Flows in it, how many of those the kernel does not give up early to make room, and how many it can hold.
+	// Flows in it, how many of those the kernel does not drop early to make room, and how many it can
+	// hold.
 	Entries uint32 `protobuf:"varint,1,opt,name=entries,proto3" json:"entries,omitempty"`
 	Assured uint32 `protobuf:"varint,2,opt,name=assured,proto3" json:"assured,omitempty"`
 	Limit   uint32 `protobuf:"varint,3,opt,name=limit,proto3" json:"limit,omitempty"`
-	// Whether new flows are refused because it is full: from 95 % on, when 90 % would not be given up.
+	// Whether new flows are refused because it is full: from 95 % on, when 90 % would not be dropped
+	// early.
 	Full bool `protobuf:"varint,4,opt,name=full,proto3" json:"full,omitempty"`
 	// Packets of new flows that were refused because of that.
 	Refused uint64 `protobuf:"varint,5,opt,name=refused,proto3" json:"refused,omitempty"`
-	// New flows that were lost silently because the kernel found no port (or lost a race for one), and packets of new flows that were
-	// because it had no room, since the machine started.
+	// New flows that were lost silently because the kernel found no port (or lost a race for one),
+	// and packets of new flows that were lost because the table had no room, since the machine
+	// started.
 	InsertFailed  uint64 `protobuf:"varint,6,opt,name=insert_failed,json=insertFailed,proto3" json:"insert_failed,omitempty"`
 	Dropped       uint64 `protobuf:"varint,7,opt,name=dropped,proto3" json:"dropped,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -7572,7 +7608,7 @@ type EndFlowsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Source of their first packet: an address or a prefix. Required.
 	Source string `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
-	// Where that packet went, before and after translation: an address or a prefix. Default: everywhere.
+	// Destination of that packet, before and after translation: an address or a prefix. Default: all.
 	Destination string `protobuf:"bytes,2,opt,name=destination,proto3" json:"destination,omitempty"`
 	// "tcp", "udp" or "icmp". Default: every protocol.
 	Protocol string `protobuf:"bytes,3,opt,name=protocol,proto3" json:"protocol,omitempty"`
@@ -7642,7 +7678,7 @@ func (x *EndFlowsRequest) GetPort() uint32 {
 
 type EndFlowsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How many ended.
+	// Number of flows that ended.
 	Flows         uint64 `protobuf:"varint,1,opt,name=flows,proto3" json:"flows,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -7687,19 +7723,23 @@ func (x *EndFlowsResponse) GetFlows() uint64 {
 
 type WhoRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Address that the partner saw: the public address of a pool, or the one on the underlay interface. Required.
+	// Address that the partner saw: the public address of a pool, or the one on the underlay
+	// interface. Required.
 	Address string `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
-	// Port that the partner saw, 0 to 65535; with ICMP the identifier, and 0 with protocols without ports, as ESP and GRE.
+	// Port that the partner saw, 0 to 65535; with ICMP the identifier, and 0 with protocols without
+	// ports, as ESP and GRE.
 	Port uint32 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
-	// When. Default: now.
+	// The time. Default: now.
 	At *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=at,proto3" json:"at,omitempty"`
-	// How far the partner's clock may be off: flows that lived from `at` less this to `at` and this are told. 0s to 1h. Default: 1s.
+	// Largest error of the partner's clock: the answer has the flows that lived from `at` minus this
+	// to `at` plus this. 0s to 1h. Default: 1s.
 	Within *durationpb.Duration `protobuf:"bytes,4,opt,name=within,proto3" json:"within,omitempty"`
 	// "tcp", "udp" or "icmp". Default: every protocol.
 	Protocol string `protobuf:"bytes,5,opt,name=protocol,proto3" json:"protocol,omitempty"`
-	// Address that the flow went to. One port may serve flows to several destinations at once. Default: everybody.
+	// Destination address of the flow. One port may serve flows to several destinations at once.
+	// Default: all.
 	Destination string `protobuf:"bytes,6,opt,name=destination,proto3" json:"destination,omitempty"`
-	// Every port; `port` must be 0. Required with it: destination.
+	// Any port; `port` must be 0. Needs `destination`.
 	AnyPort       bool `protobuf:"varint,7,opt,name=any_port,json=anyPort,proto3" json:"any_port,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -7790,9 +7830,10 @@ type WhoResponse struct {
 	Flows []*TranslatedFlow `protobuf:"bytes,1,rep,name=flows,proto3" json:"flows,omitempty"`
 	// There were more flows.
 	Truncated bool `protobuf:"varint,2,opt,name=truncated,proto3" json:"truncated,omitempty"`
-	// The source whose block the port is in, by the document that was in force at the time. Empty when it is in none.
+	// The source whose block the port is in, by the document that was in force at the time. Empty
+	// when it is in none.
 	BlockSource string `protobuf:"bytes,3,opt,name=block_source,json=blockSource,proto3" json:"block_source,omitempty"`
-	// What may be missing from the answer, in words.
+	// Descriptions of what may be missing from the answer.
 	Gaps          []string `protobuf:"bytes,4,rep,name=gaps,proto3" json:"gaps,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -7859,11 +7900,12 @@ func (x *WhoResponse) GetGaps() []string {
 // TranslatedFlow is one flow whose source address was translated.
 type TranslatedFlow struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Begin. Not set: it began before the kernel was told to note times.
+	// Begin. Not set: it began before the kernel recorded times.
 	Start *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=start,proto3" json:"start,omitempty"`
-	// End. Not set: it lives.
+	// End. Not set: it is live.
 	End *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=end,proto3" json:"end,omitempty"`
-	// The end was not heard of, because the daemon did not run or fell behind: by `end` the flow was gone.
+	// The daemon did not receive the end, because it did not run or fell behind: by `end` the flow
+	// was gone.
 	Vanished bool `protobuf:"varint,3,opt,name=vanished,proto3" json:"vanished,omitempty"`
 	// IP protocol: "tcp", "udp", "icmp", or its number.
 	Protocol string `protobuf:"bytes,4,opt,name=protocol,proto3" json:"protocol,omitempty"`
@@ -7871,9 +7913,9 @@ type TranslatedFlow struct {
 	Inside string `protobuf:"bytes,5,opt,name=inside,proto3" json:"inside,omitempty"`
 	// Source outside, on the underlay interface.
 	Outside string `protobuf:"bytes,6,opt,name=outside,proto3" json:"outside,omitempty"`
-	// Whom it went to.
+	// Its destination.
 	Destination string `protobuf:"bytes,7,opt,name=destination,proto3" json:"destination,omitempty"`
-	// Policy that let it out. Empty: not known any more.
+	// Policy that allowed it. Empty: no longer known.
 	Policy string `protobuf:"bytes,8,opt,name=policy,proto3" json:"policy,omitempty"`
 	// Packets and bytes from inside.
 	PacketsSent uint64 `protobuf:"varint,9,opt,name=packets_sent,json=packetsSent,proto3" json:"packets_sent,omitempty"`

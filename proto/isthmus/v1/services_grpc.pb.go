@@ -33,18 +33,20 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// SpecService reads and changes what is wanted of the node.
+// SpecService reads and changes the desired state of the node.
 type SpecServiceClient interface {
 	// Validate checks a document and changes nothing. Role: reader.
 	Validate(ctx context.Context, in *ValidateRequest, opts ...grpc.CallOption) (*ValidateResponse, error)
-	// Plan tells what applying a document would do and changes nothing. Role: reader.
+	// Plan returns what applying a document would do and changes nothing. Role: reader.
 	Plan(ctx context.Context, in *PlanRequest, opts ...grpc.CallOption) (*PlanResponse, error)
-	// Apply makes a document the wanted state, as a whole or not at all. A document with problems is refused with
-	// INVALID_ARGUMENT and a Problems detail; a stale expected generation with ABORTED. Role: operator.
+	// Apply makes a document the desired state, as a whole or not at all. A document with problems is
+	// refused with INVALID_ARGUMENT and a Problems detail; a stale expected generation with ABORTED.
+	// Role: operator.
 	Apply(ctx context.Context, in *ApplyRequest, opts ...grpc.CallOption) (*ApplyResponse, error)
-	// EditPolicies sets and deletes single egress policies of the present document, all of them or none, and leaves the rest of its text as
-	// it is. It costs what the edit costs, however many policies there are. Errors as with Apply; without a document
-	// FAILED_PRECONDITION. Role: operator.
+	// EditPolicies sets and deletes single egress policies of the present document, all of them or
+	// none, and leaves the rest of its text as it is. Its cost depends on the size of the edit, not
+	// on the number of policies. Errors as with Apply; without a document FAILED_PRECONDITION. Role:
+	// operator.
 	EditPolicies(ctx context.Context, in *EditPoliciesRequest, opts ...grpc.CallOption) (*ApplyResponse, error)
 	// Confirm keeps a generation that was applied with a confirm timeout. Role: operator.
 	Confirm(ctx context.Context, in *ConfirmRequest, opts ...grpc.CallOption) (*ConfirmResponse, error)
@@ -148,18 +150,20 @@ func (c *specServiceClient) Rollback(ctx context.Context, in *RollbackRequest, o
 // All implementations must embed UnimplementedSpecServiceServer
 // for forward compatibility.
 //
-// SpecService reads and changes what is wanted of the node.
+// SpecService reads and changes the desired state of the node.
 type SpecServiceServer interface {
 	// Validate checks a document and changes nothing. Role: reader.
 	Validate(context.Context, *ValidateRequest) (*ValidateResponse, error)
-	// Plan tells what applying a document would do and changes nothing. Role: reader.
+	// Plan returns what applying a document would do and changes nothing. Role: reader.
 	Plan(context.Context, *PlanRequest) (*PlanResponse, error)
-	// Apply makes a document the wanted state, as a whole or not at all. A document with problems is refused with
-	// INVALID_ARGUMENT and a Problems detail; a stale expected generation with ABORTED. Role: operator.
+	// Apply makes a document the desired state, as a whole or not at all. A document with problems is
+	// refused with INVALID_ARGUMENT and a Problems detail; a stale expected generation with ABORTED.
+	// Role: operator.
 	Apply(context.Context, *ApplyRequest) (*ApplyResponse, error)
-	// EditPolicies sets and deletes single egress policies of the present document, all of them or none, and leaves the rest of its text as
-	// it is. It costs what the edit costs, however many policies there are. Errors as with Apply; without a document
-	// FAILED_PRECONDITION. Role: operator.
+	// EditPolicies sets and deletes single egress policies of the present document, all of them or
+	// none, and leaves the rest of its text as it is. Its cost depends on the size of the edit, not
+	// on the number of policies. Errors as with Apply; without a document FAILED_PRECONDITION. Role:
+	// operator.
 	EditPolicies(context.Context, *EditPoliciesRequest) (*ApplyResponse, error)
 	// Confirm keeps a generation that was applied with a confirm timeout. Role: operator.
 	Confirm(context.Context, *ConfirmRequest) (*ConfirmResponse, error)
@@ -428,7 +432,8 @@ type TunnelServiceClient interface {
 	ListTunnels(ctx context.Context, in *ListTunnelsRequest, opts ...grpc.CallOption) (*ListTunnelsResponse, error)
 	// GetTunnel returns one tunnel, or NOT_FOUND. Role: reader.
 	GetTunnel(ctx context.Context, in *GetTunnelRequest, opts ...grpc.CallOption) (*TunnelStatus, error)
-	// WatchTunnels follows the tunnels. A change of the byte and packet counters alone is no event. Role: reader.
+	// WatchTunnels follows the tunnels. A change of only the byte and packet counters is not an
+	// event. Role: reader.
 	WatchTunnels(ctx context.Context, in *WatchTunnelsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TunnelEvent], error)
 }
 
@@ -489,7 +494,8 @@ type TunnelServiceServer interface {
 	ListTunnels(context.Context, *ListTunnelsRequest) (*ListTunnelsResponse, error)
 	// GetTunnel returns one tunnel, or NOT_FOUND. Role: reader.
 	GetTunnel(context.Context, *GetTunnelRequest) (*TunnelStatus, error)
-	// WatchTunnels follows the tunnels. A change of the byte and packet counters alone is no event. Role: reader.
+	// WatchTunnels follows the tunnels. A change of only the byte and packet counters is not an
+	// event. Role: reader.
 	WatchTunnels(*WatchTunnelsRequest, grpc.ServerStreamingServer[TunnelEvent]) error
 	mustEmbedUnimplementedTunnelServiceServer()
 }
@@ -621,10 +627,12 @@ type BGPServiceClient interface {
 	ListPeers(ctx context.Context, in *ListPeersRequest, opts ...grpc.CallOption) (*ListPeersResponse, error)
 	// GetPeer returns one session, or NOT_FOUND. Role: reader.
 	GetPeer(ctx context.Context, in *GetPeerRequest, opts ...grpc.CallOption) (*PeerStatus, error)
-	// WatchPeers follows the sessions. A change of the message counters alone is no event. Role: reader.
+	// WatchPeers follows the sessions. A change of only the message counters is not an event. Role:
+	// reader.
 	WatchPeers(ctx context.Context, in *WatchPeersRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PeerEvent], error)
-	// ResetPeer closes and reopens a session, or, when soft, passes what the peer sent through the import policy again
-	// and sends our routes again. It also ends a quarantine and a prefix-limit hold-down. Role: operator.
+	// ResetPeer closes and reopens a session, or, when soft, applies the import policy again to the
+	// routes that the peer sent and sends our routes again. It also ends a quarantine and a
+	// prefix-limit hold-down. Role: operator.
 	ResetPeer(ctx context.Context, in *ResetPeerRequest, opts ...grpc.CallOption) (*ResetPeerResponse, error)
 }
 
@@ -695,10 +703,12 @@ type BGPServiceServer interface {
 	ListPeers(context.Context, *ListPeersRequest) (*ListPeersResponse, error)
 	// GetPeer returns one session, or NOT_FOUND. Role: reader.
 	GetPeer(context.Context, *GetPeerRequest) (*PeerStatus, error)
-	// WatchPeers follows the sessions. A change of the message counters alone is no event. Role: reader.
+	// WatchPeers follows the sessions. A change of only the message counters is not an event. Role:
+	// reader.
 	WatchPeers(*WatchPeersRequest, grpc.ServerStreamingServer[PeerEvent]) error
-	// ResetPeer closes and reopens a session, or, when soft, passes what the peer sent through the import policy again
-	// and sends our routes again. It also ends a quarantine and a prefix-limit hold-down. Role: operator.
+	// ResetPeer closes and reopens a session, or, when soft, applies the import policy again to the
+	// routes that the peer sent and sends our routes again. It also ends a quarantine and a
+	// prefix-limit hold-down. Role: operator.
 	ResetPeer(context.Context, *ResetPeerRequest) (*ResetPeerResponse, error)
 	mustEmbedUnimplementedBGPServiceServer()
 }
@@ -1004,18 +1014,21 @@ const (
 //
 // NATService reads source NAT.
 type NATServiceClient interface {
-	// ListPolicies returns the egress policies with their counters, in the order of their names. Role: reader.
+	// ListPolicies returns the egress policies with their counters, in the order of their names.
+	// Role: reader.
 	ListPolicies(ctx context.Context, in *ListPoliciesRequest, opts ...grpc.CallOption) (*ListPoliciesResponse, error)
 	// WatchPolicies follows the policies; counters are read every few seconds. Role: reader.
 	WatchPolicies(ctx context.Context, in *WatchPoliciesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PolicyEvent], error)
-	// ProveEgress derives, from the rules in the kernel, every address under which flows may be seen, now and with any one
-	// address of a pool gone, and signs what it found. Role: operator.
+	// ProveEgress derives, from the rules in the kernel, every address under which flows may be seen,
+	// now and with any one address of a pool gone, and signs the result. Role: operator.
 	ProveEgress(ctx context.Context, in *ProveEgressRequest, opts ...grpc.CallOption) (*ProveEgressResponse, error)
-	// Who tells who had a public address and port at a time: the flows that live, those of the log of translations, and by formula
-	// where the port belongs to a block. Each question is in the audit log. Role: operator.
+	// Who finds the source that had a public address and port at a time: among live flows, in the log
+	// of translations, and by formula where the port belongs to a block. Each call is in the audit
+	// log. Role: operator.
 	Who(ctx context.Context, in *WhoRequest, opts ...grpc.CallOption) (*WhoResponse, error)
-	// EndFlows ends flows under way through this node, by what they began with. They begin again unless a policy denies them: put that in
-	// place first. Flows of the node itself stay. Role: operator.
+	// EndFlows ends flows under way through this node, selected by their first packet. They begin
+	// again unless a policy denies them: add that policy first. Flows of the node itself stay. Role:
+	// operator.
 	EndFlows(ctx context.Context, in *EndFlowsRequest, opts ...grpc.CallOption) (*EndFlowsResponse, error)
 }
 
@@ -1092,18 +1105,21 @@ func (c *nATServiceClient) EndFlows(ctx context.Context, in *EndFlowsRequest, op
 //
 // NATService reads source NAT.
 type NATServiceServer interface {
-	// ListPolicies returns the egress policies with their counters, in the order of their names. Role: reader.
+	// ListPolicies returns the egress policies with their counters, in the order of their names.
+	// Role: reader.
 	ListPolicies(context.Context, *ListPoliciesRequest) (*ListPoliciesResponse, error)
 	// WatchPolicies follows the policies; counters are read every few seconds. Role: reader.
 	WatchPolicies(*WatchPoliciesRequest, grpc.ServerStreamingServer[PolicyEvent]) error
-	// ProveEgress derives, from the rules in the kernel, every address under which flows may be seen, now and with any one
-	// address of a pool gone, and signs what it found. Role: operator.
+	// ProveEgress derives, from the rules in the kernel, every address under which flows may be seen,
+	// now and with any one address of a pool gone, and signs the result. Role: operator.
 	ProveEgress(context.Context, *ProveEgressRequest) (*ProveEgressResponse, error)
-	// Who tells who had a public address and port at a time: the flows that live, those of the log of translations, and by formula
-	// where the port belongs to a block. Each question is in the audit log. Role: operator.
+	// Who finds the source that had a public address and port at a time: among live flows, in the log
+	// of translations, and by formula where the port belongs to a block. Each call is in the audit
+	// log. Role: operator.
 	Who(context.Context, *WhoRequest) (*WhoResponse, error)
-	// EndFlows ends flows under way through this node, by what they began with. They begin again unless a policy denies them: put that in
-	// place first. Flows of the node itself stay. Role: operator.
+	// EndFlows ends flows under way through this node, selected by their first packet. They begin
+	// again unless a policy denies them: add that policy first. Flows of the node itself stay. Role:
+	// operator.
 	EndFlows(context.Context, *EndFlowsRequest) (*EndFlowsResponse, error)
 	mustEmbedUnimplementedNATServiceServer()
 }
@@ -1284,7 +1300,7 @@ type PoolServiceClient interface {
 	ListPools(ctx context.Context, in *ListPoolsRequest, opts ...grpc.CallOption) (*ListPoolsResponse, error)
 	// GetPool returns one pool, or NOT_FOUND. Role: reader.
 	GetPool(ctx context.Context, in *GetPoolRequest, opts ...grpc.CallOption) (*PoolStatus, error)
-	// WatchPools follows the pools. A probe that changes no state is no event. Role: reader.
+	// WatchPools follows the pools. A probe that changes no state is not an event. Role: reader.
 	WatchPools(ctx context.Context, in *WatchPoolsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PoolEvent], error)
 }
 
@@ -1345,7 +1361,7 @@ type PoolServiceServer interface {
 	ListPools(context.Context, *ListPoolsRequest) (*ListPoolsResponse, error)
 	// GetPool returns one pool, or NOT_FOUND. Role: reader.
 	GetPool(context.Context, *GetPoolRequest) (*PoolStatus, error)
-	// WatchPools follows the pools. A probe that changes no state is no event. Role: reader.
+	// WatchPools follows the pools. A probe that changes no state is not an event. Role: reader.
 	WatchPools(*WatchPoolsRequest, grpc.ServerStreamingServer[PoolEvent]) error
 	mustEmbedUnimplementedPoolServiceServer()
 }
@@ -1473,7 +1489,7 @@ const (
 type NameServiceClient interface {
 	// ListNames returns the names and wildcards in their order. Role: reader.
 	ListNames(ctx context.Context, in *ListNamesRequest, opts ...grpc.CallOption) (*ListNamesResponse, error)
-	// WatchNames follows the names. A query that brings nothing new is no event. Role: reader.
+	// WatchNames follows the names. A query without a new result is not an event. Role: reader.
 	WatchNames(ctx context.Context, in *WatchNamesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[NameEvent], error)
 }
 
@@ -1522,7 +1538,7 @@ type NameService_WatchNamesClient = grpc.ServerStreamingClient[NameEvent]
 type NameServiceServer interface {
 	// ListNames returns the names and wildcards in their order. Role: reader.
 	ListNames(context.Context, *ListNamesRequest) (*ListNamesResponse, error)
-	// WatchNames follows the names. A query that brings nothing new is no event. Role: reader.
+	// WatchNames follows the names. A query without a new result is not an event. Role: reader.
 	WatchNames(*WatchNamesRequest, grpc.ServerStreamingServer[NameEvent]) error
 	mustEmbedUnimplementedNameServiceServer()
 }
@@ -1627,30 +1643,34 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// SystemService tells about the node as a whole.
+// SystemService reads and manages the node as a whole.
 type SystemServiceClient interface {
 	// GetStatus returns version, health and counters. Role: reader.
 	GetStatus(ctx context.Context, in *GetStatusRequest, opts ...grpc.CallOption) (*SystemStatus, error)
-	// GetMachine returns what is below the router: slots, firmware and trusted keys. On a machine without slots, as one that has isthmus from a
-	// Debian package, there are none in the answer. Role: reader.
+	// GetMachine returns the state of the machine: slots, firmware and trusted keys. The answer has
+	// no slots on a machine without them, such as one that has isthmus from a Debian package. Role:
+	// reader.
 	GetMachine(ctx context.Context, in *GetMachineRequest, opts ...grpc.CallOption) (*Machine, error)
-	// Upgrade writes a signed slot into the slot that does not run, reads it back, and has the machine try it at the next boot. The first
-	// message has the header, each further one bytes of the slot. INVALID_ARGUMENT when the signature is not one that the node trusts, or not
-	// that of the bytes; FAILED_PRECONDITION when the slot is older than the one that runs, when that is on trial itself, when another upgrade
-	// is under way, or when the machine has no slots. Role: admin.
+	// Upgrade writes a signed image into the slot that is not running, reads it back, and has the
+	// machine try it at the next boot. The first message has the header, each further one bytes of
+	// the slot. INVALID_ARGUMENT when the node does not trust the signature, or it does not match the
+	// bytes; FAILED_PRECONDITION when the slot is older than the running one, when that is on trial
+	// itself, when another upgrade is under way, or when the machine has no slots. Role: admin.
 	Upgrade(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[UpgradeRequest, UpgradeResponse], error)
-	// RollbackSlot has the machine try the other slot at the next boot, and starts it again. Role: admin.
+	// RollbackSlot has the machine try the other slot at the next boot, and reboots it. Role: admin.
 	RollbackSlot(ctx context.Context, in *RollbackSlotRequest, opts ...grpc.CallOption) (*RollbackSlotResponse, error)
-	// Reboot starts the machine again. Role: admin.
+	// Reboot reboots the machine. Role: admin.
 	Reboot(ctx context.Context, in *RebootRequest, opts ...grpc.CallOption) (*RebootResponse, error)
 	// PowerOff switches the machine off. Role: admin.
 	PowerOff(ctx context.Context, in *PowerOffRequest, opts ...grpc.CallOption) (*PowerOffResponse, error)
-	// Seal encrypts the secrets with a new key that is on the disk only in a form that the machine's TPM opens, or with the node key again. Certificates and keys of the
-	// API stay with the node key. The answer has the recovery string, which is not kept. FAILED_PRECONDITION when the machine has no TPM 2.0, when its firmware has not
-	// measured PCR 7, when secrets cannot be read and abandon is not set, or while a slot is on trial. Role: admin.
+	// Seal encrypts the secrets with a new key that is on the disk only in a form that the machine's
+	// TPM can unseal, or with the node key again. Certificates and keys of the API stay with the node
+	// key. The answer has the recovery string, which the node does not keep. FAILED_PRECONDITION when
+	// the machine has no TPM 2.0, when its firmware has not measured PCR 7, when secrets cannot be
+	// read and abandon is not set, or while a slot is on trial. Role: admin.
 	Seal(ctx context.Context, in *SealRequest, opts ...grpc.CallOption) (*SealResponse, error)
-	// Unseal opens the seal with its recovery string, and seals its key for the machine as it is now. INVALID_ARGUMENT when it is not the string of a seal of this node.
-	// Role: admin.
+	// Unseal opens the seal with its recovery string, and seals its key for the machine as it is now.
+	// INVALID_ARGUMENT when it is not the string of a seal of this node. Role: admin.
 	Unseal(ctx context.Context, in *UnsealRequest, opts ...grpc.CallOption) (*UnsealResponse, error)
 }
 
@@ -1749,30 +1769,34 @@ func (c *systemServiceClient) Unseal(ctx context.Context, in *UnsealRequest, opt
 // All implementations must embed UnimplementedSystemServiceServer
 // for forward compatibility.
 //
-// SystemService tells about the node as a whole.
+// SystemService reads and manages the node as a whole.
 type SystemServiceServer interface {
 	// GetStatus returns version, health and counters. Role: reader.
 	GetStatus(context.Context, *GetStatusRequest) (*SystemStatus, error)
-	// GetMachine returns what is below the router: slots, firmware and trusted keys. On a machine without slots, as one that has isthmus from a
-	// Debian package, there are none in the answer. Role: reader.
+	// GetMachine returns the state of the machine: slots, firmware and trusted keys. The answer has
+	// no slots on a machine without them, such as one that has isthmus from a Debian package. Role:
+	// reader.
 	GetMachine(context.Context, *GetMachineRequest) (*Machine, error)
-	// Upgrade writes a signed slot into the slot that does not run, reads it back, and has the machine try it at the next boot. The first
-	// message has the header, each further one bytes of the slot. INVALID_ARGUMENT when the signature is not one that the node trusts, or not
-	// that of the bytes; FAILED_PRECONDITION when the slot is older than the one that runs, when that is on trial itself, when another upgrade
-	// is under way, or when the machine has no slots. Role: admin.
+	// Upgrade writes a signed image into the slot that is not running, reads it back, and has the
+	// machine try it at the next boot. The first message has the header, each further one bytes of
+	// the slot. INVALID_ARGUMENT when the node does not trust the signature, or it does not match the
+	// bytes; FAILED_PRECONDITION when the slot is older than the running one, when that is on trial
+	// itself, when another upgrade is under way, or when the machine has no slots. Role: admin.
 	Upgrade(grpc.ClientStreamingServer[UpgradeRequest, UpgradeResponse]) error
-	// RollbackSlot has the machine try the other slot at the next boot, and starts it again. Role: admin.
+	// RollbackSlot has the machine try the other slot at the next boot, and reboots it. Role: admin.
 	RollbackSlot(context.Context, *RollbackSlotRequest) (*RollbackSlotResponse, error)
-	// Reboot starts the machine again. Role: admin.
+	// Reboot reboots the machine. Role: admin.
 	Reboot(context.Context, *RebootRequest) (*RebootResponse, error)
 	// PowerOff switches the machine off. Role: admin.
 	PowerOff(context.Context, *PowerOffRequest) (*PowerOffResponse, error)
-	// Seal encrypts the secrets with a new key that is on the disk only in a form that the machine's TPM opens, or with the node key again. Certificates and keys of the
-	// API stay with the node key. The answer has the recovery string, which is not kept. FAILED_PRECONDITION when the machine has no TPM 2.0, when its firmware has not
-	// measured PCR 7, when secrets cannot be read and abandon is not set, or while a slot is on trial. Role: admin.
+	// Seal encrypts the secrets with a new key that is on the disk only in a form that the machine's
+	// TPM can unseal, or with the node key again. Certificates and keys of the API stay with the node
+	// key. The answer has the recovery string, which the node does not keep. FAILED_PRECONDITION when
+	// the machine has no TPM 2.0, when its firmware has not measured PCR 7, when secrets cannot be
+	// read and abandon is not set, or while a slot is on trial. Role: admin.
 	Seal(context.Context, *SealRequest) (*SealResponse, error)
-	// Unseal opens the seal with its recovery string, and seals its key for the machine as it is now. INVALID_ARGUMENT when it is not the string of a seal of this node.
-	// Role: admin.
+	// Unseal opens the seal with its recovery string, and seals its key for the machine as it is now.
+	// INVALID_ARGUMENT when it is not the string of a seal of this node. Role: admin.
 	Unseal(context.Context, *UnsealRequest) (*UnsealResponse, error)
 	mustEmbedUnimplementedSystemServiceServer()
 }
@@ -2021,14 +2045,17 @@ const (
 //
 // SecretService keeps secrets. They can be written and removed, never read.
 type SecretServiceClient interface {
-	// SetSecret stores or replaces a secret. What uses it is changed at once. INVALID_ARGUMENT when the value does not fit a field of the
-	// present document that names it. The former value is kept until the next document is accepted for good. Role: operator.
+	// SetSecret stores or replaces a secret. Tunnels and peers that use it change at once.
+	// INVALID_ARGUMENT when the value does not fit a field of the present document that names it. The
+	// former value is kept until the next document is accepted permanently. Role: operator.
 	SetSecret(ctx context.Context, in *SetSecretRequest, opts ...grpc.CallOption) (*SecretInfo, error)
-	// RollbackSecret gives a secret the value that it had before it was set last; NOT_FOUND when that is not kept. Role: operator.
+	// RollbackSecret gives a secret the value that it had before it was set last; NOT_FOUND when that
+	// is not kept. Role: operator.
 	RollbackSecret(ctx context.Context, in *RollbackSecretRequest, opts ...grpc.CallOption) (*SecretInfo, error)
 	// ListSecrets returns names and fingerprints. Role: reader.
 	ListSecrets(ctx context.Context, in *ListSecretsRequest, opts ...grpc.CallOption) (*ListSecretsResponse, error)
-	// DeleteSecret removes a secret; FAILED_PRECONDITION while the present document uses it. Role: operator.
+	// DeleteSecret removes a secret; FAILED_PRECONDITION while the present document uses it. Role:
+	// operator.
 	DeleteSecret(ctx context.Context, in *DeleteSecretRequest, opts ...grpc.CallOption) (*DeleteSecretResponse, error)
 }
 
@@ -2086,14 +2113,17 @@ func (c *secretServiceClient) DeleteSecret(ctx context.Context, in *DeleteSecret
 //
 // SecretService keeps secrets. They can be written and removed, never read.
 type SecretServiceServer interface {
-	// SetSecret stores or replaces a secret. What uses it is changed at once. INVALID_ARGUMENT when the value does not fit a field of the
-	// present document that names it. The former value is kept until the next document is accepted for good. Role: operator.
+	// SetSecret stores or replaces a secret. Tunnels and peers that use it change at once.
+	// INVALID_ARGUMENT when the value does not fit a field of the present document that names it. The
+	// former value is kept until the next document is accepted permanently. Role: operator.
 	SetSecret(context.Context, *SetSecretRequest) (*SecretInfo, error)
-	// RollbackSecret gives a secret the value that it had before it was set last; NOT_FOUND when that is not kept. Role: operator.
+	// RollbackSecret gives a secret the value that it had before it was set last; NOT_FOUND when that
+	// is not kept. Role: operator.
 	RollbackSecret(context.Context, *RollbackSecretRequest) (*SecretInfo, error)
 	// ListSecrets returns names and fingerprints. Role: reader.
 	ListSecrets(context.Context, *ListSecretsRequest) (*ListSecretsResponse, error)
-	// DeleteSecret removes a secret; FAILED_PRECONDITION while the present document uses it. Role: operator.
+	// DeleteSecret removes a secret; FAILED_PRECONDITION while the present document uses it. Role:
+	// operator.
 	DeleteSecret(context.Context, *DeleteSecretRequest) (*DeleteSecretResponse, error)
 	mustEmbedUnimplementedSecretServiceServer()
 }
@@ -2250,22 +2280,25 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// AccessService gives and takes access.
+// AccessService grants and revokes access.
 type AccessServiceClient interface {
 	// IssueClient signs a client certificate. Role: admin.
 	IssueClient(ctx context.Context, in *IssueClientRequest, opts ...grpc.CallOption) (*IssueClientResponse, error)
 	// ListClients returns the certificates that were issued. Role: admin.
 	ListClients(ctx context.Context, in *ListClientsRequest, opts ...grpc.CallOption) (*ListClientsResponse, error)
-	// RevokeClient refuses a certificate from now on, also on open connections. Role: admin.
-	// It refuses the certificates that were renewed from it too, and those that it was renewed from.
+	// RevokeClient refuses a certificate from now on, also on open connections. Role: admin. It
+	// refuses the certificates that were renewed from it too, and those that it was renewed from.
 	RevokeClient(ctx context.Context, in *RevokeClientRequest, opts ...grpc.CallOption) (*RevokeClientResponse, error)
-	// RenewClient signs a certificate that follows the one of the caller: the same name and role, and its lifetime again. Each certificate is
-	// renewed once, in the last third of its lifetime or while the authority that signed it is the former one; a certificate of less than 30
-	// days is not. The same key again gets the same certificate. A client and what it was renewed from are good for 10 years in all.
-	// Over the unix socket the error is INVALID_ARGUMENT. Role: reader.
+	// RenewClient signs a certificate that follows the one of the caller: the same name and role, and
+	// its lifetime again. Each certificate is renewed once, in the last third of its lifetime or
+	// while the authority that signed it is the former one; a certificate of less than 30 days is
+	// not. A second call with the same key returns the same certificate. A certificate and all those
+	// that it was renewed from are valid for 10 years in all. Over the unix socket the error is
+	// INVALID_ARGUMENT. Role: reader.
 	RenewClient(ctx context.Context, in *RenewClientRequest, opts ...grpc.CallOption) (*RenewClientResponse, error)
-	// RenewAuthority makes a new certificate authority. For 30 days the server still shows a certificate of the former one, and clients of
-	// the former one get in; those that are issued from now on trust both. Role: admin.
+	// RenewAuthority makes a new certificate authority. For 30 days the server still presents a
+	// certificate of the former one, and clients of the former one get in; contexts that are issued
+	// from now on trust both. Role: admin.
 	RenewAuthority(ctx context.Context, in *RenewAuthorityRequest, opts ...grpc.CallOption) (*RenewAuthorityResponse, error)
 }
 
@@ -2331,22 +2364,25 @@ func (c *accessServiceClient) RenewAuthority(ctx context.Context, in *RenewAutho
 // All implementations must embed UnimplementedAccessServiceServer
 // for forward compatibility.
 //
-// AccessService gives and takes access.
+// AccessService grants and revokes access.
 type AccessServiceServer interface {
 	// IssueClient signs a client certificate. Role: admin.
 	IssueClient(context.Context, *IssueClientRequest) (*IssueClientResponse, error)
 	// ListClients returns the certificates that were issued. Role: admin.
 	ListClients(context.Context, *ListClientsRequest) (*ListClientsResponse, error)
-	// RevokeClient refuses a certificate from now on, also on open connections. Role: admin.
-	// It refuses the certificates that were renewed from it too, and those that it was renewed from.
+	// RevokeClient refuses a certificate from now on, also on open connections. Role: admin. It
+	// refuses the certificates that were renewed from it too, and those that it was renewed from.
 	RevokeClient(context.Context, *RevokeClientRequest) (*RevokeClientResponse, error)
-	// RenewClient signs a certificate that follows the one of the caller: the same name and role, and its lifetime again. Each certificate is
-	// renewed once, in the last third of its lifetime or while the authority that signed it is the former one; a certificate of less than 30
-	// days is not. The same key again gets the same certificate. A client and what it was renewed from are good for 10 years in all.
-	// Over the unix socket the error is INVALID_ARGUMENT. Role: reader.
+	// RenewClient signs a certificate that follows the one of the caller: the same name and role, and
+	// its lifetime again. Each certificate is renewed once, in the last third of its lifetime or
+	// while the authority that signed it is the former one; a certificate of less than 30 days is
+	// not. A second call with the same key returns the same certificate. A certificate and all those
+	// that it was renewed from are valid for 10 years in all. Over the unix socket the error is
+	// INVALID_ARGUMENT. Role: reader.
 	RenewClient(context.Context, *RenewClientRequest) (*RenewClientResponse, error)
-	// RenewAuthority makes a new certificate authority. For 30 days the server still shows a certificate of the former one, and clients of
-	// the former one get in; those that are issued from now on trust both. Role: admin.
+	// RenewAuthority makes a new certificate authority. For 30 days the server still presents a
+	// certificate of the former one, and clients of the former one get in; contexts that are issued
+	// from now on trust both. Role: admin.
 	RenewAuthority(context.Context, *RenewAuthorityRequest) (*RenewAuthorityResponse, error)
 	mustEmbedUnimplementedAccessServiceServer()
 }
@@ -2525,11 +2561,13 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// EgressService tells how many ports of the pools' addresses are in use.
+// EgressService reads how many ports of the pools' addresses are in use.
 type EgressServiceClient interface {
-	// ListPorts returns what is used of the ports of each address, counted not more than a few seconds ago. Role: reader.
+	// ListPorts returns the ports in use of each address, counted not more than a few seconds ago.
+	// Role: reader.
 	ListPorts(ctx context.Context, in *ListPortsRequest, opts ...grpc.CallOption) (*ListPortsResponse, error)
-	// WatchPorts follows the same; flows are counted every 30 seconds, and more often where ports get short. Role: reader.
+	// WatchPorts follows the same; flows are counted every 30 seconds, and more often where ports run
+	// short. Role: reader.
 	WatchPorts(ctx context.Context, in *WatchPortsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PortEvent], error)
 }
 
@@ -2574,11 +2612,13 @@ type EgressService_WatchPortsClient = grpc.ServerStreamingClient[PortEvent]
 // All implementations must embed UnimplementedEgressServiceServer
 // for forward compatibility.
 //
-// EgressService tells how many ports of the pools' addresses are in use.
+// EgressService reads how many ports of the pools' addresses are in use.
 type EgressServiceServer interface {
-	// ListPorts returns what is used of the ports of each address, counted not more than a few seconds ago. Role: reader.
+	// ListPorts returns the ports in use of each address, counted not more than a few seconds ago.
+	// Role: reader.
 	ListPorts(context.Context, *ListPortsRequest) (*ListPortsResponse, error)
-	// WatchPorts follows the same; flows are counted every 30 seconds, and more often where ports get short. Role: reader.
+	// WatchPorts follows the same; flows are counted every 30 seconds, and more often where ports run
+	// short. Role: reader.
 	WatchPorts(*WatchPortsRequest, grpc.ServerStreamingServer[PortEvent]) error
 	mustEmbedUnimplementedEgressServiceServer()
 }

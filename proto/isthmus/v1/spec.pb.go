@@ -22,10 +22,11 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Spec is everything that is wanted of one node. It is written as YAML or JSON with the field names of this
-// message in lowerCamelCase. Durations are written as Go durations ("90s", "1h30m"); addresses and prefixes in
-// their canonical text form (RFC 4632, RFC 5952). Secrets are never part of it: where one is needed, the field
-// holds the name under which it was stored with `isthmus secret set`.
+// Spec is the whole desired state of one node. It is written as YAML or JSON with the field names
+// of this message in lowerCamelCase. Durations are written as Go durations ("90s", "1h30m");
+// addresses and prefixes in their canonical text form (RFC 4632, RFC 5952). Secrets are never part
+// of it: where one is needed, the field holds the name under which it was stored with `isthmus
+// secret set`.
 type Spec struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The node itself. Required.
@@ -36,17 +37,18 @@ type Spec struct {
 	Tunnels []*Tunnel `protobuf:"bytes,3,rep,name=tunnels,proto3" json:"tunnels,omitempty"`
 	// The BGP sessions, each inside one tunnel.
 	Peers []*Peer `protobuf:"bytes,4,rep,name=peers,proto3" json:"peers,omitempty"`
-	// Prefixes that this node originates in BGP. They still reach a peer only if that peer's export policy allows
-	// them.
+	// Prefixes that this node originates in BGP. They still reach a peer only if that peer's export
+	// policy allows them.
 	Announce []string `protobuf:"bytes,5,rep,name=announce,proto3" json:"announce,omitempty"`
 	// Routes that are set by hand.
 	StaticRoutes []*StaticRoute `protobuf:"bytes,6,rep,name=static_routes,json=staticRoutes,proto3" json:"static_routes,omitempty"`
 	// Source NAT toward the underlay.
 	Egress *Egress `protobuf:"bytes,7,opt,name=egress,proto3" json:"egress,omitempty"`
-	// Networks behind plain interfaces. Packets are forwarded only between tunnels and attachments, and from them to the
-	// underlay through `egress`; what comes by another interface, or would leave by one, is dropped.
+	// Networks behind plain interfaces. Packets are forwarded only between tunnels and attachments,
+	// and from them to the underlay through `egress`; packets that come or would leave by another
+	// interface are dropped.
 	Attachments []*Attachment `protobuf:"bytes,8,rep,name=attachments,proto3" json:"attachments,omitempty"`
-	// Who may reach the node itself.
+	// Sources that may reach the node itself.
 	Access        *Access `protobuf:"bytes,9,opt,name=access,proto3" json:"access,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -145,17 +147,19 @@ func (x *Spec) GetAccess() *Access {
 	return nil
 }
 
-// Attachment makes the network behind a plain interface a spoke like one behind a tunnel: a LAN at a second network
-// card, or a VPC whose route table points at this node.
+// Attachment makes the network behind a plain interface a spoke like one behind a tunnel: a LAN at
+// a second network card, or a VPC whose route table points at this node.
 type Attachment struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Unique name, also among the tunnels: lower case letters, digits and hyphens, 1 to 63 characters. Required.
+	// Unique name, also among the tunnels: lower case letters, digits and hyphens, 1 to 63
+	// characters. Required.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// Name of the kernel interface, at most 15 characters. The underlay's own is for networks that reach this node by it;
-	// only their `sources` are then inside. Required.
+	// Name of the kernel interface, at most 15 characters. The underlay's own is for networks that
+	// reach this node by it; only their `sources` are then inside. Required.
 	Interface string `protobuf:"bytes,2,opt,name=interface,proto3" json:"interface,omitempty"`
-	// Prefixes that packets may have as source when they come by the interface; what has another source is dropped and counted. With
-	// the underlay's interface, /8 or longer (IPv4), /16 or longer (IPv6). At most 1000. Default: the prefixes of `routes`.
+	// Prefixes that packets may have as source when they come by the interface; packets with another
+	// source are dropped and counted. With the underlay's interface, /8 or longer (IPv4), /16 or
+	// longer (IPv6). At most 1000. Default: the prefixes of `routes`.
 	Sources []string `protobuf:"bytes,3,rep,name=sources,proto3" json:"sources,omitempty"`
 	// Prefixes behind the interface that are not those of its own networks. At most 1000.
 	Routes        []*AttachmentRoute `protobuf:"bytes,4,rep,name=routes,proto3" json:"routes,omitempty"`
@@ -226,7 +230,8 @@ type AttachmentRoute struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The destination. Unique among all static routes. Required.
 	Prefix string `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
-	// Address of the router that leads there, on the network of the interface. Default: the destination is on that network.
+	// Address of the router that leads there, on the network of the interface. Default: the
+	// destination is on that network.
 	Via           string `protobuf:"bytes,2,opt,name=via,proto3" json:"via,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -276,23 +281,28 @@ func (x *AttachmentRoute) GetVia() string {
 	return ""
 }
 
-// Access says who may reach the node itself.
+// Access lists the sources that may reach the node itself.
 type Access struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Sources that may reach the API, by any interface, beside those that the daemon was started with (`isthmusd -api-from`); others get no
-	// answer. At most 1000. The unix socket and the loopback always work. Default: none.
+	// Sources that may reach the API, by any interface, in addition to those that the daemon was
+	// started with (`isthmusd -api-from`); others get no answer. At most 1000. The unix socket and
+	// the loopback always work. Default: none.
 	Api []string `protobuf:"bytes,1,rep,name=api,proto3" json:"api,omitempty"`
-	// What becomes of packets to the node itself that nothing lets in. "drop" lets in answers, ICMP as far as a node needs it (RFC 4890
-	// section 4.4), answers of DHCP, IKE and ESP by the underlay when there is an IPsec tunnel, the port of each WireGuard tunnel, BGP and DNS
-	// inside tunnels, and what `api` and `ssh` name. "keep" leaves what isthmus does not serve itself as the machine has it. Default: what the
-	// daemon was started with (`isthmusd -input`).
+	// The treatment of packets to the node itself that nothing else admits. "drop" admits only
+	// answers, ICMP as far as a node needs it (RFC 4890 section 4.4), answers of DHCP, IKE and ESP by
+	// the underlay when there is an IPsec tunnel, the port of each WireGuard tunnel, BGP and DNS
+	// inside tunnels, and sources in `api` and `ssh`. "keep" leaves packets for services other than
+	// those of isthmus to the machine's own rules. Default: the value that the daemon was started
+	// with (`isthmusd -input`).
 	Input string `protobuf:"bytes,2,opt,name=input,proto3" json:"input,omitempty"`
-	// Sources that may reach TCP port 22 when input is "drop": by any interface but tunnels, and by a tunnel when the tunnel's own sources,
-	// not all addresses, have the prefix in them. At most 1000. Default: none.
+	// Sources that may reach TCP port 22 when input is "drop": by any interface but tunnels, and by a
+	// tunnel when the tunnel's own sources, not all addresses, have the prefix in them. At most 1000.
+	// Default: none.
 	Ssh []string `protobuf:"bytes,3,rep,name=ssh,proto3" json:"ssh,omitempty"`
-	// Public keys that may log in as root by SSH, each a line of authorized_keys (sshd(8)) without options, of type ssh-ed25519, sk-ssh-ed25519@openssh.com,
-	// ecdsa-sha2-nistp256, -384, -521 or sk-ecdsa-sha2-nistp256@openssh.com, or ssh-rsa with 3072 bits or more. For the image alone, whose SSH server runs only while
-	// there are keys. Needs `ssh`. At most 64. Default: none.
+	// Public keys that may log in as root by SSH, each a line of authorized_keys (sshd(8)) without
+	// options, of type ssh-ed25519, sk-ssh-ed25519@openssh.com, ecdsa-sha2-nistp256, -384, -521 or
+	// sk-ecdsa-sha2-nistp256@openssh.com, or ssh-rsa with 3072 bits or more. For the image alone,
+	// whose SSH server runs only while there are keys. Needs `ssh`. At most 64. Default: none.
 	SshKeys       []string `protobuf:"bytes,4,rep,name=ssh_keys,json=sshKeys,proto3" json:"ssh_keys,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -356,13 +366,14 @@ func (x *Access) GetSshKeys() []string {
 	return nil
 }
 
-// Node names the router and gives it its place in BGP.
+// Node is the name of the router and its identity in BGP.
 type Node struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Name of the node: lower case letters, digits and hyphens, 1 to 63 characters (RFC 1123). Required.
+	// Name of the node: lower case letters, digits and hyphens, 1 to 63 characters (RFC 1123).
+	// Required.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// Autonomous system number of this node, 1 to 4294967294 (RFC 6793), without the reserved 23456 and 65535.
-	// Required when there are peers.
+	// Autonomous system number of this node, 1 to 4294967294 (RFC 6793), without the reserved 23456
+	// and 65535. Required when there are peers.
 	Asn uint32 `protobuf:"varint,2,opt,name=asn,proto3" json:"asn,omitempty"`
 	// BGP identifier (RFC 6286), an IPv4 address. Default: the underlay address.
 	RouterId      string `protobuf:"bytes,3,opt,name=router_id,json=routerId,proto3" json:"router_id,omitempty"`
@@ -421,16 +432,18 @@ func (x *Node) GetRouterId() string {
 	return ""
 }
 
-// Underlay is the interface toward the Internet. In a cloud its address is private and the platform translates it
-// one to one to a public address.
+// Underlay is the interface toward the Internet. In a cloud its address is private and the platform
+// translates it one to one to a public address.
 type Underlay struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Name of the kernel interface, at most 15 characters. Required.
 	Interface string `protobuf:"bytes,1,opt,name=interface,proto3" json:"interface,omitempty"`
-	// Address on the interface, or "auto" for the primary one by what the platform says (`isthmusd -platform`). Required.
+	// Address on the interface, or "auto" for the primary one that the platform reports (`isthmusd
+	// -platform`). Required.
 	Address string `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
-	// Address under which peers see this node, or "auto" for the one that the platform translates to `address`. It is also the IKE identity: when the
-	// platform gives another one, tunnels that have it are made again. Default: `address`.
+	// Address under which peers see this node, or "auto" for the one that the platform translates to
+	// `address`. It is also the IKE identity: when the platform reports another one, tunnels that use
+	// it are created again. Default: `address`.
 	PublicAddress string `protobuf:"bytes,3,opt,name=public_address,json=publicAddress,proto3" json:"public_address,omitempty"`
 	// MTU of the path to the peers in bytes, 1280 to 9216. Default: 1500.
 	Mtu           uint32 `protobuf:"varint,4,opt,name=mtu,proto3" json:"mtu,omitempty"`
@@ -501,30 +514,34 @@ type Tunnel struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Unique name: lower case letters, digits and hyphens, 1 to 63 characters. Required.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// What encrypts the link. Exactly one is required.
+	// The encryption of the link. Exactly one is required.
 	//
 	// Types that are valid to be assigned to Encryption:
 	//
 	//	*Tunnel_Ipsec
 	//	*Tunnel_Wireguard
 	Encryption isTunnel_Encryption `protobuf_oneof:"encryption"`
-	// Inside addresses, at most one pair of each family. Default: an IPv4 /30 is allocated from 169.254.64.0/18, in
-	// which the peer has the first host address and this node the second; with `cloud` azure and azure-vwan, single
-	// addresses from 169.254.21.0 to 169.254.22.255, this node's the same in all its tunnels there.
+	// Inside addresses, at most one pair of each family. Default: an IPv4 /30 is allocated from
+	// 169.254.64.0/18, in which the peer has the first host address and this node the second; with
+	// `cloud` azure and azure-vwan, single addresses from 169.254.21.0 to 169.254.22.255, this node's
+	// the same in all its tunnels there.
 	Inside []*Inside `protobuf:"bytes,4,rep,name=inside,proto3" json:"inside,omitempty"`
-	// MTU of the tunnel interface in bytes, 1280 to 9216 (576 without IPv6 inside addresses). Default: computed from the underlay
-	// MTU, the encapsulation and the largest overhead of the proposals.
+	// MTU of the tunnel interface in bytes, 1280 to 9216 (576 without IPv6 inside addresses).
+	// Default: computed from the underlay MTU, the encapsulation and the largest overhead of the
+	// proposals.
 	Mtu uint32 `protobuf:"varint,5,opt,name=mtu,proto3" json:"mtu,omitempty"`
-	// Largest TCP segment through the tunnel in bytes, both directions, 536 to 9176 (RFC 9293 section 3.7.1). Default: the MTU
-	// less 40 for IPv4 and less 60 for IPv6.
+	// Largest TCP segment through the tunnel in bytes, both directions, 536 to 9176 (RFC 9293 section
+	// 3.7.1). Default: the MTU less 40 for IPv4 and less 60 for IPv6.
 	Mss uint32 `protobuf:"varint,6,opt,name=mss,proto3" json:"mss,omitempty"`
-	// The cloud whose own VPN gateway is the peer: "aws", "azure", "azure-vwan", "gcp" or "oci". Whatever the tunnel and the
-	// peers in it leave out is then what that gateway needs, as `isthmus cloud show` lists it with reasons, and what the gateway
-	// would refuse is refused here. Only with `ipsec`. Default: none.
+	// The cloud whose own VPN gateway is the peer: "aws", "azure", "azure-vwan", "gcp" or "oci".
+	// Fields that the tunnel and the peers in it leave out then have the values that this gateway
+	// needs, as `isthmus cloud show` lists them with reasons, and values that the gateway would
+	// refuse are refused here. Only with `ipsec`. Default: none.
 	Cloud string `protobuf:"bytes,7,opt,name=cloud,proto3" json:"cloud,omitempty"`
-	// Prefixes that packets may have as source when they come by the tunnel; what has another source is dropped and counted. The
-	// peer's inside and BGP addresses, and mapped prefixes, are always among them. At most 1000. Default: what the import
-	// policies of the peers in the tunnel may accept, and the destinations of static routes by it (RFC 8704).
+	// Prefixes that packets may have as source when they come by the tunnel; packets with another
+	// source are dropped and counted. The peer's inside and BGP addresses, and mapped prefixes, are
+	// always among them. At most 1000. Default: the prefixes that the import policies of the peers in
+	// the tunnel may accept, and the destinations of static routes by it (RFC 8704).
 	Sources       []string `protobuf:"bytes,8,rep,name=sources,proto3" json:"sources,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -637,7 +654,8 @@ type Tunnel_Ipsec struct {
 }
 
 type Tunnel_Wireguard struct {
-	// WireGuard, by the kernel, or where it has none in user space: at most 16 tunnels then.
+	// WireGuard, in the kernel, or in user space if the kernel does not have it: at most 16 tunnels
+	// then.
 	Wireguard *WireGuard `protobuf:"bytes,3,opt,name=wireguard,proto3,oneof"`
 }
 
@@ -648,11 +666,11 @@ func (*Tunnel_Wireguard) isTunnel_Encryption() {}
 // Inside is a pair of addresses inside a tunnel.
 type Inside struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Address of this node with its prefix length: /30 or /31 (IPv4), /126 or /127 (IPv6), or a single address as /32
-	// or /128. Required.
+	// Address of this node with its prefix length: /30 or /31 (IPv4), /126 or /127 (IPv6), or a
+	// single address as /32 or /128. Required.
 	Local string `protobuf:"bytes,1,opt,name=local,proto3" json:"local,omitempty"`
-	// Address of the peer. It may be left out with /30, /31, /126 and /127, where it is the other address of the
-	// block, and is required with /32 and /128.
+	// Address of the peer. It may be left out with /30, /31, /126 and /127, where it is the other
+	// address of the block, and is required with /32 and /128.
 	Remote        string `protobuf:"bytes,2,opt,name=remote,proto3" json:"remote,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -702,8 +720,8 @@ func (x *Inside) GetRemote() string {
 	return ""
 }
 
-// IPsec is an IKEv2 tunnel (RFC 7296) whose traffic selectors are 0.0.0.0/0, ::/0, or both, as its inside addresses
-// are: what enters it is decided by routes.
+// IPsec is an IKEv2 tunnel (RFC 7296) whose traffic selectors are 0.0.0.0/0, ::/0, or both, as its
+// inside addresses are: routes decide which packets enter it.
 type IPsec struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Outside address of the peer. Required.
@@ -716,19 +734,20 @@ type IPsec struct {
 	Psk string `protobuf:"bytes,4,opt,name=psk,proto3" json:"psk,omitempty"`
 	// IKE proposals in strongSwan's notation, best first. Default: ["aes256gcm16-prfsha384-ecp384"].
 	IkeProposals []string `protobuf:"bytes,5,rep,name=ike_proposals,json=ikeProposals,proto3" json:"ike_proposals,omitempty"`
-	// ESP proposals in strongSwan's notation, best first; a group means perfect forward secrecy on rekeying.
-	// Default: ["aes256gcm16-ecp384"].
+	// ESP proposals in strongSwan's notation, best first; a group means perfect forward secrecy on
+	// rekeying. Default: ["aes256gcm16-ecp384"].
 	EspProposals []string `protobuf:"bytes,6,rep,name=esp_proposals,json=espProposals,proto3" json:"esp_proposals,omitempty"`
-	// Time after which this node renews the IKE SA, 15m to 24h. Default: 6h.
+	// Time after which this node rekeys the IKE SA, 15m to 24h. Default: 6h.
 	IkeRekey *durationpb.Duration `protobuf:"bytes,7,opt,name=ike_rekey,json=ikeRekey,proto3" json:"ike_rekey,omitempty"`
-	// Time after which this node renews the CHILD SA, 5m to 24h. Default: 45m.
+	// Time after which this node rekeys the CHILD SA, 5m to 24h. Default: 45m.
 	ChildRekey *durationpb.Duration `protobuf:"bytes,8,opt,name=child_rekey,json=childRekey,proto3" json:"child_rekey,omitempty"`
-	// Number of bytes after which this node renews the CHILD SA. Default: 0, no limit.
+	// Number of bytes after which this node rekeys the CHILD SA. Default: 0, no limit.
 	ChildRekeyBytes uint64 `protobuf:"varint,9,opt,name=child_rekey_bytes,json=childRekeyBytes,proto3" json:"child_rekey_bytes,omitempty"`
-	// Time without traffic after which the peer is asked whether it lives (RFC 7296 section 2.4), 1s to 1h.
-	// Default: 10s.
+	// Time without traffic after which this node checks the liveness of the peer (RFC 7296 section
+	// 2.4), 1s to 1h. Default: 10s.
 	DpdDelay *durationpb.Duration `protobuf:"bytes,10,opt,name=dpd_delay,json=dpdDelay,proto3" json:"dpd_delay,omitempty"`
-	// Wait for the peer to open the tunnel and never open it. Default: false, this node opens it and keeps trying.
+	// Wait for the peer to open the tunnel and never open it. Default: false, this node opens it and
+	// keeps trying.
 	RespondOnly bool `protobuf:"varint,11,opt,name=respond_only,json=respondOnly,proto3" json:"respond_only,omitempty"`
 	// Anti-replay window in packets, 32 to 4096 (RFC 4303 section 3.4.3). Default: 1024.
 	ReplayWindow  uint32 `protobuf:"varint,12,opt,name=replay_window,json=replayWindow,proto3" json:"replay_window,omitempty"`
@@ -859,7 +878,8 @@ type WireGuard struct {
 	PeerPublicKey string `protobuf:"bytes,2,opt,name=peer_public_key,json=peerPublicKey,proto3" json:"peer_public_key,omitempty"`
 	// Name of the secret that holds the pre-shared key in base64. Default: none.
 	PresharedKey string `protobuf:"bytes,3,opt,name=preshared_key,json=presharedKey,proto3" json:"preshared_key,omitempty"`
-	// Address and port of the peer, as "203.0.113.7:51820". Default: learnt from the first valid packet.
+	// Address and port of the peer, as "203.0.113.7:51820". Default: learnt from the first valid
+	// packet.
 	Endpoint string `protobuf:"bytes,4,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
 	// UDP port of this side, 1 to 65535; unique on the node. Required.
 	ListenPort uint32 `protobuf:"varint,5,opt,name=listen_port,json=listenPort,proto3" json:"listen_port,omitempty"`
@@ -941,7 +961,8 @@ func (x *WireGuard) GetKeepalive() *durationpb.Duration {
 	return nil
 }
 
-// Peer is one BGP session (RFC 4271). Nothing is accepted or announced that its policies do not name (RFC 8212).
+// Peer is one BGP session (RFC 4271). It accepts and announces only what its policies allow (RFC
+// 8212).
 type Peer struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Unique name: lower case letters, digits and hyphens, 1 to 63 characters. Required.
@@ -956,26 +977,28 @@ type Peer struct {
 	LocalAddress string `protobuf:"bytes,5,opt,name=local_address,json=localAddress,proto3" json:"local_address,omitempty"`
 	// Hold time, 3s to 65535s (RFC 4271 section 4.2). Default: 30s.
 	HoldTime *durationpb.Duration `protobuf:"bytes,6,opt,name=hold_time,json=holdTime,proto3" json:"hold_time,omitempty"`
-	// Interval of keepalive messages, 1s to a third of the hold time. Default: a third of the hold time.
+	// Interval of keepalive messages, 1s to a third of the hold time. Default: a third of the hold
+	// time.
 	Keepalive *durationpb.Duration `protobuf:"bytes,7,opt,name=keepalive,proto3" json:"keepalive,omitempty"`
-	// Time to live of the session's packets, 1 to 255. Default: 1 when the peer's address is the tunnel's remote
-	// inside address, else 2.
+	// Time to live of the session's packets, 1 to 255. Default: 1 when the peer's address is the
+	// tunnel's remote inside address, else 2.
 	Ttl uint32 `protobuf:"varint,8,opt,name=ttl,proto3" json:"ttl,omitempty"`
-	// Wait for the peer to open the TCP connection. Default: false, both sides try; on a WireGuard tunnel the side with the higher
-	// address waits, since two nodes that both try can miss each other for long.
+	// Wait for the peer to open the TCP connection. Default: false, both sides try; on a WireGuard
+	// tunnel the side with the higher address waits, since two nodes that both try can miss each
+	// other for a long time.
 	Passive *bool `protobuf:"varint,9,opt,name=passive,proto3,oneof" json:"passive,omitempty"`
 	// Name of the secret that holds the TCP MD5 key (RFC 2385), at most 80 bytes. Default: none.
 	Password string `protobuf:"bytes,10,opt,name=password,proto3" json:"password,omitempty"`
-	// What is accepted from the peer. Default: nothing.
+	// Routes that are accepted from the peer. Default: nothing.
 	Import *ImportPolicy `protobuf:"bytes,11,opt,name=import,proto3" json:"import,omitempty"`
-	// What is announced to the peer. Default: nothing.
+	// Routes that are announced to the peer. Default: nothing.
 	Export *ExportPolicy `protobuf:"bytes,12,opt,name=export,proto3" json:"export,omitempty"`
 	// Number of prefixes after which the session is closed, 1 to 1000000. Default: 1000.
 	MaxPrefixes uint32 `protobuf:"varint,13,opt,name=max_prefixes,json=maxPrefixes,proto3" json:"max_prefixes,omitempty"`
-	// Replace the peer's own number in the AS paths announced to it by ours, so that two sites with the same number
-	// reach each other through this node.
+	// Replace the peer's own ASN in the AS paths announced to it by ours, so that two sites with the
+	// same ASN reach each other through this node.
 	AsOverride bool `protobuf:"varint,14,opt,name=as_override,json=asOverride,proto3" json:"as_override,omitempty"`
-	// How often our own number may occur in an accepted AS path, 0 to 10. Default: 0.
+	// How often our own ASN may occur in an accepted AS path, 0 to 10. Default: 0.
 	AllowOwnAs uint32 `protobuf:"varint,15,opt,name=allow_own_as,json=allowOwnAs,proto3" json:"allow_own_as,omitempty"`
 	// Do not offer graceful restart (RFC 4724) to this peer.
 	DisableGracefulRestart bool `protobuf:"varint,16,opt,name=disable_graceful_restart,json=disableGracefulRestart,proto3" json:"disable_graceful_restart,omitempty"`
@@ -1189,12 +1212,13 @@ func (x *PrefixRule) GetLe() uint32 {
 	return 0
 }
 
-// ImportPolicy says what is accepted from a peer.
+// ImportPolicy defines the routes that are accepted from a peer.
 type ImportPolicy struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Prefixes that are accepted. Whatever no rule matches is refused.
+	// Prefixes that are accepted. Prefixes that match no rule are refused.
 	Allow []*PrefixRule `protobuf:"bytes,1,rep,name=allow,proto3" json:"allow,omitempty"`
-	// LOCAL_PREF of what is accepted, 1 to 4294967295; higher wins (RFC 4271 section 9.1.1). Default: 100.
+	// LOCAL_PREF of accepted routes, 1 to 4294967295; higher wins (RFC 4271 section 9.1.1). Default:
+	// 100.
 	LocalPreference uint32 `protobuf:"varint,2,opt,name=local_preference,json=localPreference,proto3" json:"local_preference,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
@@ -1244,18 +1268,19 @@ func (x *ImportPolicy) GetLocalPreference() uint32 {
 	return 0
 }
 
-// ExportPolicy says what is announced to a peer.
+// ExportPolicy defines the routes that are announced to a peer.
 type ExportPolicy struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Prefixes that are announced. Whatever no rule matches is held back.
+	// Prefixes that are announced. Prefixes that match no rule are held back.
 	Allow []*PrefixRule `protobuf:"bytes,1,rep,name=allow,proto3" json:"allow,omitempty"`
-	// MULTI_EXIT_DISC of what is announced (RFC 4271 section 5.1.4). Default: none is sent.
+	// MULTI_EXIT_DISC of announced routes (RFC 4271 section 5.1.4). Default: none is sent.
 	Med *uint32 `protobuf:"varint,2,opt,name=med,proto3,oneof" json:"med,omitempty"`
-	// How many more times our own number is put in front of the AS path, 0 to 10. Default: 0.
+	// How many more times our own ASN is prepended to the AS path, 0 to 10. Default: 0.
 	Prepend uint32 `protobuf:"varint,3,opt,name=prepend,proto3" json:"prepend,omitempty"`
-	// How many prefixes are announced at most, 1 to 1000000. What exceeds is held back, and a condition of the peer says so:
-	// `announce` comes first, so that aggregates there stand for the rest, then short prefixes, then low addresses.
-	// Default: less than the cloud at the other end takes, else no limit.
+	// Largest number of prefixes that are announced, 1 to 1000000. Prefixes above it are held back,
+	// and a condition of the peer reports them: `announce` comes first, so that its aggregates cover
+	// the rest, then short prefixes, then low addresses. Default: less than the limit of the cloud at
+	// the other end, else no limit.
 	MaxPrefixes   uint32 `protobuf:"varint,4,opt,name=max_prefixes,json=maxPrefixes,proto3" json:"max_prefixes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1326,7 +1351,7 @@ type StaticRoute struct {
 	Prefix string `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
 	// Names of the tunnels to use, all at once when there are several. Required unless `blackhole`.
 	Tunnels []string `protobuf:"bytes,2,rep,name=tunnels,proto3" json:"tunnels,omitempty"`
-	// Drop what matches (RFC 3882).
+	// Drop packets to the prefix (RFC 3882).
 	Blackhole     bool `protobuf:"varint,3,opt,name=blackhole,proto3" json:"blackhole,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1388,35 +1413,41 @@ type Egress struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Sets of source addresses.
 	Pools []*Pool `protobuf:"bytes,1,rep,name=pools,proto3" json:"pools,omitempty"`
-	// Who uses which pool for what.
+	// Which sources use which pool for which destinations.
 	Policies []*EgressPolicy `protobuf:"bytes,2,rep,name=policies,proto3" json:"policies,omitempty"`
 	// Spokes that the others see under other prefixes.
 	Maps []*PrefixMap `protobuf:"bytes,3,rep,name=maps,proto3" json:"maps,omitempty"`
-	// Log of translations, for `isthmus nat who`. It is personal data in many places. Default: none is written.
+	// Log of translations, for `isthmus nat who`. It is personal data in many places. Default: none
+	// is written.
 	Log *TranslationLog `protobuf:"bytes,20,opt,name=log,proto3" json:"log,omitempty"`
-	// Parts of the network in which traffic is near. A source leaves by the addresses of its own zone while one of them is
-	// healthy.
+	// Parts of the network in which traffic is near. A source leaves by the addresses of its own zone
+	// while one of them is healthy.
 	Zones []*Zone `protobuf:"bytes,30,rep,name=zones,proto3" json:"zones,omitempty"`
-	// DNS servers that this node asks for the names in policies and probe targets: addresses, as "10.9.0.2" or "10.9.0.2:5353"; the next
-	// one is asked when one does not answer. Default: those of /etc/resolv.conf.
+	// DNS servers that this node queries for the names in policies and probe targets: addresses, as
+	// "10.9.0.2" or "10.9.0.2:5353"; it queries the next one when one does not answer. Default: those
+	// of /etc/resolv.conf.
 	Resolvers []string `protobuf:"bytes,40,rep,name=resolvers,proto3" json:"resolvers,omitempty"`
-	// Shortest time between two queries for one name, 1s to 1h; a longer time to live of the answer counts (RFC 1035
-	// section 3.2.1). An address is a destination until twice that time after it was last answered, so that clients may use it which
-	// asked just before. Default: 30s.
+	// Shortest time between two queries for one name, 1s to 1h; a longer time to live of the answer
+	// counts (RFC 1035 section 3.2.1). An address stays a destination until twice that time after the
+	// last answer that had it, so that clients that received it just before may use it. Default: 30s.
 	NameFloor *durationpb.Duration `protobuf:"bytes,41,opt,name=name_floor,json=nameFloor,proto3" json:"name_floor,omitempty"`
-	// How long the last good addresses of a name stay while no server answers, 0s to 720h. An answer that there is no such
-	// name is an answer. Default: 24h.
+	// How long the last good addresses of a name stay while no server answers, 0s to 720h. NXDOMAIN
+	// is an answer. Default: 24h.
 	NameGrace *durationpb.Duration `protobuf:"bytes,42,opt,name=name_grace,json=nameGrace,proto3" json:"name_grace,omitempty"`
 	// DNS proxy for spokes. Default: none.
 	DnsProxy *DNSProxy `protobuf:"bytes,43,opt,name=dns_proxy,json=dnsProxy,proto3" json:"dns_proxy,omitempty"`
-	// How long an address of a name stays a destination after it was last answered, or a flow to it was last seen, 1m to 720h: for clients
-	// that keep an address longer than its time to live says. The connection table is read every 10 seconds for it, or less often
-	// when it is large. Default: twice the time to live, or twice `nameFloor` when that is longer, whether flows use the address or not.
+	// How long an address of a name stays a destination after the last answer that had it, or the
+	// last sight of a flow to it, 1m to 720h: for clients that keep an address longer than its time
+	// to live says. The node reads the connection table every 10 seconds for this, or less often when
+	// it is large. Default: twice the time to live, or twice `nameFloor` when that is longer, whether
+	// flows use the address or not.
 	NameHold *durationpb.Duration `protobuf:"bytes,44,opt,name=name_hold,json=nameHold,proto3" json:"name_hold,omitempty"`
-	// How long a flow of a protocol without ports, as ESP, GRE, IPIP or 6in4, is remembered without packets, 10s to 120h, in whole seconds.
-	// Until then it has its pool address toward its destination for itself. The kernel has one such time for all policies, and for what
-	// else goes through the machine (net.netfilter.nf_conntrack_generic_timeout, nf_conntrack_gre_timeout and nf_conntrack_gre_timeout_stream).
-	// Default: what is set on the machine; the kernel begins with 10m, and GRE with 30s and 3m.
+	// How long a flow of a protocol without ports, as ESP, GRE, IPIP or 6in4, is remembered without
+	// packets, 10s to 120h, in whole seconds. Until then no other flow of the protocol to its
+	// destination can use its pool address. The kernel has one such time for all policies, and for
+	// all other flows through the machine (net.netfilter.nf_conntrack_generic_timeout,
+	// nf_conntrack_gre_timeout and nf_conntrack_gre_timeout_stream). Default: the machine's setting;
+	// the kernel begins with 10m, and GRE with 30s and 3m.
 	PortlessTimeout *durationpb.Duration `protobuf:"bytes,45,opt,name=portless_timeout,json=portlessTimeout,proto3" json:"portless_timeout,omitempty"`
 	// How this node takes over from the one that shares its pools. Default: it does not.
 	Takeover      *Takeover `protobuf:"bytes,50,opt,name=takeover,proto3" json:"takeover,omitempty"`
@@ -1538,16 +1569,18 @@ func (x *Egress) GetTakeover() *Takeover {
 	return nil
 }
 
-// Takeover has this node take the public addresses of all its pools when the node that shares them is gone. The daemon needs a
-// program that does it (isthmusd -mover). Who has an address is what the probes of its pool tell, so that each pool needs them; and
-// what a pool announces is announced only while an address of it is known to be healthy. For flows to survive, both nodes
-// give a source the same address (the same pools with the same public addresses), and their policies have `pickup`.
+// Takeover has this node take the public addresses of all its pools when the node that shares them
+// is gone. The daemon needs a program that does it (isthmusd -mover). The probes of a pool show
+// which node has an address, so each pool needs them; and the prefixes of a pool are announced only
+// while an address of it is known to be healthy. For flows to survive, both nodes give a source the
+// same address (the same pools with the same public addresses), and their policies have `pickup`.
 type Takeover struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Remote inside addresses of tunnels that lead to the other node. It is gone when none of them answers echo requests. 1
-	// to 8.
+	// Remote inside addresses of tunnels that lead to the other node. It is gone when none of them
+	// answers echo requests. 1 to 8.
 	Watch []string `protobuf:"bytes,1,rep,name=watch,proto3" json:"watch,omitempty"`
-	// Time between two requests to each, and the time in which it must answer, 100ms to 10s. Default: 250ms.
+	// Time between two requests to each, and the time in which it must answer, 100ms to 10s. Default:
+	// 250ms.
 	Interval *durationpb.Duration `protobuf:"bytes,2,opt,name=interval,proto3" json:"interval,omitempty"`
 	// Number of requests in a row that none of them must have answered, 2 to 100. Default: 4.
 	Fall          uint32 `protobuf:"varint,3,opt,name=fall,proto3" json:"fall,omitempty"`
@@ -1661,17 +1694,20 @@ func (x *Zone) GetSources() []string {
 	return nil
 }
 
-// DNSProxy answers DNS queries of spokes (RFC 1035, UDP and TCP port 53) through the resolvers of the node. The addresses that a spoke is
-// told for a name of a policy are destinations of the policy before the spoke has the answer. It is what names with a
-// wildcard need, and names whose answers differ each time.
+// DNSProxy answers DNS queries of spokes (RFC 1035, UDP and TCP port 53) through the resolvers of
+// the node. The addresses that a spoke receives for a name of a policy are destinations of the
+// policy before the spoke has the answer. Names with a wildcard need it, and so do names whose
+// answers differ each time.
 type DNSProxy struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Addresses to listen on. A local inside address of tunnels, written in their `inside`, is served on its tunnels alone. Any other one
-	// is an address of the node that spokes have a route to, such as the underlay's or one that is announced: it is served on the
-	// tunnels and attachments in `from`, for sources that belong to them, and port 53 of it is closed to all else but the node. At least
-	// one; at most 4 of the second kind.
+	// Addresses to listen on. A local inside address of tunnels, written in their `inside`, is served
+	// on its tunnels alone. Any other one is an address of the node that spokes have a route to, such
+	// as the underlay's or one that is announced: it is served on the tunnels and attachments in
+	// `from`, for sources that belong to them, and its port 53 is closed to all others but the node.
+	// At least one; at most 4 of the second kind.
 	Listen []string `protobuf:"bytes,1,rep,name=listen,proto3" json:"listen,omitempty"`
-	// Names of the tunnels and attachments whose hosts may ask at addresses of the second kind. Default: all.
+	// Names of the tunnels and attachments whose hosts may send queries to addresses of the second
+	// kind. Default: all.
 	From          []string `protobuf:"bytes,2,rep,name=from,proto3" json:"from,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1721,16 +1757,16 @@ func (x *DNSProxy) GetFrom() []string {
 	return nil
 }
 
-// TranslationLog keeps, for each translated flow that ended, when it began and ended, its addresses and ports inside and
-// outside, whom it went to, its policy, and its packets and bytes each way. What is there already stays when the log is taken out of
-// the document, until it is too old.
+// TranslationLog keeps, for each translated flow that ended, when it began and ended, its addresses
+// and ports inside and outside, its destination, its policy, and its packets and bytes each way.
+// Existing records stay when the log is removed from the document, until they are too old.
 type TranslationLog struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How long a record is kept after the end of its flow, 1h to 87600h. Files are deleted as a whole, so the oldest may stay
-	// for up to a day more. Default: 720h.
+	// How long a record is kept after the end of its flow, 1h to 87600h. Files are deleted as a
+	// whole, so the oldest may stay for up to a day more. Default: 720h.
 	MaxAge *durationpb.Duration `protobuf:"bytes,1,opt,name=max_age,json=maxAge,proto3" json:"max_age,omitempty"`
-	// Disk space in bytes that the records may take, 67108864 (64 MiB) or more; the oldest are deleted first. A thousand
-	// flows take some 13 kB. Default: 8589934592 (8 GiB).
+	// Disk space in bytes that the records may take, 67108864 (64 MiB) or more; the oldest are
+	// deleted first. A thousand flows take some 13 kB. Default: 8589934592 (8 GiB).
 	MaxBytes      uint64 `protobuf:"varint,2,opt,name=max_bytes,json=maxBytes,proto3" json:"max_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1787,16 +1823,19 @@ type Pool struct {
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// The addresses. At least one.
 	Addresses []*PoolAddress `protobuf:"bytes,2,rep,name=addresses,proto3" json:"addresses,omitempty"`
-	// Give each source a block of ports of its own, by a formula. Default: a source may use all ports of its address.
+	// Give each source a block of ports of its own, by a formula. Default: a source may use all ports
+	// of its address.
 	Blocks *Blocks `protobuf:"bytes,20,opt,name=blocks,proto3" json:"blocks,omitempty"`
-	// What becomes of a new flow when no address of the pool has a port left toward its destination, protocol and port (an address has
-	// 64512 of them): "reject" tells the client, by a TCP RST or by ICMP "administratively prohibited" (RFC 1812 section
-	// 5.2.7.1, RFC 4443 section 3.1), from its second packet on; "drop" does not. Default: "reject".
+	// The treatment of a new flow when no address of the pool has a port left toward its destination,
+	// protocol and port (an address has 64512 of them): "reject" answers the client with a TCP RST or
+	// with ICMP "administratively prohibited" (RFC 1812 section 5.2.7.1, RFC 4443 section 3.1), from
+	// its second packet on; "drop" does not. Default: "reject".
 	Exhausted string `protobuf:"bytes,10,opt,name=exhausted,proto3" json:"exhausted,omitempty"`
-	// How it is found out which addresses work. Default: all count as healthy.
+	// Checks that find out which addresses work. Default: all count as healthy.
 	Probes *Probes `protobuf:"bytes,30,opt,name=probes,proto3" json:"probes,omitempty"`
-	// Prefixes that this node originates in BGP, beside those of the document's `announce`, only while one of the pool's addresses is
-	// healthy, so that spokes use another node when none is. They still reach a peer only if its export policy allows them.
+	// Prefixes that this node originates in BGP, in addition to those of the document's `announce`,
+	// only while one of the pool's addresses is healthy, so that spokes use another node when none
+	// is. They still reach a peer only if its export policy allows them.
 	Announce      []string `protobuf:"bytes,31,rep,name=announce,proto3" json:"announce,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1874,26 +1913,32 @@ func (x *Pool) GetAnnounce() []string {
 	return nil
 }
 
-// Probes are requests from each address of a pool to a few targets, out by the underlay. New flows do not get an address
-// that is not healthy while another one of the pool and its family is; flows under way keep theirs. With a policy they are requests
-// from this node, and what is said of an address holds for the proxy.
+// Probes are requests from each address of a pool to a few targets, out by the underlay. New flows
+// do not get an address that is not healthy while another one of the pool and its family is; flows
+// under way keep theirs. With a policy they are requests from this node, and the fields apply to
+// the proxy instead of an address.
 type Probes struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What must be reached: "tcp://198.51.100.7:443" (a connection is accepted), "https://api.partner.example/health" or "http://…"
-	// (status 2xx; redirects are not followed; the certificate must be valid for the host), "icmp://198.51.100.7" (echo).
-	// A host is an address or a name. An address of the pool has the targets of its own family. 1 to 16.
+	// Targets that must be reached: "tcp://198.51.100.7:443" (a connection is accepted),
+	// "https://api.partner.example/health" or "http://…" (status 2xx; redirects are not followed; the
+	// certificate must be valid for the host), "icmp://198.51.100.7" (echo). A host is an address or
+	// a name. An address of the pool has the targets of its own family. 1 to 16.
 	Targets []string `protobuf:"bytes,1,rep,name=targets,proto3" json:"targets,omitempty"`
-	// Time between two probes of a target, 1s to 1h, varied by a tenth; 1s until the state of the target is known. Default: 5s.
+	// Time between two probes of a target, 1s to 1h, varied by a tenth; 1s until the state of the
+	// target is known. Default: 5s.
 	Interval *durationpb.Duration `protobuf:"bytes,2,opt,name=interval,proto3" json:"interval,omitempty"`
-	// Time in which a target must answer, 1s to the interval. Default: 2s, or the interval if that is shorter.
+	// Time in which a target must answer, 1s to the interval. Default: 2s, or the interval if that is
+	// shorter.
 	Timeout *durationpb.Duration `protobuf:"bytes,3,opt,name=timeout,proto3" json:"timeout,omitempty"`
 	// Number of answers in a row after which a failed target is reached again, 1 to 100. Default: 2.
 	Rise uint32 `protobuf:"varint,4,opt,name=rise,proto3" json:"rise,omitempty"`
 	// Number of failures in a row after which a target is not reached, 1 to 100. Default: 3.
 	Fall uint32 `protobuf:"varint,5,opt,name=fall,proto3" json:"fall,omitempty"`
-	// Number of targets that a healthy address reaches, 1 to the number of its targets. Default: more than half.
+	// Number of targets that a healthy address reaches, 1 to the number of its targets. Default: more
+	// than half.
 	Quorum uint32 `protobuf:"varint,6,opt,name=quorum,proto3" json:"quorum,omitempty"`
-	// Time for which an address that was down must be healthy before new flows get it again, 0s to 24h. Default: 1m.
+	// Time for which an address that was down must be healthy before new flows get it again, 0s to
+	// 24h. Default: 1m.
 	HoldDown      *durationpb.Duration `protobuf:"bytes,7,opt,name=hold_down,json=holdDown,proto3" json:"hold_down,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1978,17 +2023,20 @@ func (x *Probes) GetHoldDown() *durationpb.Duration {
 	return nil
 }
 
-// Blocks deals the ports of a pool's addresses out to sources (RFC 7422), so that an address and a port tell the source without
-// a log. The sources are counted through the prefixes in their order, from 0: source n has block n modulo b, of the b blocks of an
-// address, of address n divided by b, counted in the order of the document and by family. So prefixes and addresses that are added at the
-// end move no source. Policies may let only these sources use the pool. ICMP identifiers are dealt out as ports are.
+// Blocks assigns the ports of a pool's addresses to sources (RFC 7422), so that an address and a
+// port identify the source without a log. The sources are counted through the prefixes in their
+// order, from 0: source n has block n modulo b, of the b blocks of an address, of address n divided
+// by b, counted in the order of the document and by family. So prefixes and addresses that are
+// added at the end move no source. Policies may let only these sources use the pool. ICMP
+// identifiers are assigned in the same way as ports.
 type Blocks struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Number of ports in a block, 1 to 64512. Required.
 	Size uint32 `protobuf:"varint,1,opt,name=size,proto3" json:"size,omitempty"`
 	// Prefixes of the sources, at most 65536 addresses in all, which do not overlap. At least one.
 	Sources []string `protobuf:"bytes,2,rep,name=sources,proto3" json:"sources,omitempty"`
-	// First port of the first block, 1 to 65535. Blocks that do not fit below 65536 are not used. Default: 1024.
+	// First port of the first block, 1 to 65535. Blocks that do not fit below 65536 are not used.
+	// Default: 1024.
 	FirstPort     uint32 `protobuf:"varint,3,opt,name=first_port,json=firstPort,proto3" json:"first_port,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2050,11 +2098,13 @@ type PoolAddress struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Address on the underlay interface; it is added there when it is missing. Required.
 	Address string `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
-	// Address that partners see when the platform translates `address` one to one, or "auto" for what the platform says; unique among all of the document. Default: `address`.
+	// Address that partners see when the platform translates `address` one to one, or "auto" for the
+	// one that the platform reports; unique in the whole document. Default: `address`.
 	PublicAddress string `protobuf:"bytes,2,opt,name=public_address,json=publicAddress,proto3" json:"public_address,omitempty"`
 	// Zone of the address: name of one of the `zones`. Default: none.
 	Zone string `protobuf:"bytes,3,opt,name=zone,proto3" json:"zone,omitempty"`
-	// Share of the sources that the address gets, beside the others of the pool, 1 to 100. Default: 1.
+	// Share of the sources that the address gets, relative to the others of the pool, 1 to 100.
+	// Default: 1.
 	Weight        uint32 `protobuf:"varint,4,opt,name=weight,proto3" json:"weight,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2118,58 +2168,69 @@ func (x *PoolAddress) GetWeight() uint32 {
 	return 0
 }
 
-// EgressPolicy says who leaves as whom. Of the policies that match a new flow, the one with the longest destination prefix wins,
-// then the one with a protocol and port over one without, then the longest source prefix; policies that tie are
-// refused. Flows that are under way are not asked again. Addresses inside packets are not translated: active FTP, TFTP, SIP and other protocols
-// that need an application layer gateway (ALG) do not work through an action that translates.
+// EgressPolicy decides which flows leave under which addresses. Of the policies that match a new
+// flow, the one with the longest destination prefix wins, then the one with a protocol and port
+// over one without, then the longest source prefix; policies that tie are refused. Flows that are
+// under way are not decided again. Addresses inside packets are not translated: active FTP, TFTP,
+// SIP and other protocols that need an application layer gateway (ALG) do not work through an
+// action that translates.
 type EgressPolicy struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Unique name: lower case letters, digits and hyphens, 1 to 63 characters. Required.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// Who: source prefixes. At least one.
+	// Source prefixes. At least one.
 	Sources []string `protobuf:"bytes,2,rep,name=sources,proto3" json:"sources,omitempty"`
-	// Destination prefixes. Default: everything. Required with action "no-nat", without 0.0.0.0/0 and ::/0. With
-	// "dnat" they are addresses of the pool; default: all of them.
+	// Destination prefixes. Default: everything. Required with action "no-nat", without 0.0.0.0/0 and
+	// ::/0. With "dnat" they are addresses of the pool; default: all of them.
 	Destinations []string `protobuf:"bytes,3,rep,name=destinations,proto3" json:"destinations,omitempty"`
-	// IP protocol: "tcp", "udp" or "icmp". Default: every protocol. With "dnat" and "redirect" "tcp" or "udp" is required.
+	// IP protocol: "tcp", "udp" or "icmp". Default: every protocol. With "dnat" and "redirect" "tcp"
+	// or "udp" is required.
 	Protocol string `protobuf:"bytes,4,opt,name=protocol,proto3" json:"protocol,omitempty"`
-	// Destination ports as "443" or "8000-8099"; only with tcp and udp. Default: every port. Required with "dnat".
+	// Destination ports as "443" or "8000-8099"; only with tcp and udp. Default: every port. Required
+	// with "dnat".
 	Ports []string `protobuf:"bytes,5,rep,name=ports,proto3" json:"ports,omitempty"`
-	// As whom: name of a pool. Required with action "snat". With "dnat" the pool at whose addresses the ports are open.
+	// Name of the pool whose addresses the flows leave with. Required with action "snat". With "dnat"
+	// the pool at whose addresses the ports are open.
 	Pool string `protobuf:"bytes,6,opt,name=pool,proto3" json:"pool,omitempty"`
-	// What happens. Default: "snat".
+	// The action. Default: "snat".
 	// "snat": the source becomes an address of the pool.
 	// "no-nat": the source stays; refused where a private source could reach a public destination.
 	// "deny": dropped without an answer.
 	// "reject": refused with a TCP reset, or ICMP "administratively prohibited" for other protocols.
-	// "dnat": what sources send to the pool's addresses goes to `to`, from outside and from inside. Their public addresses are
-	// meant too. From inside, the server sees the address that was asked, so that its answers come by this node.
-	// "redirect": what would leave by the underlay goes to the proxy at `to` with its source unchanged. A proxy on this node
-	// learns the original destination from the socket (SO_ORIGINAL_DST).
+	// "dnat": packets of the sources to the pool's addresses go to `to`, from outside and from
+	// inside. This includes their public addresses. From inside, the server sees the requested
+	// address as source, so that its answers come by this node.
+	// "redirect": packets that would leave by the underlay go to the proxy at `to` with their source
+	// unchanged. A proxy on this node learns the original destination from the socket
+	// (SO_ORIGINAL_DST).
 	Action string `protobuf:"bytes,7,opt,name=action,proto3" json:"action,omitempty"`
-	// With "deny" and "reject", what happens to flows that are under way when the policy begins to decide on them. "keep": they go on
-	// until they end by themselves. "end": they end within a few seconds; `plan` says how many. Policies that beat this one keep theirs.
-	// Default: "keep".
+	// With "deny" and "reject", what happens to flows that are under way when the policy begins to
+	// apply to them. "keep": they go on until they end by themselves. "end": they end within a few
+	// seconds; `plan` shows how many. Policies that beat this one keep theirs. Default: "keep".
 	Flows string `protobuf:"bytes,16,opt,name=flows,proto3" json:"flows,omitempty"`
-	// Destinations beside `destinations`: domain names whose addresses (A and AAAA) the node resolves again and again, such as
-	// "api.partner.example". "*.example.com" stands for every name below example.com that a spoke resolves through the `dnsProxy`. Until
-	// there is an address, names match nothing. An address of two policies that would tie goes to the one that has it as
-	// destination, then to one that names it without a wildcard, then to the longest wildcard, then to the one that is first by name.
-	// Default: none; with names, `destinations` has no default.
+	// Destinations in addition to `destinations`: domain names whose addresses (A and AAAA) the node
+	// resolves repeatedly, such as "api.partner.example". "*.example.com" stands for every name below
+	// example.com that a spoke resolves through the `dnsProxy`. Until there is an address, names
+	// match nothing. An address of two policies that would tie goes to the one that has it as
+	// destination, then to one that names it without a wildcard, then to the longest wildcard, then
+	// to the one that is first by name. Default: none; with names, `destinations` has no default.
 	Names []string `protobuf:"bytes,30,rep,name=names,proto3" json:"names,omitempty"`
-	// Take over TCP connections whose beginning this node has not seen, as after the failure of another node; their
-	// packets are dropped otherwise. Only with "snat" and "no-nat". Default: false.
+	// Take over TCP connections whose beginning this node has not seen, as after the failure of
+	// another node; their packets are dropped otherwise. Only with "snat" and "no-nat". Default:
+	// false.
 	Pickup bool `protobuf:"varint,10,opt,name=pickup,proto3" json:"pickup,omitempty"`
-	// How long flows without packets are remembered. Only with "snat", "no-nat" and "dnat". Default: the kernel's.
+	// How long flows without packets are remembered. Only with "snat", "no-nat" and "dnat". Default:
+	// the kernel's.
 	Timeouts *FlowTimeouts `protobuf:"bytes,11,opt,name=timeouts,proto3" json:"timeouts,omitempty"`
-	// With "dnat" and "redirect": the server or proxy, as "10.0.1.5:8443" or "[2001:db8::5]:8443". Without a port, as
-	// "10.0.1.5", the port stays. Required there.
+	// With "dnat" and "redirect": the server or proxy, as "10.0.1.5:8443" or "[2001:db8::5]:8443".
+	// Without a port, as "10.0.1.5", the port stays. Required there.
 	To string `protobuf:"bytes,12,opt,name=to,proto3" json:"to,omitempty"`
-	// With "redirect", what happens to new flows while the proxy is down: "block", they are rejected; or "bypass", the other policies
-	// decide as if this one were not there. Default: "block".
+	// With "redirect", what happens to new flows while the proxy is down: "block", they are rejected;
+	// or "bypass", the other policies decide as if this one did not exist. Default: "block".
 	WhenDown string `protobuf:"bytes,13,opt,name=when_down,json=whenDown,proto3" json:"when_down,omitempty"`
-	// With "redirect", how it is found out whether the proxy works: by requests from this node, along its routes. Their `targets` are of
-	// the family of `to`; default with "tcp": a connection to `to` is accepted. Default: the proxy counts as working.
+	// With "redirect", checks whether the proxy works: requests from this node, along its routes.
+	// Their `targets` are of the family of `to`; default with "tcp": a connection to `to` is
+	// accepted. Default: the proxy counts as working.
 	Probes        *Probes `protobuf:"bytes,15,opt,name=probes,proto3" json:"probes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2303,7 +2364,7 @@ func (x *EgressPolicy) GetProbes() *Probes {
 	return nil
 }
 
-// PolicyList is what `isthmus policy set` reads.
+// PolicyList is the input of `isthmus policy set`.
 type PolicyList struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Policies as they are in a document. At least one.
@@ -2349,15 +2410,16 @@ func (x *PolicyList) GetPolicies() []*EgressPolicy {
 	return nil
 }
 
-// FlowTimeouts are times without packets after which a flow is forgotten, 1s to 120h each. A flow takes them from the policy when
-// it begins. Where a time is not given, that of the kernel's defaults is used.
+// FlowTimeouts are times without packets after which a flow is forgotten, 1s to 120h each. A flow
+// takes them from the policy when it begins. A time that is not set is the kernel's default.
 type FlowTimeouts struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// An open TCP connection. Default: 120h. RFC 5382 asks for 2h4m at least.
+	// An open TCP connection. Default: 120h. RFC 5382 requires 2h4m at least.
 	TcpEstablished *durationpb.Duration `protobuf:"bytes,1,opt,name=tcp_established,json=tcpEstablished,proto3" json:"tcp_established,omitempty"`
-	// A TCP connection that is being closed. Default: 2m. RFC 5382 asks for 4m at least where it is not known to be closed.
+	// A TCP connection that is being closed. Default: 2m. RFC 5382 requires 4m at least where it is
+	// not known to be closed.
 	TcpClosing *durationpb.Duration `protobuf:"bytes,2,opt,name=tcp_closing,json=tcpClosing,proto3" json:"tcp_closing,omitempty"`
-	// UDP packets in one direction. Default: 30s. RFC 4787 asks for 2m at least.
+	// UDP packets in one direction. Default: 30s. RFC 4787 requires 2m at least.
 	Udp *durationpb.Duration `protobuf:"bytes,3,opt,name=udp,proto3" json:"udp,omitempty"`
 	// UDP packets in both directions. Default: 2m.
 	UdpStream     *durationpb.Duration `protobuf:"bytes,4,opt,name=udp_stream,json=udpStream,proto3" json:"udp_stream,omitempty"`
@@ -2423,12 +2485,13 @@ func (x *FlowTimeouts) GetUdpStream() *durationpb.Duration {
 	return nil
 }
 
-// PrefixMap shows a spoke to all others under other addresses, one to one, as for two spokes with the same prefix. Everything on this
-// node but the tunnel itself knows only the mapped prefix: it is routed into the tunnels, announced by BGP, and it is the source that
-// policies name.
+// PrefixMap shows a spoke to all others under other addresses, one to one, as for two spokes with
+// the same prefix. Everything on this node except the tunnel itself uses only the mapped prefix: it
+// is routed into the tunnels, announced by BGP, and is the source in policies.
 type PrefixMap struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Names of the tunnels to the spoke. A tunnel may have several maps that do not overlap. At least one.
+	// Names of the tunnels to the spoke. A tunnel may have several maps that do not overlap. At least
+	// one.
 	Tunnels []string `protobuf:"bytes,1,rep,name=tunnels,proto3" json:"tunnels,omitempty"`
 	// The prefix as it is in the spoke. Required.
 	Inside string `protobuf:"bytes,2,opt,name=inside,proto3" json:"inside,omitempty"`

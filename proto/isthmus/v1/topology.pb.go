@@ -21,24 +21,26 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Topology is everything that is wanted of several nodes and of the clouds' own VPN gateways around them. `isthmus topology
-// render` makes each node's document and each cloud's commands or Terraform from it. It is written as documents are: YAML or JSON
-// with the field names of this message in lowerCamelCase. Secrets are never part of it.
+// Topology is the desired state of several nodes and of the clouds' own VPN gateways around them.
+// `isthmus topology render` makes each node's document and each cloud's commands or Terraform from
+// it. It is written as documents are: YAML or JSON with the field names of this message in
+// lowerCamelCase. Secrets are never part of it.
 type Topology struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The nodes, at most 256. There may be none: gateways can be linked with each other.
 	Nodes []*TopologyNode `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"`
 	// The clouds' own VPN gateways. At most 1000.
 	Gateways []*Gateway `protobuf:"bytes,2,rep,name=gateways,proto3" json:"gateways,omitempty"`
-	// The networks that are to be reached. At most 4096.
+	// The networks to reach. At most 4096.
 	Spokes []*Spoke `protobuf:"bytes,3,rep,name=spokes,proto3" json:"spokes,omitempty"`
-	// Spokes that may reach each other. Spokes without a common group are kept apart. At most 1000. Default: no spoke reaches another one.
+	// Spokes that may reach each other. Spokes without a common group are kept apart. At most 1000.
+	// Default: no spoke reaches another one.
 	Groups []*Group `protobuf:"bytes,4,rep,name=groups,proto3" json:"groups,omitempty"`
-	// What is connected with what. Two nodes against one gateway are two links. At most 1000.
+	// The connections. Two nodes with one gateway are two links. At most 1000.
 	Links []*Link `protobuf:"bytes,5,rep,name=links,proto3" json:"links,omitempty"`
 	// Outside addresses that the clouds chose, as soon as they are known.
 	Addresses []*OutsideAddress `protobuf:"bytes,6,rep,name=addresses,proto3" json:"addresses,omitempty"`
-	// Where pre-shared keys come from, when that is not the default.
+	// Sources of pre-shared keys that differ from the default.
 	Keys          []*KeySource `protobuf:"bytes,7,rep,name=keys,proto3" json:"keys,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -126,24 +128,28 @@ func (x *Topology) GetKeys() []*KeySource {
 // TopologyNode is one isthmus node.
 type TopologyNode struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Name: lower case letters, digits and hyphens, 1 to 63 characters; unique among nodes and gateways. Required.
+	// Name: lower case letters, digits and hyphens, 1 to 63 characters; unique among nodes and
+	// gateways. Required.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// Autonomous system number, 1 to 4294967294 (RFC 6793). Linked nodes have different ones. Required.
+	// Autonomous system number, 1 to 4294967294 (RFC 6793). Linked nodes have different ones.
+	// Required.
 	Asn uint32 `protobuf:"varint,2,opt,name=asn,proto3" json:"asn,omitempty"`
 	// Public IPv4 address, under which the gateways see the node. Required.
 	PublicAddress string `protobuf:"bytes,3,opt,name=public_address,json=publicAddress,proto3" json:"public_address,omitempty"`
-	// Private address of the interface, where the platform translates it one to one. Default: `publicAddress`.
+	// Private address of the interface, where the platform translates it one to one. Default:
+	// `publicAddress`.
 	Address string `protobuf:"bytes,4,opt,name=address,proto3" json:"address,omitempty"`
 	// Name of the interface toward the Internet, at most 15 characters. Required.
 	Interface string `protobuf:"bytes,5,opt,name=interface,proto3" json:"interface,omitempty"`
 	// BGP identifier (RFC 6286). Default: the address of the interface.
 	RouterId string `protobuf:"bytes,6,opt,name=router_id,json=routerId,proto3" json:"router_id,omitempty"`
-	// WireGuard public key of the node in base64, the same for all its lanes. Required when it is linked with a node. Its private key
-	// is the secret `wireguard` on the node.
+	// WireGuard public key of the node in base64, the same for all its lanes. Required when it is
+	// linked with a node. Its private key is the secret `wireguard` on the node.
 	WireguardPublicKey string `protobuf:"bytes,7,opt,name=wireguard_public_key,json=wireguardPublicKey,proto3" json:"wireguard_public_key,omitempty"`
-	// Source NAT toward the Internet. A gateway whose spokes may use a pool is given the default route.
+	// Source NAT toward the Internet. A gateway whose spokes may use a pool receives the default
+	// route.
 	Egress *Egress `protobuf:"bytes,8,opt,name=egress,proto3" json:"egress,omitempty"`
-	// Who may reach the node itself. Default: no other machine reaches its API.
+	// Sources that may reach the node itself. Default: no other machine reaches its API.
 	Access        *Access `protobuf:"bytes,9,opt,name=access,proto3" json:"access,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -245,8 +251,8 @@ func (x *TopologyNode) GetAccess() *Access {
 // Gateway is a VPN gateway of a cloud.
 type Gateway struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Name: lower case letters, digits and hyphens, 1 to 63 characters, a letter first; unique among nodes and gateways. The
-	// cloud's objects are named after it. Required.
+	// Name: lower case letters, digits and hyphens, 1 to 63 characters, a letter first; unique among
+	// nodes and gateways. The cloud's objects are named after it. Required.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// The cloud: "aws", "azure" or "gcp". Required.
 	Cloud string `protobuf:"bytes,2,opt,name=cloud,proto3" json:"cloud,omitempty"`
@@ -254,8 +260,9 @@ type Gateway struct {
 	Asn uint32 `protobuf:"varint,3,opt,name=asn,proto3" json:"asn,omitempty"`
 	// Region of the cloud, such as "eu-central-1", "westeurope" or "europe-west3". Required.
 	Region string `protobuf:"bytes,4,opt,name=region,proto3" json:"region,omitempty"`
-	// aws: ID of the transit gateway (tgw-...) or virtual private gateway (vgw-...) that exists. azure: name of the virtual
-	// network, which has a GatewaySubnet. gcp: name of the VPC network. Required.
+	// aws: ID of the transit gateway (tgw-...) or virtual private gateway (vgw-...) that exists.
+	// azure: name of the virtual network, which has a GatewaySubnet. gcp: name of the VPC network.
+	// Required.
 	Network string `protobuf:"bytes,5,opt,name=network,proto3" json:"network,omitempty"`
 	// azure: the resource group. Required there, and only there.
 	ResourceGroup string `protobuf:"bytes,6,opt,name=resource_group,json=resourceGroup,proto3" json:"resource_group,omitempty"`
@@ -454,8 +461,9 @@ func (x *Group) GetSpokes() []string {
 	return nil
 }
 
-// Link connects a gateway with a node, a gateway with a gateway of another cloud, or a node with a node. A link of a gateway has as
-// many tunnels as its cloud makes; one of two nodes has WireGuard lanes.
+// Link connects a gateway with a node, a gateway with a gateway of another cloud, or a node with a
+// node. A link of a gateway has as many tunnels as its cloud makes; one of two nodes has WireGuard
+// lanes.
 type Link struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Names of the two ends. Exactly two; each pair once.
@@ -513,8 +521,8 @@ func (x *Link) GetLanes() uint32 {
 // OutsideAddress is an address that a cloud chose when it created a gateway or a tunnel.
 type OutsideAddress struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Its name, as `isthmus topology show` lists it: also the name of the variable that holds it in commands, and in lower
-	// case in Terraform. Unique. Required.
+	// Its name, as `isthmus topology show` lists it: also the name of the variable that holds it in
+	// commands, and in lower case in Terraform. Unique. Required.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// The IPv4 address. Required.
 	Address       string `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
@@ -566,13 +574,14 @@ func (x *OutsideAddress) GetAddress() string {
 	return ""
 }
 
-// KeySource says where the pre-shared key of a tunnel comes from.
+// KeySource is the source of the pre-shared key of a tunnel.
 type KeySource struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Name of the key, as `isthmus topology show` lists it: also the name of the secret on the node. Unique. Required.
+	// Name of the key, as `isthmus topology show` lists it: also the name of the secret on the node.
+	// Unique. Required.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// Name of the environment variable that holds it, letters, digits and underscores. Default: the key's name in upper case after
-	// `PSK_`, with underscores for hyphens.
+	// Name of the environment variable that holds it, letters, digits and underscores. Default: the
+	// key's name in upper case after `PSK_`, with underscores for hyphens.
 	Environment string `protobuf:"bytes,2,opt,name=environment,proto3" json:"environment,omitempty"`
 	// File that holds it and nothing else, instead of an environment variable.
 	File          string `protobuf:"bytes,3,opt,name=file,proto3" json:"file,omitempty"`

@@ -1,11 +1,11 @@
-// Command clouds shows isthmus at work: three clouds' VPN gateways, a WireGuard site, and a partner on the Internet, with
-// one isthmus node between them.
+// Command clouds shows isthmus at work: three clouds' VPN gateways, a WireGuard site, and a partner
+// on the Internet, with one isthmus node between them.
 //
-//	clouds demo    show the tables, reach every spoke from every other, ask the partner, and end
+//	clouds demo    show the tables, reach every spoke from every other, query the partner, and end
 //	clouds lab     the same topology, with a prompt on the node
 //
-// It runs in network namespaces of this machine where the kernel has what they need, else in those of a virtual
-// machine. The exit status is 0 only if everything worked.
+// It runs in network namespaces of this machine if the kernel has the features for it, else in
+// those of a virtual machine. The exit status is 0 only if everything worked.
 package main
 
 import (
@@ -57,7 +57,7 @@ func run(ctx context.Context, what string) (int, error) {
 	return 0, show(ctx, what == "lab")
 }
 
-// guest runs this very program in a virtual machine.
+// guest runs this program in a virtual machine.
 func guest(ctx context.Context, what string, missing []string) (int, error) {
 	fmt.Printf("This kernel lacks %s: running in a virtual machine.\n", strings.Join(missing, ", "))
 	self, err := os.Executable()
@@ -162,7 +162,7 @@ func show(ctx context.Context, prompt bool) (err error) {
 	return nil
 }
 
-// explain shows how things stand after something went wrong.
+// explain shows the state after a failure.
 func explain(ctx context.Context, r *e2e.Router) {
 	for _, noun := range []string{"status", "tunnels", "peers", "routes"} {
 		if out, err := r.CLI(ctx, "get", noun); err == nil {
@@ -174,7 +174,7 @@ func explain(ctx context.Context, r *e2e.Router) {
 	}
 }
 
-// traffic pings between all spokes and asks the partner from each.
+// traffic pings between all spokes and queries the partner from each.
 func traffic(ctx context.Context, c *e2e.Clouds) error {
 	step("ping between every pair of spokes, 100 packets a second")
 	m, err := c.PingMesh(10 * time.Millisecond)
@@ -207,7 +207,8 @@ func traffic(ctx context.Context, c *e2e.Clouds) error {
 	return nil
 }
 
-// programs is the directory of isthmusd and isthmus: the payload of the guest, or what `make build` makes.
+// programs returns the directory of isthmusd and isthmus: the payload of the guest, or the output
+// of `make build`.
 func programs() (string, error) {
 	if vm.Inside() {
 		return filepath.Abs(".")
@@ -215,7 +216,7 @@ func programs() (string, error) {
 	return filepath.Abs("bin")
 }
 
-// shell is a prompt on the node, with isthmus in the path and connected.
+// shell runs a prompt on the node, with isthmus in the path and connected.
 func shell(ctx context.Context, r *e2e.Router, bin string) error {
 	fmt.Print("\nA shell on the node: `isthmus get peers`, `isthmus describe tunnel aws-0`, `isthmus watch tunnels`.\n" +
 		"The other machines are network namespaces: `ip netns`. `exit` ends the lab.\n\n")
@@ -229,7 +230,7 @@ func shell(ctx context.Context, r *e2e.Router, bin string) error {
 		if err := cmd.Start(); err != nil {
 			return err
 		}
-		// The status of the last command is nobody's failure.
+		// The status of the last command is not a failure of this program.
 		_ = cmd.Wait()
 		return nil
 	})

@@ -1,4 +1,5 @@
-// Package daemon runs isthmusd on nodes of a lab that need no charon, used as a user would: through the command line.
+// Package daemon runs isthmusd on nodes of a lab that need no charon, used in the same way as by a
+// user: through the command line.
 package daemon
 
 import (
@@ -38,7 +39,8 @@ func Build(t testing.TB, module string) string {
 // Node is a node with isthmusd.
 type Node struct {
 	*lab.Node
-	// Args are further arguments of isthmusd, which drops what nothing lets in unless they say otherwise, and Under what comes before its name: a program that becomes isthmusd.
+	// Args are further arguments of isthmusd; unless they change it, isthmusd drops packets that
+	// nothing admits. Under are the words before its name: a program that becomes isthmusd.
 	Args, Under []string
 
 	Process *lab.Process
@@ -83,7 +85,7 @@ func (n *Node) CLI(ctx context.Context, input string, args ...string) (string, e
 	return n.ExecInput(ctx, input, append([]string{filepath.Join(n.bin, "isthmus"), "--socket", n.socket(dir)}, args...)...)
 }
 
-// Apply applies a document, waits until it is carried out, and returns what is said to change.
+// Apply applies a document, waits until it is carried out, and returns the printed changes.
 func (n *Node) Apply(t testing.TB, document string) string {
 	t.Helper()
 	changes, err := n.CLI(t.Context(), document, "apply", "-f", "-")
@@ -94,13 +96,13 @@ func (n *Node) Apply(t testing.TB, document string) string {
 	return changes
 }
 
-// Settled waits until everything that is wanted of the node has been done.
+// Settled waits until the present document has been applied.
 func (n *Node) Settled(t testing.TB) {
 	t.Helper()
 	n.Status(t, 20*time.Second, func(s *isthmusv1.SystemStatus) bool { return s.Generation > 0 && s.Generation == s.AppliedGeneration })
 }
 
-// Status waits until something is true of "get status".
+// Status waits until a condition on "get status" holds.
 func (n *Node) Status(t testing.TB, limit time.Duration, is func(*isthmusv1.SystemStatus) bool) {
 	t.Helper()
 	err := lab.Until(t.Context(), limit, func() error {
@@ -118,7 +120,7 @@ func (n *Node) Status(t testing.TB, limit time.Duration, is func(*isthmusv1.Syst
 	}
 }
 
-// Get reads what "get" answers for a noun.
+// Get reads the answer of "get" for a noun.
 func (n *Node) Get(ctx context.Context, noun string, into proto.Message) error {
 	out, err := n.CLI(ctx, "", "get", noun, "-o", "json")
 	if err != nil {

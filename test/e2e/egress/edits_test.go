@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// killedEdits kills the daemon at random moments of edits of single policies. The document is the one before or the one after, what was
-// acknowledged is not lost, and new flows are decided as it says.
+// killedEdits kills the daemon at random moments of edits of single policies. The document is the
+// one before or the one after, acknowledged edits are not lost, and the document decides new flows.
 func (w *world) killedEdits() {
 	seed := uint64(time.Now().UnixNano())
 	random := rand.New(rand.NewPCG(seed, 0))
@@ -15,9 +15,9 @@ func (w *world) killedEdits() {
 	w.ok(err)
 	took, there := 0, false
 	for i := range 12 {
-		args, input := []string{"policy", "delete", "nobody"}, ""
+		args, input := []string{"policy", "delete", "blocked"}, ""
 		if !there {
-			args, input = []string{"policy", "set", "-f", "-"}, "policies: [{name: nobody, action: reject, sources: [172.16.0.0/16], destinations: [198.51.100.7/32]}]"
+			args, input = []string{"policy", "set", "-f", "-"}, "policies: [{name: blocked, action: reject, sources: [172.16.0.0/16], destinations: [198.51.100.7/32]}]"
 		}
 		done := make(chan error, 1)
 		go func() {
@@ -31,7 +31,7 @@ func (w *world) killedEdits() {
 		w.hub.Settled(w.T)
 		text, err := w.hub.CLI(w.Context(), "", "get", "spec")
 		w.ok(err)
-		now := strings.Contains(text, "- name: nobody\n")
+		now := strings.Contains(text, "- name: blocked\n")
 		if acknowledged && now == there {
 			w.Fatalf("seed %d: edit %d was acknowledged and is lost", seed, i)
 		}
@@ -48,7 +48,7 @@ func (w *world) killedEdits() {
 		}
 	}
 	if there {
-		w.policy("", "- remove", "delete", "nobody")
+		w.policy("", "- remove", "delete", "blocked")
 	}
 	w.Logf("%d of 12 edits were accepted under a daemon that was killed", took)
 }

@@ -1,5 +1,6 @@
-// Package egress has a node with every kind of egress policy between clients, a proxy, two spokes with the same prefix behind WireGuard
-// lanes, and a partner. It needs nothing of the kernel but TUN. Ring: namespace; needs root.
+// Package egress has a node with every kind of egress policy between clients, a proxy, two spokes
+// with the same prefix behind WireGuard lanes, and a partner. Of the kernel it needs only TUN.
+// Ring: namespace; needs root.
 package egress
 
 import (
@@ -121,7 +122,8 @@ func begin(t *testing.T) *world {
 		"- {name: inside, interface: in0, sources: [172.16.0.0/16, 10.77.0.0/24, 172.31.0.0/30]}\n- {name: proxy, interface: px0, sources: [172.31.1.0/30]}\ntunnels:\n"
 	for i, site := range []*daemon.Node{w.east, w.west} {
 		private, public := daemon.Key(t)
-		// The sockets of embedded devices are side by side, whichever node they are on: so no two tunnels have one name.
+		// The sockets of embedded devices are in one directory for all nodes, so no two tunnels
+		// have one name.
 		w.document += fmt.Sprintf("- {name: egress%d, inside: [{local: 169.254.80.%d/31}], wireguard: {privateKey: lane, peerPublicKey: %s, endpoint: \"192.0.2.10%d:51820\", listenPort: 5182%d}}\n", i, 2*i, public, 1+i, i)
 		site.Args = []string{"-input", "keep"} // it is its own spoke's server
 		site.Start(t)
@@ -142,7 +144,8 @@ func (w *world) secret(n *daemon.Node, value string) {
 	w.ok(err)
 }
 
-// policy edits single policies, waits until that is carried out, and wants words in what is said to change.
+// policy edits single policies, waits until the edit is applied, and checks that the list of
+// changes has the words.
 func (w *world) policy(stdin, words string, args ...string) {
 	w.Helper()
 	out, err := w.hub.CLI(w.Context(), stdin, append([]string{"policy"}, args...)...)
@@ -163,7 +166,7 @@ func (w *world) plan(document string) string {
 	return out
 }
 
-// says wants words in what the hub answers.
+// says waits until the output of a command of the hub has the words.
 func (w *world) says(limit time.Duration, words string, command ...string) {
 	w.Helper()
 	w.ok(lab.Until(w.Context(), limit, func() error {
@@ -175,7 +178,8 @@ func (w *world) says(limit time.Duration, words string, command ...string) {
 	}))
 }
 
-// serve accepts connections, says who is there and who the client seems to be, and then repeats what it hears.
+// serve accepts connections, sends its name and the client's address, and then echoes received
+// data.
 func (w *world) serve(n *lab.Node, name, address string) net.Listener {
 	w.Helper()
 	l, err := n.Listen("tcp", address)
@@ -191,7 +195,8 @@ func (w *world) serve(n *lab.Node, name, address string) net.Listener {
 				defer conn.Close()
 				host, _, _ := net.SplitHostPort(conn.RemoteAddr().String())
 				fmt.Fprintln(conn, name, host)
-				io.Copy(struct{ io.Writer }{conn}, conn) // without the pipe that splice(2) takes: there are many of these
+				// without the pipe that splice(2) takes: there are many of these
+				io.Copy(struct{ io.Writer }{conn}, conn)
 			}()
 		}
 	}()
@@ -214,7 +219,7 @@ func (w *world) canary() {
 type flow struct {
 	net.Conn
 	r    *bufio.Reader
-	seen string // who answers, and whom it sees
+	seen string // name of the server, and the client's address as it sees it
 }
 
 // open connects from an address of a node.
@@ -234,7 +239,7 @@ func (w *world) open(n *lab.Node, from, to string) (*flow, error) {
 	return f, err
 }
 
-// want opens a connection and wants it to be seen as one of these.
+// want opens a connection and checks that the server sees it as one of these.
 func (w *world) want(n *lab.Node, from, to string, seen ...string) *flow {
 	w.Helper()
 	f, err := w.open(n, from, to)
@@ -250,7 +255,7 @@ func (w *world) want(n *lab.Node, from, to string, seen ...string) *flow {
 	return nil
 }
 
-// broken sends something through each flow and counts those through which it does not come back.
+// broken sends data through each flow and counts those through which it does not come back.
 func broken(flows []*flow) (n int) {
 	line := fmt.Sprintln(time.Now().UnixNano())
 	deadline := time.Now().Add(6 * time.Second)
@@ -303,7 +308,8 @@ func (w *world) actions() {
 	if _, err := w.open(w.inside, client, "198.51.100.7:25"); !errors.As(err, &timeout) || !timeout.Timeout() {
 		w.Errorf("deny: %v", err)
 	}
-	if _, err := w.open(w.inside, client, "198.51.100.7:23"); !errors.Is(err, unix.ECONNREFUSED) { // somebody listens there
+	// a server listens there
+	if _, err := w.open(w.inside, client, "198.51.100.7:23"); !errors.Is(err, unix.ECONNREFUSED) {
 		w.Errorf("reject: %v", err)
 	}
 	var udp net.Conn
@@ -314,7 +320,7 @@ func (w *world) actions() {
 	_, err := udp.Write([]byte("?"))
 	w.ok(err)
 	if _, err := udp.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
-		w.Errorf("nobody says that UDP is rejected: %v", err)
+		w.Errorf("no error reports that UDP is rejected: %v", err)
 	}
 
 	w.Log("forwarded")
@@ -356,7 +362,8 @@ func (w *world) actions() {
 	}
 }
 
-// down waits until so many proxies are said to be down, and the rules have not been written for a while: it is told before it is carried out.
+// down waits until the given number of proxies is reported down, and the rules have not been
+// written for a while: the report precedes the rules.
 func (w *world) down(proxies int) {
 	w.Helper()
 	w.ok(lab.Until(w.Context(), 10*time.Second, func() error {
@@ -376,7 +383,7 @@ func (w *world) down(proxies int) {
 	})
 }
 
-// proxyDown has the proxy come and go.
+// proxyDown starts and stops the proxy.
 func (w *world) proxyDown() {
 	w.Log("a proxy")
 	const to, strict = "198.51.100.7:80", "198.51.100.7:81"
@@ -386,14 +393,15 @@ func (w *world) proxyDown() {
 			f, err := w.open(w.inside, client, strict)
 			if err == nil {
 				return fmt.Errorf("without a proxy: %s", f.seen)
-			} else if !errors.Is(err, unix.ECONNREFUSED) { // somebody listens there
+			} else if !errors.Is(err, unix.ECONNREFUSED) { // a server listens there
 				return err
 			}
 			return nil
 		}))
 	}
 	direct := []string{"partner " + first, "partner " + second}
-	w.says(10*time.Second, "172.31.1.2:3128 (down)", "get", "nat", "-o", "wide") // nobody has started it
+	// it has not been started yet
+	w.says(10*time.Second, "172.31.1.2:3128 (down)", "get", "nat", "-o", "wide")
 	w.says(10*time.Second, "ProxyDown", "describe", "node")
 	w.want(w.inside, client, to, direct...)
 	blocked()
@@ -418,7 +426,7 @@ func (w *world) proxyDown() {
 	}
 }
 
-// proof has the addresses proved, and lets nobody change the rules unnoticed.
+// proof checks that the addresses are proved, and that no change of the rules goes unnoticed.
 func (w *world) proof() {
 	w.Log("proof")
 	prove := []string{"egress", "prove", "--to", "198.51.100.0/24", "--canary", "http://198.51.100.8/ip"}
@@ -449,7 +457,7 @@ func (w *world) proof() {
 		w.Errorf("the proof cannot be verified: %v\n%s", err, out)
 	}
 	if out, err := w.hub.CLI(w.Context(), "", "egress", "verify", file, "--authority", w.authority(w.east)); err == nil {
-		w.Errorf("another node's authority stands by it:\n%s", out)
+		w.Errorf("another node's authority verifies it:\n%s", out)
 	}
 
 	broken := func(how string) {
@@ -472,7 +480,7 @@ func (w *world) proof() {
 		}
 		return out
 	}
-	w.Log("what changes in the rules is undone at once")
+	w.Log("changes of the rules are undone at once")
 	for command, trace := range map[string]string{
 		"add element inet isthmus own4 { 172.16.1.10 }":                              "own4 {",
 		"insert rule inet isthmus egress ip saddr 172.16.1.11 snat ip to 192.0.2.99": "192.0.2.99",
@@ -488,7 +496,7 @@ func (w *world) proof() {
 		}))
 	}
 	holds()
-	w.Log("what changes elsewhere is told")
+	w.Log("changes elsewhere are reported")
 	for _, k := range []struct{ what, change, undo string }{
 		{"another table translates", "nft table ip evil { chain p { type nat hook postrouting priority 50; oifname wan masquerade; }; }", "nft delete table ip evil"},
 		{"another table writes a source behind the guard", "nft table ip evil { chain p { type filter hook postrouting priority 310; ip saddr set 10.66.66.66; }; }", "nft delete table ip evil"},
@@ -508,7 +516,8 @@ func (w *world) proof() {
 	holds()
 }
 
-// forwardedCanary calls from inside. A rule of another table for forwarded packets shows to such a call, and not to one of the node.
+// forwardedCanary calls from inside. Such a call shows a rule of another table for forwarded
+// packets, and a call of the node does not.
 func (w *world) forwardedCanary(prove []string, run func(...string)) {
 	const from = "172.16.255.254"
 	w.Log("a canary from inside")
@@ -577,7 +586,8 @@ func (w *world) forwardedCanary(prove []string, run func(...string)) {
 	w.hub.Settled(w.T)
 }
 
-// section returns what follows some words, up to the end of the paragraph; empty when they are not there.
+// section returns the text after some words, up to the end of the paragraph; empty when they are
+// missing.
 func section(text, words string) string {
 	i := strings.Index(text, words)
 	if i < 0 {
@@ -617,7 +627,7 @@ func (w *world) liveFlows() {
 	}
 	for range 20 {
 		plain = append(plain, w.want(w.inside, "10.77.0.1", "10.99.0.1:443", "partner 10.77.0.1"))
-		// What asks for the second address from inside never leaves with it, and outlives it.
+		// A flow from inside to the second address never leaves with it, and outlives it.
 		forwarded = append(forwarded, w.want(w.partner, "198.51.100.7", first+":8080", "server 198.51.100.7"), w.want(w.inside, client, second+":8080", "server "+second))
 		flows = append(flows, w.want(w.partner, "198.51.100.7", second+":8080", "server 198.51.100.7"))
 	}
@@ -646,17 +656,17 @@ func (w *world) liveFlows() {
 		unbroken(what)
 	}
 	harmless("an address more, and other weights", edit("{address: 192.0.2.11}]", "{address: 192.0.2.11, weight: 3}, {address: 192.0.2.12}]"))
-	harmless("everybody is denied", edit("  - {name: dark,", "  - {name: nobody, action: deny, sources: [172.16.0.0/16], destinations: [198.51.100.7/32]}\n  - {name: dark,"))
+	harmless("everybody is denied", edit("  - {name: dark,", "  - {name: blocked, action: deny, sources: [172.16.0.0/16], destinations: [198.51.100.7/32]}\n  - {name: dark,"))
 	if f, err := w.open(w.inside, client, service); err == nil {
 		w.Errorf("a new flow is seen as %q", f.seen)
 	}
-	harmless("and no more", edit("  - {name: nobody, action: deny, sources: [172.16.0.0/16], destinations: [198.51.100.7/32]}\n", ""))
-	w.policy("policies: [{name: nobody, action: deny, sources: [172.16.0.0/16], destinations: [198.51.100.7/32]}]", "+ add", "set", "-f", "-")
+	harmless("and no more", edit("  - {name: blocked, action: deny, sources: [172.16.0.0/16], destinations: [198.51.100.7/32]}\n", ""))
+	w.policy("policies: [{name: blocked, action: deny, sources: [172.16.0.0/16], destinations: [198.51.100.7/32]}]", "+ add", "set", "-f", "-")
 	unbroken("one policy more")
 	if f, err := w.open(w.inside, client, service); err == nil {
 		w.Errorf("one policy more: a new flow is seen as %q", f.seen)
 	}
-	w.policy("", "- remove", "delete", "nobody")
+	w.policy("", "- remove", "delete", "blocked")
 	unbroken("and one less")
 	w.want(w.inside, client, service, "partner "+first, "partner "+second).Close()
 	if text, err := w.hub.CLI(w.Context(), "", "get", "spec"); err != nil || text != document {
@@ -684,9 +694,9 @@ func (w *world) liveFlows() {
 		}
 	}
 	if out, err := w.hub.CLI(w.Context(), "", "policy", "delete", "plain", "--plan"); err == nil || !strings.Contains(out, "20 flows without translation end") {
-		w.Errorf("a policy that is to go: %v\n%s", err, out)
+		w.Errorf("a policy to delete: %v\n%s", err, out)
 	}
-	ends("nobody keeps the source", edit("  - {name: plain, action: no-nat, sources: [10.77.0.0/24], destinations: [10.99.0.0/24]}\n", ""), "20 flows without translation end", plain)
+	ends("no flow keeps its source", edit("  - {name: plain, action: no-nat, sources: [10.77.0.0/24], destinations: [10.99.0.0/24]}\n", ""), "20 flows without translation end", plain)
 	plain = nil
 	unbroken("the others")
 	var leaving, staying []*flow
@@ -697,8 +707,9 @@ func (w *world) liveFlows() {
 			staying = append(staying, f)
 		}
 	}
-	// A canary that the node itself called from the address is a flow from it too, and may be remembered still. Its socket ended with the daemon
-	// that was killed; without such a flow the command fails.
+	// A canary that the node itself called from the address is a flow from it too, and may still
+	// have a conntrack entry. Its socket ended with the daemon that was killed; without such a flow
+	// the command fails.
 	if out, err := w.hub.Exec(w.Context(), "conntrack", "-D", "-s", second); err == nil {
 		w.Logf("flows of the node itself: %s", out)
 	}

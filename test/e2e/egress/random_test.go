@@ -41,7 +41,8 @@ type site struct {
 	traffic.Site
 }
 
-// beginSite builds it: all links have one address and no neighbour discovery, so that whatever is sent arrives at once.
+// beginSite builds it: all links have one address and no neighbour discovery, so that every packet
+// arrives at once.
 func beginSite(t *testing.T) *site {
 	l, err := lab.New(lab.Options{})
 	s := &site{world: &world{T: t}}
@@ -74,7 +75,7 @@ func beginSite(t *testing.T) *site {
 			s.hub.IP("route add %v dev %s", p, dev)
 		}
 	}
-	for _, a := range []string{"172.17.0.9/32", "2001:db8:a:ffff::9/128"} { // there nobody listens
+	for _, a := range []string{"172.17.0.9/32", "2001:db8:a:ffff::9/128"} { // without a listener
 		s.proxy.IP("addr add %s dev lo", a)
 	}
 	s.ok(l.Up(t.Context()))
@@ -82,7 +83,7 @@ func beginSite(t *testing.T) *site {
 		s.ok(n.Sysctl("ipv4/ip_forward", "0"))
 		s.ok(n.Sysctl("ipv6/conf/all/forwarding", "0"))
 	}
-	// What the taps put on the wire has no answer; the probes have.
+	// Packets of the taps get no answer; the probes do.
 	_, err = s.proxy.ExecInput(t.Context(), `table inet quiet {
 		chain input { type filter hook input priority 0; ip saddr != 172.31.1.1 drop; ip6 saddr != 2001:db8:fe::1 drop; }
 	}`, "nft", "-f", "-")
@@ -103,7 +104,7 @@ var randomPools = []nat.Pool{
 	randomPool("four-only", "192.0.2.31"),
 }
 
-// randomPool returns a pool. Its first address is known by another one outside in the pool "one".
+// randomPool returns a pool. Its first address has another public address in the pool "one".
 func randomPool(name string, addresses ...string) nat.Pool {
 	p := nat.Pool{Name: name}
 	for _, text := range addresses {
@@ -116,7 +117,7 @@ func randomPool(name string, addresses ...string) nat.Pool {
 	return p
 }
 
-// legal makes of a policy that the driver takes one that a document may have, if it can.
+// legal turns a policy that the driver accepts into one that a document may have, if it can.
 func legal(p nat.Policy) (nat.Policy, bool) {
 	if p.Pool == "blocks" {
 		p.Pool = "many"
@@ -152,7 +153,7 @@ func legal(p nat.Policy) (nat.Policy, bool) {
 	return p, len(p.Sources) > 0
 }
 
-// distinct returns so many policies that do not tie, whether their proxies are down or not.
+// distinct returns size policies that do not tie, whether their proxies are down or not.
 func distinct(r traffic.Random, round, size int) []nat.Policy {
 	c := nat.Config{Pools: randomPools}
 	down := map[string]bool{}
@@ -201,7 +202,7 @@ func randomDocument(policies []nat.Policy) (string, error) {
 		if p.Bypass {
 			out.WhenDown = "bypass"
 		}
-		if p.Down { // asked once, and not again while the test listens
+		if p.Down { // probed once, and not again while the test listens
 			out.Probes = &isthmusv1.Probes{Targets: []string{"tcp://" + p.To.String()}, Fall: 1, Interval: durationpb.New(time.Hour)}
 		}
 		egress.Policies = append(egress.Policies, out)
@@ -212,10 +213,12 @@ func randomDocument(policies []nat.Policy) (string, error) {
 	return spec.Encode(&isthmusv1.Spec{Attachments: attachments, Node: &isthmusv1.Node{Name: "hub"}, Underlay: &isthmusv1.Underlay{Interface: "wan", Address: node.String()}, Egress: egress})
 }
 
-// model says what the documentation of EgressPolicy says, and shares nothing with what carries policies out.
+// model implements the documentation of EgressPolicy, and shares no code with the implementation of
+// policies.
 type model []nat.Policy
 
-// opened returns the addresses of a pool's name, with those that the world knows, or all.
+// opened returns the addresses of a pool, or of all pools if the name is empty. With public it also
+// returns their public addresses.
 func opened(pool string, public bool) (all []netip.Addr) {
 	for _, p := range randomPools {
 		for _, a := range p.Addresses {
@@ -272,7 +275,7 @@ func (m model) winner(f nat.Flow) (winner *nat.Policy) {
 	return winner
 }
 
-// fate returns what must become of a flow.
+// fate returns the expected result of a flow.
 func (m model) fate(f nat.Flow) (fate traffic.Fate) {
 	p := m.winner(f)
 	if p == nil {
@@ -301,8 +304,9 @@ func (m model) fate(f nat.Flow) (fate traffic.Fate) {
 	return fate
 }
 
-// TestRandomPolicies applies random documents and sends the first packets of random flows. What comes out where, and with which source, must be
-// what a model says that has been written after the documentation, and so must be what nat.Config.Match says.
+// TestRandomPolicies applies random documents and sends the first packets of random flows. The
+// interface and the source with which each packet leaves must be those of a model that has been
+// written after the documentation, and so must be the result of nat.Config.Match.
 func TestRandomPolicies(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	if text := os.Getenv(seedVariable); text != "" {
@@ -322,7 +326,8 @@ func TestRandomPolicies(t *testing.T) {
 		source netip.Addr
 	}
 	as := map[client]netip.Addr{}
-	alone := map[[2]netip.Addr]bool{} // who may be moved, since a flow without ports has an address for itself
+	// sources that may be moved, since a flow without ports has an address for itself
+	alone := map[[2]netip.Addr]bool{}
 	for round := range rounds {
 		c := nat.Config{Underlay: "wan", Own: []netip.Addr{node}, Pools: randomPools}
 		c.Policies = distinct(r, round, size)
@@ -337,7 +342,7 @@ func TestRandomPolicies(t *testing.T) {
 		}
 		s.down(down)
 		s.ok(s.hub.Do(traffic.Forget))
-		_, err = s.Servers.Hear(time.Millisecond) // what came of the probes
+		_, err = s.Servers.Receive(time.Millisecond) // packets of the probes
 		s.ok(err)
 		flows := r.Flows(400)
 		heard, err := s.Send(flows)

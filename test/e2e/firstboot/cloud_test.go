@@ -15,16 +15,17 @@ import (
 	"github.com/isthmus-net/isthmus/test/lab"
 )
 
-// cloud is the metadata service of a cloud, at its own address in the node's network, and Azure's wire server. It answers as the clouds document it: nothing without the
-// header or the token that they want.
+// cloud is the metadata service of a cloud, at its own address in the node's network, and Azure's
+// wire server. It answers as the clouds document it: nothing without the header or the token that
+// they require.
 type cloud struct {
 	kind     string
 	userData string
 	public   string // of 10.9.0.4
 
 	mu      sync.Mutex
-	hurdle  http.HandlerFunc // answers in place of everything; nil: nothing does
-	asked   []string         // with who asked
+	hurdle  http.HandlerFunc // answers instead of all handlers; nil: none
+	asked   []string         // requests, each with its client
 	reports int
 }
 
@@ -36,7 +37,7 @@ func (c *cloud) set(change func()) {
 	change()
 }
 
-// count returns how many questions have a part.
+// count returns how many requests contain a part.
 func (c *cloud) count(part string) (n int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -135,7 +136,7 @@ func (c *cloud) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 	io.WriteString(w, body)
 }
 
-// hurdles are what stands in the way of the metadata service.
+// hurdles are failures of the metadata service.
 var hurdles = map[string]struct {
 	answer http.HandlerFunc
 	says   string

@@ -1,5 +1,6 @@
-// Package firstboot starts isthmusd as a cloud starts a new machine: with user-data and without a login. The clouds' metadata services are stand-ins at their own
-// addresses. Ring: namespace; needs root.
+// Package firstboot starts isthmusd as a cloud starts a new machine: with user-data and without a
+// login. The clouds' metadata services are stand-ins at their own addresses. Ring: namespace; needs
+// root.
 package firstboot
 
 import (
@@ -27,7 +28,7 @@ import (
 
 const (
 	patience = 40 * time.Second
-	// mark stands in a comment of each user-data. Nothing that the node writes may have it.
+	// mark is in a comment of each user-data. The node may not write it anywhere.
 	mark   = "WORD-OF-THE-USER-DATA"
 	public = "203.0.113.9"
 )
@@ -42,7 +43,7 @@ egress:
   policies: [{name: spokes, sources: [10.50.0.0/24], pool: partner}]
 `
 
-// world is a node in a cloud, with a spoke, and an operator elsewhere.
+// world is a node in a cloud, with a spoke, and an operator on another machine.
 type world struct {
 	*testing.T
 	hub                   *daemon.Node
@@ -88,12 +89,12 @@ func begin(t *testing.T, bin, kind string) *world {
 	w.dir, err = w.hub.Dir()
 	w.ok(err)
 	w.hub.Args = []string{"-listen", ":7443", "-platform", kind}
-	// A proxy in the environment would hear all that is asked of the metadata service.
+	// A proxy in the environment would receive all requests to the metadata service.
 	w.hub.Under = []string{"env", "http_proxy=http://198.51.100.130:3128", "HTTP_PROXY=http://198.51.100.130:3128"}
 	return w
 }
 
-// cli runs isthmus as the operator, with what is in the operator's home directory alone.
+// cli runs isthmus as the operator, with only the operator's home directory.
 func (w *world) cli(input string, args ...string) (string, error) {
 	return w.operator.ExecInput(w.Context(), input, append([]string{"env", "-i", "HOME=" + w.home, w.hub.Program("isthmus")}, args...)...)
 }
@@ -122,7 +123,7 @@ func userData(document, request, more string) string {
 
 func (w *world) consoleFile() string { return filepath.Join(w.dir, "run", "console") }
 
-// console waits until what the console shows has a part.
+// console waits until the console's text contains a part.
 func (w *world) console(part string) (text string) {
 	w.Helper()
 	w.ok(lab.Until(w.Context(), patience, func() error {
@@ -136,7 +137,8 @@ func (w *world) console(part string) (text string) {
 	return text
 }
 
-// condition waits for a condition of the node with a part of its message, or with an empty part that there is none of the type.
+// condition waits for a condition of the node with a part of its message, or with an empty part
+// that there is none of the type.
 func (w *world) condition(kind, part string) {
 	w.Helper()
 	w.hub.Status(w, patience, func(s *isthmusv1.SystemStatus) bool {
@@ -153,7 +155,7 @@ func (w *world) reboot() {
 	w.hub.Start(w)
 }
 
-// secretive fails when the node has written something of the user-data that it has not to keep.
+// secretive fails when the node has written a part of the user-data that it must not keep.
 func (w *world) secretive() {
 	w.Helper()
 	err := filepath.WalkDir(w.dir, func(path string, d fs.DirEntry, err error) error {
@@ -189,7 +191,7 @@ func (w *world) audited() (out []string) {
 	return out
 }
 
-// noisy makes of a text what a serial console shows of it.
+// noisy returns a text as a serial console shows it.
 func noisy(text string) string {
 	var b strings.Builder
 	b.WriteString("\x1b[0m\x1b[2J[    0.000000] Linux version 6.12\r\nhub login: -----BEGIN ISTHMUS CONTEXT-----\r\naddress: \"192.0.2.1:7443\"\r\ncertif")
@@ -205,7 +207,8 @@ func noisy(text string) string {
 	return b.String() + "hub login: "
 }
 
-// TestClouds: from user-data alone, a machine becomes a node that the operator manages from elsewhere, on each cloud. It is used once.
+// TestClouds checks that, on each cloud, user-data alone turns a machine into a node that the
+// operator manages from another machine. The user-data is used once.
 func TestClouds(t *testing.T) {
 	bin := daemon.Build(t, "../../..")
 	for kind, zone := range map[string]string{"aws": "us-west-2b", "azure": "2", "google": "us-central1-a"} {
@@ -228,7 +231,8 @@ func TestClouds(t *testing.T) {
 			}
 			_, err := w.cli(noisy(shown), "client", "accept")
 			w.ok(err)
-			// The address is the public one, from the platform; the name is in the server's certificate by it.
+			// The address is the public one, from the platform, so the server's certificate
+			// contains it.
 			out, err := w.cli("", "get", "status", "-o", "wide")
 			w.ok(err)
 			for _, part := range []string{"hub", kind, zone} {
@@ -254,7 +258,7 @@ func TestClouds(t *testing.T) {
 					t.Errorf("the audit log lacks %q: %q", want, audited)
 				}
 			}
-			// The context that has its key on the node is not needed any more.
+			// The context that has its key on the node is no longer needed.
 			if _, err := os.Lstat(filepath.Join(w.dir, "state", "admin.yaml")); !errors.Is(err, fs.ErrNotExist) {
 				t.Errorf("admin.yaml: %v", err)
 			}
@@ -263,7 +267,7 @@ func TestClouds(t *testing.T) {
 				t.Errorf("%v: %s", err, out)
 			}
 
-			// The secret comes over the API, and what waits for it is made.
+			// The secret comes over the API, and the tunnel that waits for it is created.
 			w.condition("SecretMissing", "tunnels[0].wireguard.privateKey: secret lane is not stored")
 			w.hub.Process.Stop()
 			w.hub.Start(t)
@@ -273,7 +277,7 @@ func TestClouds(t *testing.T) {
 			w.condition("SecretMissing", "")
 			w.hub.Settled(t)
 
-			// A spoke is not the node: what it sends to the metadata service gets no further.
+			// A spoke is not the node: its packets to the metadata service are dropped.
 			asked := func() int { return w.cloud.count("10.50.0.") + w.cloud.count("10.9.0.5 ") }
 			for _, at := range []string{"169.254.169.254", "168.63.129.16"} {
 				_, err := w.spoke.Exec(t.Context(), "timeout", "2", "bash", "-c", "exec 3<>/dev/tcp/"+at+"/80")
@@ -338,8 +342,9 @@ func drops(t *testing.T, w *world) map[string]uint64 {
 	return out
 }
 
-// TestHurdles: what stands in the way of the metadata service keeps no node from serving, is told with what to do, and is overcome when it goes. A proxy of the environment
-// and the end of a redirect hear nothing.
+// TestHurdles checks that a failure of the metadata service does not keep a node from serving, is
+// reported with the remedy, and ends when the service works. A proxy of the environment and the
+// target of a redirect receive nothing.
 func TestHurdles(t *testing.T) {
 	bin := daemon.Build(t, "../../..")
 	for what, h := range hurdles {
@@ -383,7 +388,8 @@ func listen(t *testing.T, c *cloud, n *lab.Node, at string) {
 	t.Cleanup(func() { s.Close() })
 }
 
-// TestRefused: of user-data that is wrong nothing is used, every problem is told, and other user-data counts at the next boot alone.
+// TestRefused checks that the node uses nothing of wrong user-data, reports every problem, and
+// reads other user-data only at the next boot.
 func TestRefused(t *testing.T) {
 	w := begin(t, daemon.Build(t, "../../.."), "google")
 	clients := func() string {
@@ -407,7 +413,7 @@ func TestRefused(t *testing.T) {
 		t.Errorf("the console shows control characters: %q", shown)
 	}
 
-	// The daemon starts again within the boot, with other user-data: the boot has had its try.
+	// The daemon restarts within the boot, with other user-data: it is not read again in this boot.
 	before := clients()
 	wrong := "node: {name: hub}\nunderlay: {interface: eth0, address: 10.9.0.4}\negress: {pools: 7}\n"
 	w.cloud.set(func() { w.cloud.userData = userData(wrong, good, "access: {api: [198.51.100.128/28]}\n") })
@@ -424,7 +430,7 @@ func TestRefused(t *testing.T) {
 	w.reboot()
 	w.condition("UserDataRefused", "at an earlier boot")
 	if w.cloud.count("user-data") == asked {
-		t.Error("it was not looked at again")
+		t.Error("it was not read again")
 	}
 	w.cloud.set(func() { w.cloud.userData = "#!/bin/sh\n# " + mark + "\nreboot\n" })
 	w.reboot()
@@ -434,7 +440,8 @@ func TestRefused(t *testing.T) {
 	w.console("no user-data was given")
 	w.condition("UserDataIgnored", "")
 
-	// Without a document: the sources of the user-data reach the API, after a boot too, and until a document says otherwise.
+	// Without a document the sources of the user-data reach the API, after a boot too, until a
+	// document defines others.
 	w.cloud.set(func() {
 		w.cloud.userData = userData("", good, "access: {api: [198.51.100.128/28]}\nconsole: shell\n")
 	})
@@ -460,7 +467,8 @@ func TestRefused(t *testing.T) {
 	w.secretive()
 }
 
-// TestDocumentURL: a document that is elsewhere counts only with its digest, and the daemon waits for it.
+// TestDocumentURL checks that a document at a URL is used only with its digest, and that the daemon
+// waits for it.
 func TestDocumentURL(t *testing.T) {
 	w := begin(t, daemon.Build(t, "../../.."), "aws")
 	text := "node: {name: hub}\nunderlay: {interface: eth0, address: 10.9.0.4}\naccess: {api: [198.51.100.128/28]}\n"
@@ -485,7 +493,8 @@ func TestDocumentURL(t *testing.T) {
 	w.secretive()
 }
 
-// TestSeed: a NoCloud seed that comes after the daemon is found, and a machine without a platform serves.
+// TestSeed checks that the daemon finds a NoCloud seed that appears after its start, and that a
+// machine without a platform serves.
 func TestSeed(t *testing.T) {
 	w := begin(t, daemon.Build(t, "../../.."), "auto")
 	seed := filepath.Join(w.dir, "seed")
@@ -508,7 +517,8 @@ func TestSeed(t *testing.T) {
 	w.condition("InstanceChanged", "")
 }
 
-// TestAuto: a document that leaves its addresses to the platform has them, follows them when they move, and stays as it is when the platform has none or does not answer.
+// TestAuto checks that a document that leaves its addresses to the platform gets them, follows them
+// when they move, and stays as it is when the platform has none or does not answer.
 func TestAuto(t *testing.T) {
 	w := begin(t, daemon.Build(t, "../../.."), "azure")
 	w.hub.Args = append(w.hub.Args, "-platform-refresh", "1s")
@@ -543,7 +553,7 @@ func TestAuto(t *testing.T) {
 	seen("203.0.113.77")
 	w.condition("PublicAddressChanged", "they are [10.9.0.4=203.0.113.77], and were [10.9.0.4=203.0.113.9]")
 
-	// The platform does not answer: what it said stays, also after a boot.
+	// The platform does not answer: its last answer stays in use, also after a boot.
 	w.cloud.set(func() { w.cloud.hurdle = hurdles["a web page"].answer })
 	w.condition("FactsOld", "web page")
 	seen("203.0.113.77")
@@ -552,11 +562,11 @@ func TestAuto(t *testing.T) {
 	seen("203.0.113.77")
 	w.condition("FactsOld", "have never been read")
 
-	// It has no public address any more: what runs stays.
+	// It no longer has a public address: the running configuration stays.
 	w.cloud.set(func() { w.cloud.hurdle, w.cloud.public = nil, "" })
 	w.condition("FactsUnusable", "underlay.publicAddress")
 	w.condition("FactsOld", "")
-	// Nor does the same answer, which is read again and again, end the condition.
+	// Repeated reads of the same answer do not end the condition either.
 	begun := time.Now()
 	w.hub.Status(t, patience, func(s *isthmusv1.SystemStatus) bool {
 		if s.GetPlatform().GetRead().AsTime().Sub(begun) < 2*time.Second {

@@ -1,5 +1,5 @@
-// Package health has a node whose pool addresses sicken, with a spoke behind a WireGuard lane that has BIRD, and a partner. It needs
-// nothing of the kernel but TUN. Ring: namespace; needs root.
+// Package health has a node whose pool addresses become unhealthy, with a spoke behind a WireGuard
+// lane that has BIRD, and a partner. Of the kernel it needs only TUN. Ring: namespace; needs root.
 package health
 
 import (
@@ -109,8 +109,8 @@ func (w *world) apply(n *daemon.Node, private, document string) {
 	w.ok(err)
 }
 
-// serve starts the partner's service, which says who the client seems to be and then repeats what it hears, and a health check that
-// some clients fail.
+// serve starts the partner's service, which sends the client's address and then echoes received
+// data, and a health check that some clients fail.
 func (w *world) serve() {
 	for _, address := range []string{service, "198.51.100.9", "198.51.100.10"} {
 		l, err := w.partner.Listen("tcp", address+":443")
@@ -155,7 +155,7 @@ func (w *world) setSick(address string, sick bool) {
 type flow struct {
 	net.Conn
 	r    *bufio.Reader
-	seen string // who the partner sees
+	seen string // the client's address as the partner sees it
 }
 
 // open connects from a source of the site to an address of the partner.
@@ -174,7 +174,7 @@ func (w *world) open(source int, to string) (*flow, error) {
 	return f, err
 }
 
-// alive sends something there and back.
+// alive sends data there and back.
 func (f *flow) alive() error {
 	f.SetDeadline(time.Now().Add(2 * time.Second))
 	if _, err := fmt.Fprintln(f, "ping"); err != nil {
@@ -187,7 +187,8 @@ func (f *flow) alive() error {
 	return err
 }
 
-// seen opens a flow from each source, and returns an error unless those in zone a leave as one address and those in zone b as another.
+// seen opens a flow from each source, and returns an error unless those in zone a leave as one
+// address and those in zone b as another.
 func (w *world) seen(a, b string) (flows []*flow, err error) {
 	for i := range 16 {
 		f, err := w.open(i, service)
@@ -206,7 +207,7 @@ func (w *world) seen(a, b string) (flows []*flow, err error) {
 	return flows, nil
 }
 
-// wantSeen wants what seen looks for to be so now.
+// wantSeen checks that the condition of seen holds now.
 func (w *world) wantSeen(a, b string) []*flow {
 	w.Helper()
 	flows, err := w.seen(a, b)
@@ -214,7 +215,8 @@ func (w *world) wantSeen(a, b string) []*flow {
 	return flows
 }
 
-// untilSeen waits for what seen looks for: the health of an address is in the rules a moment after it is shown.
+// untilSeen waits for the condition of seen: the health of an address is in the rules a moment
+// after it is shown.
 func (w *world) untilSeen(a, b string) {
 	w.Helper()
 	w.ok(lab.Until(w.Context(), 5*time.Second, func() error { _, err := w.seen(a, b); return err }))
@@ -229,7 +231,7 @@ func (w *world) wantAlive(flows []*flow) {
 	}
 }
 
-// until waits for words in what a command prints, or for the absence of those behind "not ".
+// until waits for words in the output of a command, or for the absence of those behind "not ".
 func (w *world) until(limit time.Duration, words []string, command ...string) {
 	w.Helper()
 	w.ok(lab.Until(w.Context(), limit, func() error {
@@ -245,7 +247,7 @@ func (w *world) until(limit time.Duration, words []string, command ...string) {
 	}))
 }
 
-// untilDefault waits until BIRD has the default route, or has it no more.
+// untilDefault waits until BIRD has the default route, or no longer has it.
 func (w *world) untilDefault(there bool) {
 	w.Helper()
 	w.ok(lab.Until(w.Context(), 60*time.Second, func() error {
@@ -283,7 +285,8 @@ func TestHealth(t *testing.T) {
 	w.untilSeen(second, second)
 	w.wantAlive(old)
 
-	// A daemon that starts again finds that out again, and breaks nothing. The embedded device of the lane is new, too.
+	// A restarted daemon detects that again, and breaks nothing. The embedded device of the lane is
+	// also new.
 	w.hub.Kill()
 	w.hub.Start(t)
 	w.until(15*time.Second, []string{first + " " + first + " a 1 down"}, "get", "pools")
@@ -292,7 +295,8 @@ func TestHealth(t *testing.T) {
 	w.wantAlive(old)
 	w.untilSeen(second, second)
 
-	// The other one too: the route is withdrawn, so that the spoke may use another node. Addresses stay in use.
+	// The other one too: the route is withdrawn, so that the spoke may use another node. Addresses
+	// stay in use.
 	w.setSick(second, true)
 	w.untilDefault(false)
 	w.until(5*time.Second, []string{"PoolDown"}, "describe", "node")
@@ -323,8 +327,8 @@ func TestHealth(t *testing.T) {
 	}
 }
 
-// reaches waits until a flow to an address of the partner can be opened, or cannot any more: what is known of a name is in the kernel
-// a moment later.
+// reaches waits until a flow to an address of the partner can be opened, or no longer can: the
+// addresses of a name are in the kernel a moment after they are known.
 func (w *world) reaches(to string, want bool) (f *flow) {
 	w.Helper()
 	w.ok(lab.Until(w.Context(), 5*time.Second, func() (err error) {
@@ -349,7 +353,8 @@ func (w *world) serveNames(hosts string) *lab.Process {
 	return p
 }
 
-// ask sends a query for an IPv4 address from a node and returns whether there was an answer, and with how many addresses.
+// ask sends a query for an IPv4 address from a node and returns whether there was an answer, and
+// with how many addresses.
 func (w *world) ask(from *lab.Node, server, name string) (addresses int, err error) {
 	b := dnsmessage.NewBuilder(nil, dnsmessage.Header{ID: 7, RecursionDesired: true})
 	w.ok(b.StartQuestions())
@@ -400,7 +405,7 @@ egress:
 	w.reaches("198.51.100.9", false)
 	w.until(5*time.Second, []string{"www.partner.example,*.example.com"}, "get", "nat")
 
-	// It has another address: the old one is no destination any more, but what is under way goes on.
+	// It has another address: the old one is not a destination any more, but flows under way go on.
 	server.Signal(unix.SIGTERM)
 	<-server.Done()
 	hosts := "198.51.100.9 api.partner.example\n198.51.100.10 new.example.com\n"
@@ -413,7 +418,7 @@ egress:
 	w.reaches(service, false)
 	w.wantAlive([]*flow{old})
 
-	// What a spoke is told, it reaches at once.
+	// A spoke reaches an address at once after the answer.
 	w.reaches("198.51.100.10", false)
 	if n, err := w.ask(w.site.Node, "169.254.80.0", "new.example.com"); n != 1 || err != nil {
 		t.Fatalf("%d answers, %v", n, err)
@@ -426,7 +431,8 @@ egress:
 		t.Errorf("at the node's address: %d answers, %v", n, err)
 	}
 
-	// The proxy is there for spokes alone: neither the node's addresses nor the inside address answers on the underlay.
+	// The proxy is there for spokes alone: neither the node's addresses nor the inside address
+	// answers on the underlay.
 	for _, address := range []string{"169.254.80.0", "10.99.0.53"} {
 		_, err = w.partner.Exec(t.Context(), "ip", "route", "add", address+"/32", "via", "192.0.2.100")
 		w.ok(err)
@@ -437,7 +443,7 @@ egress:
 		}
 	}
 
-	// Nobody answers, and the daemon starts again: what was good stays.
+	// No server answers, and the daemon restarts: the last addresses stay.
 	server.Signal(unix.SIGTERM)
 	<-server.Done()
 	w.until(15*time.Second, []string{"NameUnresolved"}, "describe", "node")
@@ -449,9 +455,10 @@ egress:
 	w.reaches("198.51.100.9", true)
 	w.until(5*time.Second, []string{"www.partner.example partner 198.51.100.9,"}, "get", "names")
 
-	// A server that says there is no such name is believed.
+	// NXDOMAIN from a server takes effect.
 	w.serveNames("198.51.100.7 other.example\n")
-	w.until(15*time.Second, []string{"www.partner.example partner - ", "198.51.100.9 ("}, "get", "names", "-o", "wide") // it has none, and had it a moment ago
+	// it has no address now, and had this one a moment ago
+	w.until(15*time.Second, []string{"www.partner.example partner - ", "198.51.100.9 ("}, "get", "names", "-o", "wide")
 	w.reaches("198.51.100.9", false)
 	w.wantAlive([]*flow{old, told})
 	if n, who, err := w.leaks.Stop(); n > 0 || err != nil {

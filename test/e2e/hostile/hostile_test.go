@@ -1,4 +1,5 @@
-// Package hostile has isthmusd among neighbours and spokes that send whatever they like. Ring: namespace.
+// Package hostile has isthmusd among neighbours and spokes that send arbitrary packets. Ring:
+// namespace.
 package hostile
 
 import (
@@ -27,7 +28,8 @@ import (
 // seedVariable repeats a run of TestEveryDirection.
 const seedVariable = "ISTHMUS_SEED"
 
-// The hub has a LAN and a shop inside, an underlay by which a third network comes as well, and a management card that the document does not name.
+// The hub has a LAN and a shop inside, an underlay by which a third network comes as well, and a
+// management card that the document does not name.
 const document = `node: {name: hub, asn: 64620}
 underlay: {interface: wan, address: 192.0.2.100}
 attachments:
@@ -59,7 +61,8 @@ func (w *world) ok(err error) {
 	}
 }
 
-// begin builds it: all links have one address and no neighbour discovery, so that whatever is sent arrives at once.
+// begin builds it: all links have one address and no neighbour discovery, so that every packet
+// arrives at once.
 func begin(t *testing.T) *world {
 	l, err := lab.New(lab.Options{})
 	w := &world{T: t, others: map[string]*lab.Node{}, taps: map[string]*traffic.Tap{}}
@@ -86,7 +89,8 @@ func begin(t *testing.T) *world {
 		other.IP("route add 0.0.0.0/0 dev r0")
 		other.IP("route add ::/0 dev r0")
 	}
-	for _, a := range []string{"192.0.2.100/32 dev wan", "192.0.2.101/32 dev wan", "2001:db8:9::100/128 dev wan", "198.18.0.10/32 dev mgmt0", "172.31.0.1/32 dev lan0", "172.31.1.1/32 dev shop0"} { // the kernel takes no packet from elsewhere by an interface without an address
+	// the kernel accepts no packet from other networks by an interface without an address
+	for _, a := range []string{"192.0.2.100/32 dev wan", "192.0.2.101/32 dev wan", "2001:db8:9::100/128 dev wan", "198.18.0.10/32 dev mgmt0", "172.31.0.1/32 dev lan0", "172.31.1.1/32 dev shop0"} {
 		w.hub.IP("addr add %s", a)
 	}
 	for card, prefixes := range routes {
@@ -95,7 +99,7 @@ func begin(t *testing.T) *world {
 		}
 	}
 	w.ok(l.Up(t.Context()))
-	// Packets are told apart by the flow label; those that the node itself sends shall have none.
+	// The flow label distinguishes packets; those of the node itself must have none.
 	w.ok(w.hub.Sysctl("ipv6/auto_flowlabels", "0"))
 	for _, n := range w.others {
 		w.ok(n.Sysctl("ipv6/auto_flowlabels", "0"))
@@ -109,7 +113,7 @@ func begin(t *testing.T) *world {
 	return w
 }
 
-// routes are how the hub reaches what is around it.
+// routes are the hub's routes to the networks around it.
 var routes = map[string][]netip.Prefix{
 	"lan0":  daemon.Prefixes("10.0.0.0/8", "2001:db8:a::/48"),
 	"shop0": daemon.Prefixes("172.16.0.0/16", "2001:db8:c::/48"),
@@ -129,7 +133,7 @@ func longest(table map[string][]netip.Prefix, a netip.Addr) (name string, bits i
 	return name, bits
 }
 
-// The model says what the document says. It shares nothing with what carries the document out.
+// The model repeats the document. It shares no code with the implementation.
 var (
 	belongs = map[string][]netip.Prefix{
 		"lan0":  daemon.Prefixes("10.1.0.0/16", "2001:db8:a::/48"),
@@ -145,7 +149,8 @@ func in(prefixes []netip.Prefix, a netip.Addr) bool {
 	return slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
-// fate returns where the first packet of a flow that came by a card comes out, and with which source; nowhere when card is empty.
+// fate returns the card by which the first packet of a flow that came by a card leaves, and its
+// source; an empty card: it is dropped.
 func fate(by string, f nat.Flow) (card string, source netip.Addr) {
 	nowhere := netip.Addr{}
 	if in(own, f.Source) {
@@ -198,7 +203,8 @@ var everyone = func() (all []netip.Addr) {
 	return all
 }()
 
-// always are flows that are sent in every round: one for each way that a packet may go, and for reasons to drop one.
+// always are flows that are sent in every round: one for each way that a packet may go, and for
+// reasons to drop one.
 var always = []struct{ by, from, to string }{
 	{"lan0", "10.1.0.8", "198.51.100.8"}, {"lan0", "10.1.0.8", "172.16.0.8"}, {"shop0", "172.16.0.8", "198.51.100.8"}, {"shop0", "172.16.0.8", "10.1.0.8"},
 	{"wan", "198.51.100.8", "192.0.2.10"}, {"wan", "10.200.0.8", "10.1.0.9"}, {"wan", "10.200.0.8", "198.51.100.8"}, {"wan", "10.50.0.8", "172.16.1.8"},
@@ -206,8 +212,9 @@ var always = []struct{ by, from, to string }{
 	{"mgmt0", "192.168.0.8", "10.1.0.8"}, {"lan0", "10.1.0.8", "192.168.0.8"}, {"lan0", "2001:db8:a::8", "2001:db8:b::8"}, {"lan0", "2001:db8:a::8", "2001:db8:c::8"},
 }
 
-// TestEveryDirection sends the first packets of flows, fragments and ICMP errors from every side to every side. What comes out where, and as whom, must
-// be what a model of the document says.
+// TestEveryDirection sends the first packets of flows, fragments and ICMP errors from every side to
+// every side. The card and the source with which each leaves must be those of a model of the
+// document.
 func TestEveryDirection(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	if text := os.Getenv(seedVariable); text != "" {
@@ -222,14 +229,15 @@ func TestEveryDirection(t *testing.T) {
 	w.hub.Start(t)
 	w.hub.Apply(t, document)
 	table := map[string]int{}
-	portless := map[nat.Flow]bool{} // in all rounds: the node keeps the address that such a flow took for some time
+	// in all rounds: the node keeps the address that such a flow took for some time
+	portless := map[nat.Flow]bool{}
 	for round := range 12 {
 		type sent struct {
 			by string
 			nat.Flow
 		}
 		flows, seen := map[uint16]sent{}, map[nat.Flow]bool{}
-		for i, k := range always { // so that chance leaves no way out
+		for i, k := range always { // so that each way is tested in each round
 			f := nat.Flow{Source: netip.MustParseAddr(k.from), Destination: netip.MustParseAddr(k.to), Protocol: unix.IPPROTO_TCP, Port: 443}
 			seen[f] = true
 			flows[uint16(401+i)] = sent{k.by, f}
@@ -248,7 +256,8 @@ func TestEveryDirection(t *testing.T) {
 			}
 			key := f
 			if !slices.Contains([]uint8{unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6}, f.Protocol) {
-				key.Source = netip.Addr{} // nothing but the source tells two such flows apart, so one address carries only one
+				// only the source distinguishes two such flows, so one address carries only one
+				key.Source = netip.Addr{}
 				if seen[nat.Flow{Protocol: f.Protocol, Destination: f.Source}] || portless[key] {
 					continue // it would be an answer, or needs an address that is taken
 				}
@@ -263,14 +272,14 @@ func TestEveryDirection(t *testing.T) {
 		for id, f := range flows {
 			w.ok(w.taps[f.by].Send(f.Flow, id, 0x02))
 		}
-		heard := w.hear()
+		heard := w.receive()
 		for id, f := range flows {
 			card, source := fate(f.by, f.Flow)
 			table[f.by+" > "+card]++
 			for _, at := range cards {
 				p, here := heard[at].Packets[id]
 				if here && in(own, p.Source) && p.Source != source && (p.Source != f.Source || p.Destination != f.Destination) {
-					here = false // the node's own word, which looks like it by chance
+					here = false // a packet of the node itself, which looks like it by chance
 				}
 				if here != (at == card) || here && p.Source != source {
 					t.Errorf("round %d: %+v by %s: at %s: %v %v, want at %q as %v", round, f.Flow, f.by, at, here, p, card, source)
@@ -294,20 +303,21 @@ func TestEveryDirection(t *testing.T) {
 	w.counted()
 }
 
-// hear returns what came to each side.
-func (w *world) hear() map[string]traffic.Sounds {
+// receive returns the packets that arrived at each side.
+func (w *world) receive() map[string]traffic.Sounds {
 	w.Helper()
 	heard := map[string]traffic.Sounds{}
 	for card, tap := range w.taps {
-		sounds, err := tap.Hear(100 * time.Millisecond)
+		sounds, err := tap.Receive(100 * time.Millisecond)
 		w.ok(err)
 		heard[card] = sounds
 	}
 	return heard
 }
 
-// pieces sends fragments in any order and alone, and errors that quote packets of nobody's flows. None may come out, unless the sides allow
-// it, and none with a source of the inside, not even in what an error quotes.
+// pieces sends fragments in any order and alone, and errors that quote packets of flows that do not
+// exist. None may leave, unless the sides allow it, and none with a source of the inside, not even
+// in the packet that an error quotes.
 func (w *world) pieces(random *rand.Rand) {
 	w.Log("fragments and errors")
 	var v4 []netip.Addr
@@ -345,7 +355,7 @@ func (w *world) pieces(random *rand.Rand) {
 			send(by, header(id, 0, unix.IPPROTO_ICMP, src, dst, icmp))
 		}
 	}
-	for card, sounds := range w.hear() {
+	for card, sounds := range w.receive() {
 		for _, p := range slices.AppendSeq(slices.Clone(sounds.Answers), maps.Values(sounds.Packets)) {
 			from := in(own, p.Source)
 			switch {
@@ -362,7 +372,7 @@ func (w *world) pieces(random *rand.Rand) {
 	}
 }
 
-// counted wants every reason in what the node says it dropped.
+// counted checks that the node reports drops for every reason.
 func (w *world) counted() {
 	all := &isthmusv1.ListPoliciesResponse{}
 	w.ok(w.hub.Get(w.Context(), "nat", all))
@@ -377,8 +387,9 @@ func (w *world) counted() {
 	}
 }
 
-// TestOwnAddresses: the first document cuts no address of the node. A connection over IPv6 to a second address goes on, new ones come to every address,
-// and an address that comes later is the node's as well.
+// TestOwnAddresses checks that the first document cuts off no address of the node. A connection
+// over IPv6 to a second address goes on, every address accepts new ones, and an address that is
+// added later belongs to the node as well.
 func TestOwnAddresses(t *testing.T) {
 	w := begin(t)
 	for _, a := range []string{"198.51.100.7/32", "2001:db8:51::7/128"} {
@@ -420,7 +431,8 @@ func TestOwnAddresses(t *testing.T) {
 	echo(dial("192.0.2.102"))
 }
 
-// TestFlush: another process removes all rules while a spoke sends. They come back at once, almost nothing leaves meanwhile, and the node tells.
+// TestFlush checks that, when another process removes all rules while a spoke sends, they come back
+// at once, almost nothing leaves meanwhile, and the node reports it.
 func TestFlush(t *testing.T) {
 	w := begin(t)
 	w.hub.Start(t)
@@ -466,13 +478,15 @@ func TestFlush(t *testing.T) {
 	n, first, err := leaks.Stop()
 	w.ok(err)
 	t.Logf("%d packets left in three moments without rules: %v", n, first)
-	// Between the flush and the first thing that the daemon does, the kernel forwards: a packet a millisecond here. 3211 left before.
+	// Between the flush and the daemon's first action the kernel forwards: a packet a millisecond
+	// here. Formerly 3211 left.
 	if n > 300 {
 		t.Errorf("%d packets left with an inside source", n)
 	}
 }
 
-// TestStart: a node that starts with forwarding off forwards nothing before the guard is there.
+// TestStart checks that a node that starts with forwarding off forwards nothing before the guard
+// exists.
 func TestStart(t *testing.T) {
 	w := begin(t)
 	w.hub.Start(t)

@@ -24,7 +24,8 @@ import (
 	"github.com/isthmus-net/isthmus/test/traffic"
 )
 
-// probe is a packet to which a node answers by itself when it lets the packet in: by a reset, an echo reply or an error of ICMP.
+// probe is a packet that a node answers by itself when it admits the packet: with a reset, an echo
+// reply or an ICMP error.
 type probe struct {
 	name     string
 	protocol uint8
@@ -70,12 +71,13 @@ func (w *world) knock(card string, p probe, id uint16, source, destination netip
 	}
 }
 
-// neighbours are where the sources of a card are; the last byte tells probes apart.
+// neighbours are the networks of the sources of a card; the last byte distinguishes probes.
 var neighbours = map[string][2]string{
 	"lan0": {"10.1.0.0", "2001:db8:a::"}, "shop0": {"172.16.0.0", "2001:db8:c::"}, "wan": {"198.51.100.0", "2001:db8:b::"}, "mgmt0": {"192.168.0.0", "2001:db8:d::"},
 }
 
-// answers sends every probe by every card in both families, and returns those that the node answers, as "wan 4 api".
+// answers sends every probe by every card in both families, and returns those that the node
+// answers, as "wan 4 api".
 func (w *world) answers() map[string]bool {
 	w.Helper()
 	w.ok(w.hub.Do(traffic.Forget))
@@ -96,7 +98,7 @@ func (w *world) answers() map[string]bool {
 		}
 	}
 	got := map[string]bool{}
-	for _, sounds := range w.hear() {
+	for _, sounds := range w.receive() {
 		for _, p := range sounds.All {
 			if what, ok := sent[from{p.Destination, p.Source}]; ok {
 				got[what] = true
@@ -106,7 +108,7 @@ func (w *world) answers() map[string]bool {
 	return got
 }
 
-// wants compares what answers with what a model says, until it is so: rules come a moment after a command.
+// wants waits until the answers equal those of a model: rules change a moment after a command.
 func (w *world) wants(what string, may func(card string, six bool, p probe) bool) {
 	w.Helper()
 	yes := 0
@@ -140,7 +142,8 @@ func (w *world) wants(what string, may func(card string, six bool, p probe) bool
 	}
 }
 
-// TestInput: what the node answers, from which side, under drop and keep, with and without a document, and after another process has removed the rules.
+// TestInput checks which packets the node answers, from which side, under drop and keep, with and
+// without a document, and after another process has removed the rules.
 func TestInput(t *testing.T) {
 	w := begin(t)
 	for key, value := range map[string]string{"ipv4/icmp_ratelimit": "0", "ipv6/icmp/ratelimit": "0", "ipv4/tcp_invalid_ratelimit": "0"} {
@@ -216,7 +219,8 @@ func TestInput(t *testing.T) {
 	}
 }
 
-// TestConnectionsStay: a connection of SSH whose source stays allowed goes on through documents that change others, and ends when its source is not allowed.
+// TestConnectionsStay checks that an SSH connection whose source stays allowed goes on through
+// documents that change others, and ends when its source is not allowed.
 func TestConnectionsStay(t *testing.T) {
 	w := begin(t)
 	_, err := w.others["wan"].Exec(t.Context(), "ip", "addr", "add", "198.51.100.7/32", "dev", "r0")
@@ -281,8 +285,9 @@ func (w *world) echo(address string) {
 	}()
 }
 
-// TestUplink: under drop, with and without a document, the underlay still works as a cloud's network has it: an address by DHCP and its renewal, in both
-// families, neighbour discovery, and the route from router advertisements.
+// TestUplink checks that under drop, with and without a document, the underlay still works as in a
+// cloud's network: an address by DHCP and its renewal, in both families, neighbour discovery, and
+// the route from router advertisements.
 func TestUplink(t *testing.T) {
 	l, err := lab.New(lab.Options{})
 	if err != nil {
@@ -344,7 +349,7 @@ func TestUplink(t *testing.T) {
 	works("with a document")
 }
 
-// leases4 gets a lease and renews it, as a client of DHCP with nothing but UDP sockets does (RFC 2131).
+// leases4 gets a lease and renews it, as a DHCP client with only UDP sockets does (RFC 2131).
 func leases4() error {
 	c, err := udp("udp4", "0.0.0.0:68")
 	if err != nil {
@@ -394,7 +399,7 @@ func leases4() error {
 	if answer, _, _, err = ask(request, "255.255.255.255:67", netip.Addr{}, selected...); err != nil || answer != ack {
 		return fmt.Errorf("requesting: %d, %w", answer, err)
 	}
-	// The client renews from an address that it has; here the node's own stands for it.
+	// The client renews from an address that it has; here it uses the node's own.
 	requested := slices.Concat([]byte{50, 4}, given.AsSlice())
 	if answer, _, _, err = ask(request, netip.AddrPortFrom(server, 67).String(), netip.Addr{}, requested...); err != nil || answer != ack {
 		return fmt.Errorf("renewing: %d, %w", answer, err)
@@ -402,7 +407,7 @@ func leases4() error {
 	return nil
 }
 
-// leases6 has a server of DHCPv6 advertise an address (RFC 8415).
+// leases6 requests an address, which a DHCPv6 server advertises (RFC 8415).
 func leases6() error {
 	c, err := udp("udp6", "[::]:546")
 	if err != nil {
@@ -412,7 +417,7 @@ func leases6() error {
 	const solicit, advertise = 1, 2
 	b := []byte{solicit, 'i', 's', 't'}
 	b = append(b, 0, 1, 0, 10, 0, 3, 0, 1, 2, 0, 0, 0, 0, 9)       // client identifier
-	b = append(b, 0, 3, 0, 12, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0) // an address, please
+	b = append(b, 0, 3, 0, 12, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0) // IA_NA: requests an address
 	b = append(b, 0, 8, 0, 2, 0, 0)                                // elapsed time
 	to := &net.UDPAddr{IP: net.ParseIP("ff02::1:2"), Port: 547, Zone: "wan"}
 	if _, err := c.WriteTo(b, to); err != nil {
@@ -429,7 +434,7 @@ func leases6() error {
 	}
 }
 
-// udp opens a socket at the interface wan that may broadcast, and waits a second for each answer.
+// udp opens a socket on the interface wan that may broadcast, and waits a second for each answer.
 func udp(network, address string) (net.PacketConn, error) {
 	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
 		outer := c.Control(func(fd uintptr) {

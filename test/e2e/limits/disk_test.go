@@ -12,8 +12,8 @@ import (
 	"github.com/isthmus-net/isthmus/test/lab"
 )
 
-// TestDisk takes the node's disk away: full, and read-only. The router goes on, comes back after kill -9, and goes back to the document
-// before an unconfirmed one; what changes something is refused until there is room.
+// TestDisk makes the node's disk unusable: full, and read-only. The router goes on, comes back
+// after kill -9, and rolls an unconfirmed document back; changes are refused until there is room.
 func TestDisk(t *testing.T) {
 	t.Parallel()
 	w := begin(t)

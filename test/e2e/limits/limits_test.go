@@ -1,5 +1,5 @@
-// Package limits uses up what a node has: the ports of an address, and the connection table. It needs nothing of the kernel but
-// network namespaces. Ring: namespace; needs root.
+// Package limits exhausts the resources of a node: the ports of an address, and the connection
+// table. Of the kernel it needs only network namespaces. Ring: namespace; needs root.
 package limits
 
 import (
@@ -27,13 +27,15 @@ import (
 const (
 	first, second = "192.0.2.10", "192.0.2.11" // of pools
 	partner       = "198.51.100.1"
-	crowded       = 53     // the port to which the flows go, the first of them where there are several
-	ports         = 64_512 // of an address, toward one service
+	// the port to which the flows go, the first of them where there are several
+	crowded = 53
+	ports   = 64_512 // of an address, toward one service
 
 	patience = 20 * time.Second
 )
 
-// world is a running topology: clients with all of 10.0.0.0/15 behind the hub, and a partner on its underlay.
+// world is a running topology: clients with all of 10.0.0.0/15 behind the hub, and a partner on its
+// underlay.
 type world struct {
 	*testing.T
 	hub             *daemon.Node
@@ -73,7 +75,7 @@ func begin(t *testing.T) *world {
 	w.inside.IP("route add local 10.0.0.0/15 dev lo")
 	w.partner.IP("addr add %s/32 dev lo", partner)
 	w.ok(l.Up(t.Context()))
-	// The kernel sends one host one ICMP error a second, and few stand for many clients here.
+	// The kernel sends a host one ICMP error a second, and a few hosts represent many clients here.
 	for key, value := range map[string]string{"icmp_ratelimit": "0", "icmp_msgs_per_sec": "100000", "icmp_msgs_burst": "10000"} {
 		w.ok(w.hub.Sysctl("ipv4/"+key, value))
 	}
@@ -118,7 +120,7 @@ func (w *world) echo(port int) {
 	}()
 }
 
-// serve has the partner accept TCP connections, and repeat what it hears.
+// serve has the partner accept TCP connections, and echo received data.
 func (w *world) serve() {
 	l, err := w.partner.Listen("tcp", partner+":443")
 	w.ok(err)
@@ -134,7 +136,7 @@ func (w *world) serve() {
 	}()
 }
 
-// seenAs returns as whom the partner saw what was sent since it was last called.
+// seenAs returns the sources that the partner has seen since the last call.
 func (w *world) seenAs() (names []string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -146,7 +148,8 @@ func (w *world) seenAs() (names []string) {
 	return names
 }
 
-// ends sends requests from so many sources of 10.0.0.0/16 in turn, each from the next port, to services of so many ports in turn.
+// ends sends requests from the given number of sources of 10.0.0.0/16 in turn, each from the next
+// port, to the given number of service ports in turn.
 func ends(sources, services, firstPort int) traffic.Ends {
 	to := netip.MustParseAddr(partner)
 	return func(i int) (netip.AddrPort, netip.AddrPort) {
@@ -162,7 +165,7 @@ func (w *world) ask(what string, n int, e traffic.Ends) (o traffic.Outcome) {
 	return o
 }
 
-// connect opens a TCP connection from a source, and has something repeated.
+// connect opens a TCP connection from a source, and waits for an echo.
 func (w *world) connect(from string) (c net.Conn, err error) {
 	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}, Timeout: 3 * time.Second}
 	err = w.inside.Do(func() (err error) { c, err = d.DialContext(w.Context(), "tcp4", partner+":443"); return err })
@@ -182,7 +185,7 @@ func repeated(c net.Conn) error {
 	return err
 }
 
-// ports reads what "get ports" says.
+// ports reads the output of "get ports".
 func (w *world) ports() *isthmusv1.ListPortsResponse {
 	w.Helper()
 	all := &isthmusv1.ListPortsResponse{}
@@ -198,12 +201,12 @@ func (w *world) use() *isthmusv1.PortUse {
 		return p.Address == first && p.Destination == partner && p.Protocol == "udp" && p.Port == crowded
 	})
 	if i < 0 {
-		w.Fatalf("nothing is said of port %d: %v", crowded, all)
+		w.Fatalf("port %d is not listed: %v", crowded, all)
 	}
 	return all[i]
 }
 
-// conditions wants exactly these of "get status", as type and severity.
+// conditions waits until "get status" has exactly these, as type and severity.
 func (w *world) conditions(limit time.Duration, want ...string) {
 	w.Helper()
 	began := time.Now()
@@ -217,7 +220,7 @@ func (w *world) conditions(limit time.Duration, want ...string) {
 	w.Logf("conditions %q after %v", want, time.Since(began).Round(100*time.Millisecond))
 }
 
-// says wants words in the table of "get ports".
+// says checks that the table of "get ports" has the words.
 func (w *world) says(words string) {
 	w.Helper()
 	out, err := w.hub.CLI(w.Context(), "", "get", "egress")
@@ -226,13 +229,14 @@ func (w *world) says(words string) {
 	}
 }
 
-// TestPorts makes more flows to one service than the pool's only address has ports for, gives it another address and takes it away
-// again, and waits until the flows have ended.
+// TestPorts makes more flows to one service than the pool's only address has ports for, adds
+// another address and removes it again, and waits until the flows have ended.
 func TestPorts(t *testing.T) {
 	t.Parallel()
 	w := begin(t)
 	w.echo(crowded)
-	const lives = 40 * time.Second // a flow of one request; all are to live at a time, also on a busy machine
+	// lifetime of a flow of one request; all must be live at a time, also on a busy machine
+	const lives = 40 * time.Second
 	one := document("  pools: [{name: partner, addresses: [{address: 192.0.2.10}]}]\n" +
 		fmt.Sprintf("  policies: [{name: all, sources: [10.0.0.0/15], destinations: [198.51.100.0/24], pool: partner, timeouts: {udp: %v}}]\n", lives))
 	w.hub.Apply(t, one)
@@ -261,7 +265,7 @@ func TestPorts(t *testing.T) {
 	low := w.use()
 	t.Logf("%v", low)
 	if low.State != "low" || low.Used < safe || low.Percent < 85 || low.ExhaustedIn.AsDuration() <= 0 || low.Refused != 0 {
-		t.Error("that is no alarm before anything is lost")
+		t.Error("there was no alarm before anything was lost")
 	}
 	const more = 10_000
 	beyond := w.ask("and beyond", more, ends(50, 1, 10_000))
@@ -269,7 +273,7 @@ func TestPorts(t *testing.T) {
 		t.Errorf("%d flows have a port", total)
 	}
 	if beyond.Refused+beyond.Answered < more*999/1000 {
-		t.Errorf("%d requests heard nothing", beyond.Lost)
+		t.Errorf("%d requests received no answer", beyond.Lost)
 	}
 	w.conditions(patience, "PortsExhausted error")
 	full := w.use()
@@ -305,7 +309,7 @@ func TestPorts(t *testing.T) {
 	alive("with another address")
 
 	if said := w.hub.Apply(t, one); !strings.Contains(said, "1,001 flows from "+second+" end") {
-		t.Errorf("of the second address it is said\n%s", said)
+		t.Errorf("the second address is listed as\n%s", said)
 	}
 	if o := w.ask("without it", 500, ends(50, 1, 13_000)); o.Refused < 300 || o.Lost > 0 {
 		t.Error("few are refused")
@@ -313,7 +317,7 @@ func TestPorts(t *testing.T) {
 	w.conditions(patience, "PortsExhausted error")
 	alive("without it")
 
-	// While no flow begins, they are counted every 30 s, or when somebody asks.
+	// While no flow begins, they are counted every 30 s, or at a call of the API.
 	w.ok(lab.Until(t.Context(), lives+time.Minute, func() error {
 		if u := w.use(); u.State != "ok" {
 			return fmt.Errorf("still %v", u)
@@ -330,8 +334,8 @@ func TestPorts(t *testing.T) {
 	alive("in the end")
 }
 
-// TestTable fills the connection table, which is as large as this machine has it, with flows that the kernel does not give up, through
-// an address that is then taken away.
+// TestTable fills the connection table, in the size of this machine, with flows that the kernel
+// does not drop early, through an address that is then removed.
 func TestTable(t *testing.T) {
 	t.Parallel()
 	w := begin(t)
@@ -368,7 +372,8 @@ func TestTable(t *testing.T) {
 	var held *traffic.Held
 	w.ok(w.inside.Do(func() (err error) { held, err = traffic.Hold(few, ends(few, 1, 50_000)); return err }))
 	t.Cleanup(held.Close)
-	// Sources and services in turn meet all of each other, since their numbers have no common divisor but 1 or the ports differ.
+	// Sources and services in turn form all combinations, since their numbers are coprime or the
+	// ports differ.
 	sources := 250
 	flows := func(percent int) int { return limit / 100 * percent }
 	fill := func(from, to int) {
@@ -384,7 +389,7 @@ func TestTable(t *testing.T) {
 	fill(87, 97)
 	w.conditions(patience, "ConnectionTableLow warning")
 	if c, err := w.connect("10.1.1.1"); err != nil {
-		t.Errorf("while the kernel could give up what has seen one packet in each direction: %v", err)
+		t.Errorf("while the kernel could drop flows with one packet in each direction: %v", err)
 	} else {
 		conns = append(conns, c)
 	}

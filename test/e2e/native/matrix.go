@@ -1,5 +1,5 @@
-// Package native has one isthmusd with a tunnel to every cloud's look-alike, each cloud in both IKE and both BGP
-// implementations, and what each preset promises.
+// Package native has one isthmusd with a tunnel to every cloud's look-alike, each cloud with both
+// IKE and both BGP implementations, and checks the promises of each preset.
 package native
 
 import (
@@ -19,7 +19,7 @@ import (
 type cell struct {
 	*peer.Gateway
 	cloud string
-	ipsec string     // fields that the document gives beside what it must
+	ipsec string     // optional fields in the document
 	lan   netip.Addr // behind it
 }
 
@@ -31,15 +31,15 @@ type matrix struct {
 	cells    []*cell
 }
 
-// many is how many prefixes one gateway announces: more than a virtual private gateway takes.
+// many is how many prefixes one gateway announces: more than a virtual private gateway accepts.
 const many = 150
 
-// oursByVolume has us renew by volume, before the gateway would.
+// oursByVolume makes this node rekey by volume, before the gateway would.
 const oursByVolume = "childRekeyBytes: 1048576"
 
 var addr = netip.MustParseAddr
 
-// newMatrix builds it. Byte lifetimes are small, so that they are reached.
+// newMatrix builds it. Byte lifetimes are small, so that tests reach them.
 func newMatrix(ctx context.Context) (m *matrix, err error) {
 	l, err := lab.New(lab.Options{})
 	if err != nil {
@@ -83,7 +83,8 @@ func newMatrix(ctx context.Context) (m *matrix, err error) {
 		p.Subnet = addr(subnet)
 		return p
 	}
-	// What a gateway that was told to insist on one combination has, in the words of both implementations.
+	// The proposals of a gateway that is restricted to one combination, in the notation of both
+	// implementations.
 	const ike, esp = peer.AzureIKE, peer.AzureESP
 
 	// A virtual private gateway with all options as they are by default.
@@ -117,7 +118,7 @@ func newMatrix(ctx context.Context) (m *matrix, err error) {
 	return m, hub.Translate(ctx)
 }
 
-// start starts all gateways, a few at a time: what each waits for may not come in time otherwise.
+// start starts all gateways, a few at a time: otherwise their waits may time out.
 func (m *matrix) start(ctx context.Context) error {
 	errs := make([]error, len(m.cells))
 	var wg sync.WaitGroup
@@ -155,7 +156,7 @@ func (m *matrix) tunnels() (out []tunnel) {
 	return out
 }
 
-// document is the node's: nothing in it but what a user must say.
+// document is the node's, with required fields only.
 func (m *matrix) document() string {
 	var tunnels, peers strings.Builder
 	for _, t := range m.tunnels() {

@@ -77,7 +77,7 @@ func (b *bench) run(name string, f func(b *bench)) {
 	})
 }
 
-// TestMatrix has every preset against its look-alike.
+// TestMatrix runs every preset against its look-alike.
 func TestMatrix(t *testing.T) {
 	dir, err := os.Getwd()
 	if err != nil {
@@ -125,7 +125,7 @@ func TestMatrix(t *testing.T) {
 	}
 }
 
-// timers: each session has the cloud's hold time, and was there within it.
+// timers checks that each session has the cloud's hold time, and was established within it.
 func (b *bench) timers() {
 	tunnels, peers := b.status()
 	for _, t := range b.tunnels() {
@@ -138,7 +138,8 @@ func (b *bench) timers() {
 	}
 }
 
-// prefixLimit: one gateway announces more than another takes; that one goes on, and we say what it is not told.
+// prefixLimit checks that, when one gateway announces more than another accepts, the session of the
+// other stays up, and the node reports the prefixes that it holds back.
 func (b *bench) prefixLimit() {
 	limits := map[string]int{}
 	b.until(time.Minute, func() error {
@@ -176,7 +177,8 @@ func (b *bench) prefixLimit() {
 	b.step("prefixes taken: %v", limits)
 }
 
-// stray: Azure's instances try BGP from their private addresses too. Nobody answers, and no session notices.
+// stray checks that Azure's instances, which also try BGP from their private addresses, get no
+// answer, and that no session is affected.
 func (b *bench) stray() {
 	_, before := b.status()
 	var wg sync.WaitGroup
@@ -202,7 +204,8 @@ func (b *bench) stray() {
 	}
 }
 
-// fragments: no IKE message to Google was in fragments so far, and one that is does not arrive.
+// fragments checks that no IKE message to Google was in fragments so far, and that a fragmented one
+// does not arrive.
 func (b *bench) fragments() {
 	for _, c := range b.cells {
 		if c.cloud != "gcp" {
@@ -233,8 +236,9 @@ func (b *bench) fragments() {
 	}
 }
 
-// lossless pings the far end of every tunnel while f runs, and expects every answer; from one that is hasty, that no pause is longer than
-// hole. A machine that has no time loses a packet all the same, one of 60,000 with six busy processes on two cores: f runs once more then.
+// lossless pings the far end of every tunnel while f runs, and expects every answer; from a hasty
+// one, that no pause is longer than hole. A busy machine still loses packets, one of 60,000 with
+// six busy processes on two cores: f runs once more then.
 func (b *bench) lossless(what string, o lab.PingOptions, tunnels []tunnel, hasty func(tunnel) bool, f func()) {
 	b.Helper()
 	wrong := b.losses(what, o, tunnels, hasty, f)
@@ -247,7 +251,7 @@ func (b *bench) lossless(what string, o lab.PingOptions, tunnels []tunnel, hasty
 	}
 }
 
-// losses pings while f runs, and returns what should not have been lost.
+// losses pings while f runs, and returns the losses that should not have happened.
 func (b *bench) losses(what string, o lab.PingOptions, tunnels []tunnel, hasty func(tunnel) bool, f func()) (wrong []string) {
 	b.Helper()
 	before := b.refused(tunnels)
@@ -290,13 +294,15 @@ func (b *bench) losses(what string, o lab.PingOptions, tunnels []tunnel, hasty f
 	return wrong
 }
 
-// hole is how long nothing may come through a tunnel whose other end does not wait for this one while an SA is renewed: an exchange of IKE
-// on a busy machine.
+// hole is the longest allowed pause of a tunnel whose other end does not wait for this one while an
+// SA is rekeyed: the time of an IKE exchange on a busy machine.
 const hole = 5 * time.Second
 
-// refused is how many packets the kernels of this node and of those with libreswan have dropped for their SA or policy, by node and
-// counter. XfrmAcquireError here are those that came on an SA whose SPI this node had given out and whose keys it did not know yet (the
-// kernel found a larval state, net/xfrm/xfrm_input.c), XfrmInNoStates those that came on one that was gone.
+// refused returns how many packets the kernels of this node and of those with libreswan have
+// dropped because of their SA or policy, by node and counter. XfrmAcquireError here counts those
+// that came on an SA whose SPI this node had allocated and whose keys it did not have yet (the
+// kernel found a larval state, net/xfrm/xfrm_input.c), XfrmInNoStates those that came on an SA that
+// was gone.
 func (b *bench) refused(tunnels []tunnel) map[string]int {
 	b.Helper()
 	sum := map[string]int{}
@@ -320,15 +326,16 @@ func (b *bench) refused(tunnels []tunnel) map[string]int {
 	return sum
 }
 
-// libreswan says whether that is at the other end. It takes an old SA away as soon as it asks for its end, while the last packets are on
-// their way; and it sends on a new SA as soon as it has answered a request for it, as it may (RFC 7296 section 2.8), while the answer is
-// still worked on here. strongSwan waits in both cases.
+// libreswan reports whether libreswan is at the other end. It removes an old SA as soon as it sends
+// the DELETE, while the last packets are on their way; and it sends on a new SA as soon as it has
+// answered a request for it, as it may (RFC 7296 section 2.8), while this node still processes the
+// answer. strongSwan waits in both cases.
 func libreswan(t tunnel) bool {
 	_, is := t.instance.IKE.(*peer.Pluto)
 	return is
 }
 
-// none is for what no gateway may lose a packet by.
+// none is for actions during which no gateway may lose a packet.
 func none(tunnel) bool { return false }
 
 var ikeSA = regexp.MustCompile(`(?m)^isthmus:(\S+): #(\d+), ESTABLISHED`)
@@ -343,8 +350,8 @@ func (b *bench) ikes() (map[string]string, error) {
 	return numbers, err
 }
 
-// rekeys renews IKE and CHILD SAs three times from each side, and waits each time until all are new: a wrong group
-// shows only then.
+// rekeys rekeys IKE and CHILD SAs three times from each side, and waits each time until all are
+// new: a wrong group shows only then.
 func (b *bench) rekeys() {
 	all := b.tunnels()
 	const rounds = 3
@@ -365,7 +372,7 @@ func (b *bench) rekeys() {
 		b.lossless("CHILD SAs renewed "+side.name, o, all, side.hasty, func() {
 			for range rounds {
 				before, _ := b.status()
-				time.Sleep(1100 * time.Millisecond) // charon tells ages in whole seconds
+				time.Sleep(1100 * time.Millisecond) // charon reports ages in whole seconds
 				each(func(ike peer.IKE, name string) error { return ike.RekeyChild(b.Context(), name) })
 				b.until(time.Minute, func() error { return b.keyed(all, before) })
 			}
@@ -390,8 +397,8 @@ func (b *bench) rekeys() {
 	b.until(time.Minute, b.single)
 }
 
-// early has this node renew the CHILD SAs toward libreswan, whose first packets on each come before charon has given its keys to the
-// kernel: all of them arrive.
+// early has this node rekey the CHILD SAs toward libreswan, whose first packets on each come before
+// charon has installed its keys in the kernel: all of them arrive.
 func (b *bench) early() {
 	var tunnels []tunnel
 	for _, t := range b.tunnels() {
@@ -403,7 +410,7 @@ func (b *bench) early() {
 	b.lossless(fmt.Sprintf("CHILD SAs of %d tunnels renewed %d times", len(tunnels), rounds), lab.PingOptions{}, tunnels, none, func() {
 		for range rounds {
 			before, _ := b.status()
-			time.Sleep(1100 * time.Millisecond) // charon tells ages in whole seconds
+			time.Sleep(1100 * time.Millisecond) // charon reports ages in whole seconds
 			for _, t := range tunnels {
 				b.ok(b.r.Charon.RekeyChild(b.Context(), "isthmus:"+t.name))
 			}
@@ -441,7 +448,7 @@ func (b *bench) single() error {
 	return nil
 }
 
-// bytes: Azure's gateway renews by volume, and so do we, with nothing else going on.
+// bytes checks that Azure's gateway rekeys by volume, and so does this node, without other events.
 func (b *bench) bytes() {
 	var counted []tunnel
 	for _, t := range b.tunnels() {
@@ -455,7 +462,8 @@ func (b *bench) bytes() {
 	})
 }
 
-// maintenance: AWS lowers the MED of one tunnel and replaces the other's endpoint. What goes to the VPC changes over first.
+// maintenance checks that, when AWS lowers the MED of one tunnel and replaces the other's endpoint,
+// traffic to the VPC changes over first.
 func (b *bench) maintenance() {
 	aws := b.cells[0]
 	i := aws.Instances[0]
@@ -485,7 +493,7 @@ func (b *bench) maintenance() {
 	b.step("an endpoint replaced: %v", r)
 }
 
-// restart lets every gateway's IKE daemon crash and come back with nothing.
+// restart lets every gateway's IKE daemon crash and come back without state.
 func (b *bench) restart() {
 	var wg sync.WaitGroup
 	errs := make([]error, 0)

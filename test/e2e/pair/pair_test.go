@@ -1,5 +1,6 @@
-// Package pair has two isthmus nodes with a WireGuard lane between them, IPv4 and IPv6 inside it. It needs nothing of
-// the kernel but TUN, so the embedded device carries the lane where the kernel has no WireGuard.
+// Package pair has two isthmus nodes with a WireGuard lane between them, IPv4 and IPv6 inside it.
+// Of the kernel it needs only TUN, so the embedded device carries the lane where the kernel has no
+// WireGuard.
 package pair
 
 import (
@@ -113,12 +114,13 @@ announce: [172.16.ME.0/24, "2001:db8:ME::/64"]
 		}
 	}
 
-	// A new daemon on one side: with the embedded device the lane is down for a moment, and comes back by itself.
+	// A new daemon on one side: with the embedded device the lane is down for a moment, and comes
+	// back by itself.
 	nodes[1].Kill()
 	nodes[1].Start(t)
 	reachable(60 * time.Second)
 
-	// What is taken out of the document is taken out of the kernel.
+	// Objects that are removed from the document are removed from the kernel.
 	if _, err := nodes[0].CLI(t.Context(), "node: {name: node0, asn: 64600}\nunderlay: {interface: wan, address: 192.0.2.100}\n", "apply", "-f", "-"); err != nil {
 		t.Fatal(err)
 	}

@@ -1,5 +1,6 @@
-// Package rendered has topologies come up from what isthmus topology render writes and from nothing else: nodes apply their
-// documents, and the clouds' look-alikes are made of what test/rendered reads in commands and Terraform.
+// Package rendered brings topologies up from the output of isthmus topology render and from nothing
+// else: nodes apply their documents, and the clouds' look-alikes are built from the commands and
+// Terraform that test/rendered reads.
 package rendered
 
 import (

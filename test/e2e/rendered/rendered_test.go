@@ -25,7 +25,8 @@ type node struct {
 
 var publicKey = regexp.MustCompile(`wireguardPublicKey: \S+`)
 
-// TestTwoRouters: three clouds around two routers, each cloud made of what is rendered for it, each node of its document.
+// TestTwoRouters checks three clouds around two routers, with each cloud built from the output that
+// is rendered for it, and each node from its document.
 func TestTwoRouters(t *testing.T) {
 	addr := netip.MustParseAddr
 	nodes := []*node{{name: "hub-1", public: addr("203.0.113.9"), private: addr("10.9.0.4")}, {name: "hub-2", public: addr("203.0.113.10"), private: addr("10.9.1.4")}}
@@ -44,7 +45,8 @@ func TestTwoRouters(t *testing.T) {
 		w.ok(err)
 		keys = append(keys, strings.TrimSpace(key))
 	}
-	// The user's own: the nodes' public keys, where the file with a key is, and a spoke that is in no group.
+	// The user's own values: the nodes' public keys, the path of the file with a key, and a spoke
+	// that is in no group.
 	w.example("two-routers.yaml", func(text string) string {
 		text = publicKey.ReplaceAllStringFunc(text, func(string) string {
 			key := keys[0]
@@ -80,7 +82,7 @@ func TestTwoRouters(t *testing.T) {
 		tables += n.name + ":\n" + out
 	}
 	w.step("every tunnel is up and every session established\n%s", tables)
-	// What is behind the same gateway is the cloud's own.
+	// Traffic between spokes behind the same gateway is the cloud's own.
 	w.reach(func(a, b string) bool { return a != "lab" && b != "lab" || a == "net-a" || b == "net-a" })
 	if n, first, err := leaks.Stop(); err != nil || n != 0 {
 		t.Errorf("%d packets with an inside source on the Internet (%v), first: %q", n, err, first)
@@ -102,8 +104,9 @@ func (n *node) store(w *world, document string) {
 	w.run(cmd)
 }
 
-// TestCloudsOnly is the article "Tunnels Between Clouds": three gateways, and no node between them. Azure attempts each connection from
-// both instances. What isthmus topology show calls dead stays "Connecting" in the tables of peers, everything else is connected.
+// TestCloudsOnly is the article "Tunnels Between Clouds": three gateways, and no node between them.
+// Azure attempts each connection from both instances. A connection that isthmus topology show calls
+// dead stays "Connecting" in the tables of peers, all others are connected.
 func TestCloudsOnly(t *testing.T) {
 	w := newWorld(t)
 	w.example("clouds-only.yaml", func(text string) string { return text })
@@ -125,7 +128,7 @@ func TestCloudsOnly(t *testing.T) {
 	w.as(want)
 	w.step("as isthmus topology show says")
 	w.reach(func(string, string) bool { return true })
-	// Azure goes on trying.
+	// Azure keeps trying.
 	for _, g := range w.gateways {
 		if g.Name == "azure" {
 			for _, i := range g.Instances {
@@ -141,7 +144,7 @@ func TestCloudsOnly(t *testing.T) {
 		w.ok(err)
 		w.step("%s has left %d packets of Azure without an answer", g.Name, n)
 		if n == 0 {
-			t.Errorf("%s: nobody has tried in vain", g.Name)
+			t.Errorf("%s: no attempt was dropped", g.Name)
 		}
 	}
 	w.step("still so, after attempts in vain:\n%s", w.as(want))

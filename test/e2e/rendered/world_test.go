@@ -25,7 +25,8 @@ import (
 	"github.com/isthmus-net/isthmus/test/vm"
 )
 
-// world is a topology's user, who has its file, the keys and the command line, and the clouds that do what they are told.
+// world is a topology's user, with its file, the keys and the command line, and the clouds that run
+// the rendered commands.
 type world struct {
 	*testing.T
 	start    time.Time
@@ -65,8 +66,9 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
-// example takes an example of the documentation as the topology, after change has put the user's own into it, makes the keys
-// where isthmus topology show says that they come from, and learns the outside addresses that are in it.
+// example uses an example of the documentation as the topology, after change has put the user's own
+// values into it, makes the keys at the sources that isthmus topology show lists, and records the
+// outside addresses in it.
 func (w *world) example(name string, change func(text string) string) {
 	w.Helper()
 	text, err := os.ReadFile(filepath.Join(w.examples, name))
@@ -98,7 +100,7 @@ func (w *world) ok(err error) {
 	}
 }
 
-// topology runs isthmus topology with the file and all addresses that are known.
+// topology runs isthmus topology with the file and all known addresses.
 func (w *world) topology(verb string, args ...string) string {
 	w.Helper()
 	argv := []string{"topology", verb, "-f", w.file}
@@ -119,7 +121,8 @@ func (w *world) run(cmd *exec.Cmd) string {
 	return string(out)
 }
 
-// pairings are what isthmus topology show says, by the two outside addresses of a tunnel, from either end.
+// pairings are the rows of isthmus topology show, by the two outside addresses of a tunnel, from
+// either end.
 func (w *world) pairings() map[string]pairing {
 	w.Helper()
 	var list []pairing
@@ -137,13 +140,13 @@ type pairing struct {
 	Ends       [2]struct{ Outside string }
 }
 
-// side is a cloud's side, and what the cloud reads in it.
+// side is a cloud's rendered side, and the gateways that the cloud reads in it.
 type side struct {
 	form, text string
 	gateways   []rendered.Gateway
 }
 
-// side renders parts of a cloud's side, which are run after each other.
+// side renders parts of a cloud's side, which run one after another.
 func (w *world) side(cloud, form string, parts ...string) side {
 	w.Helper()
 	s := side{form: form}
@@ -156,10 +159,10 @@ func (w *world) side(cloud, form string, parts ...string) side {
 	return s
 }
 
-// printed matches what a cloud's side says at the end, or has as outputs.
+// printed matches the names that a cloud's side prints at the end, or has as outputs.
 var printed = regexp.MustCompile(`(?m)^(?:echo|output) "(\w+)`)
 
-// choose gives every outside address that a cloud's side says and that nobody knows yet a value.
+// choose assigns a value to every outside address that a cloud's side prints and that has none yet.
 func (w *world) choose(s side) {
 	for _, m := range printed.FindAllStringSubmatch(s.text, -1) {
 		name := strings.ToUpper(m[1])
@@ -169,7 +172,7 @@ func (w *world) choose(s side) {
 	}
 }
 
-// address returns the address that a cloud's side names or has.
+// address returns the address that a cloud's side names or contains.
 func (w *world) address(name string) netip.Addr {
 	w.Helper()
 	if a, ok := w.outside[name]; ok {
@@ -180,7 +183,8 @@ func (w *world) address(name string) netip.Addr {
 	return a
 }
 
-// head matches the lines before a cloud's side that say where keys come from; in Terraform they are comments.
+// head matches the lines before a cloud's side that define the sources of keys; in Terraform they
+// are comments.
 var head = regexp.MustCompile(`(?m)^(?:# )?(export TF_VAR_\w+=.*|: "\$\{.*|\w+=\$\(cat .*)$`)
 
 // shell returns the values of variables after the head of a cloud's side was run.
@@ -213,8 +217,8 @@ func (w *world) environment() (out []string) {
 	return out
 }
 
-// build adds the look-alikes of a cloud's side, with a spoke for each network behind them: a cloud announces its own networks
-// without being told, so that these are the only thing that comes from the topology itself.
+// build adds the look-alikes of a cloud's side, with a spoke for each network behind them: a cloud
+// announces its own networks without configuration, so only these come from the topology itself.
 func (w *world) build(s side, c peer.Config) {
 	w.Helper()
 	source, err := os.ReadFile(w.file)
@@ -255,7 +259,8 @@ func (w *world) build(s side, c peer.Config) {
 	}
 }
 
-// peerings are what a cloud reads of one gateway, with the keys and addresses that its words stand for.
+// peerings are the tunnels that a cloud reads for one gateway, with the keys and addresses that its
+// words stand for.
 func (w *world) peerings(s side, g rendered.Gateway) (out []peer.Peering) {
 	w.Helper()
 	var variables []string
@@ -269,7 +274,8 @@ func (w *world) peerings(s side, g rendered.Gateway) (out []peer.Peering) {
 	for k, t := range g.Tunnels {
 		p := peer.Peering{Name: t.Name, Outside: w.address(t.Outside), PeerOutside: w.address(t.PeerOutside), PeerASN: t.PeerASN,
 			Inside: t.Inside.Addr(), PeerInside: t.PeerInside, PSK: keys[k], IKE: t.IKE, ESP: t.ESP}
-		if g.Cloud == "aws" { // both tunnels have the connection's name, and only AWS is told who opens them
+		// both tunnels have the connection's name, and only AWS configures which side initiates
+		if g.Cloud == "aws" {
 			p.Name = fmt.Sprintf("%s_%d", t.Name, t.Instance)
 			p.Start = map[bool]string{true: "start", false: "none"}[t.Start]
 		}
@@ -321,8 +327,8 @@ func (w *world) pings(interval, length time.Duration) map[[2]string]lab.Report {
 	return out
 }
 
-// reach waits until spokes answer each other where they may, and checks then that no packet is lost there, and that none is
-// answered elsewhere.
+// reach waits until spokes that may reach each other answer, and then checks that no packet is lost
+// between them, and that none is answered elsewhere.
 func (w *world) reach(may func(a, b string) bool) {
 	w.Helper()
 	w.ok(lab.Until(w.Context(), 60*time.Second, func() error {
@@ -349,8 +355,8 @@ func (w *world) reach(may func(a, b string) bool) {
 	w.step("%d ways between spokes without loss, %d shut", yes, no)
 }
 
-// peers compares a gateway's tunnels and sessions with what isthmus topology show says of them, and returns its table of peers,
-// and how many tunnels it attempts or answers, and how many of them live.
+// peers compares a gateway's tunnels and sessions with isthmus topology show, and returns its table
+// of peers, the number of tunnels that it attempts or answers, and how many of them are live.
 func (w *world) peers(g *peer.Gateway, pairings map[string]pairing) (table string, all, live int, err error) {
 	var b strings.Builder
 	t := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
@@ -397,8 +403,8 @@ func (w *world) peers(g *peer.Gateway, pairings map[string]pairing) (table strin
 	return b.String(), all, live, errors.Join(wrong...)
 }
 
-// as waits until the tunnels of all gateways are as isthmus topology show says, with as many of each cloud as wanted: all, and
-// those that live. It returns the tables.
+// as waits until the tunnels of all gateways are as in isthmus topology show, with the wanted
+// numbers of each cloud: all, and live ones. It returns the tables.
 func (w *world) as(want map[string][2]int) (tables string) {
 	w.Helper()
 	pairings := w.pairings()

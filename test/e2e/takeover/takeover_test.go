@@ -1,5 +1,6 @@
-// Package takeover has two nodes that share a public address, a site with WireGuard lanes to both, and a partner who knows that
-// one address. One node loses its power under load. It needs nothing of the kernel but TUN. Ring: namespace; needs root.
+// Package takeover has two nodes that share a public address, a site with WireGuard lanes to both,
+// and a partner that accepts only this address. One node loses its power under load. Of the kernel
+// it needs only TUN. Ring: namespace; needs root.
 package takeover
 
 import (
@@ -91,7 +92,7 @@ func begin(t *testing.T) *world {
 	w.ok(err)
 	w.echo()
 
-	// What an API of a cloud would do, a route of the partner's does here.
+	// A route of the partner replaces the call of a cloud's API here.
 	dir, err := w.partner.Dir()
 	w.ok(err)
 	for _, name := range []string{"a", "b"} {
@@ -121,7 +122,7 @@ func begin(t *testing.T) *world {
 			lane("a", "site", "169.254.80.0/31", 51820) + lane("a", "b", "169.254.82.0/31", 51822) + fmt.Sprintf(peering, "a") + fmt.Sprintf(egress, 1),
 		"b": "node: {name: b, asn: 64602}\nunderlay: {interface: wan, address: 192.0.2.101}\ntunnels:\n" +
 			lane("b", "site", "169.254.81.0/31", 51821) + lane("b", "a", "169.254.82.1/31", 51822) + fmt.Sprintf(peering, "b") + fmt.Sprintf(egress, 0),
-		// Whoever took the address last is the one to go by.
+		// The site prefers b: when both nodes announce the prefix, b took the address last.
 		"site": "node: {name: site, asn: 65001}\nunderlay: {interface: wan, address: 192.0.2.102}\ntunnels:\n" +
 			lane("site", "a", "169.254.80.1/31", 51820) + lane("site", "b", "169.254.81.1/31", 51821) + `peers:
 - {name: a, tunnel: tk-site-a, asn: 64601, holdTime: 9s, import: {allow: [{prefix: 198.51.100.0/24}]}, export: {allow: [{prefix: 172.16.1.0/24}]}}
@@ -140,7 +141,7 @@ announce: [172.16.1.0/24]
 	return w
 }
 
-// echo runs the partner's service, which answers what it is sent, to the shared address alone.
+// echo runs the partner's service, which echoes received data, only to the shared address.
 func (w *world) echo() {
 	l, err := w.partner.Listen("tcp4", service)
 	w.ok(err)
@@ -156,14 +157,15 @@ func (w *world) echo() {
 			}
 			go func() {
 				defer c.Close()
-				io.Copy(struct{ io.Writer }{c}, c) // a bare connection would have two pipes beside its socket
+				// a bare connection would have two pipes in addition to its socket
+				io.Copy(struct{ io.Writer }{c}, c)
 			}()
 		}
 	}()
 }
 
-// dial opens a flow from one of ten clients. With a port from 1 on no two of them ask for the same one: a port that was not free
-// becomes another, and the other node would make it a third one.
+// dial opens a flow from one of ten clients. With a port from 1 on, no two of them request the same
+// one: a port that is not free is replaced by another, and the other node would choose a third one.
 func (w *world) dial(ctx context.Context, i, port int) (c net.Conn, err error) {
 	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(fmt.Sprintf("172.16.1.%d", 10+i%10)), Port: port}}
 	if e := w.site.Do(func() error { c, err = d.DialContext(ctx, "tcp4", service); return nil }); e != nil {
@@ -172,7 +174,7 @@ func (w *world) dial(ctx context.Context, i, port int) (c net.Conn, err error) {
 	return c, err
 }
 
-// alive sends something through each flow and returns how many answer.
+// alive sends data through each flow and returns how many answer.
 func alive(conns []net.Conn, within time.Duration) int {
 	var n atomic.Int64
 	var wg sync.WaitGroup
@@ -194,7 +196,7 @@ func alive(conns []net.Conn, within time.Duration) int {
 	return int(n.Load())
 }
 
-// leads waits until the site's route leads into a lane alone.
+// leads waits until the site's route leads only into one lane.
 func (w *world) leads(tunnel string) {
 	w.Helper()
 	var routes string
@@ -210,7 +212,7 @@ func (w *world) leads(tunnel string) {
 	}
 }
 
-// who asks a node who had the public port of flow 7 at a time.
+// who checks which source had the public port of flow 7 at a time, according to a node.
 func (w *world) who(n *daemon.Node, at time.Time) {
 	w.Helper()
 	out, err := n.CLI(w.Context(), "", "nat", "who", shared+":20007", "--at", at.UTC().Format(time.RFC3339))
@@ -245,7 +247,7 @@ func TestPowerOff(t *testing.T) {
 	before := time.Now()
 	w.who(w.a, before)
 
-	// The plug: from one moment to the next nothing comes from a any more, and nothing gets to it.
+	// The power fails: at once node a neither sends nor receives.
 	ports, err := w.a.Exec(t.Context(), "ip", "link", "set", "wan", "down")
 	if err != nil {
 		t.Fatal(err, ports)
@@ -275,7 +277,8 @@ func TestPowerOff(t *testing.T) {
 		t.Errorf("b does not say that it took over:\n%s", out)
 	}
 
-	// The other node comes back. It finds that the address leads elsewhere, and leaves everything as it is.
+	// The other node comes back. It finds that the address leads elsewhere, and leaves everything
+	// as it is.
 	if _, err := w.a.Exec(t.Context(), "ip", "link", "set", "wan", "up"); err != nil {
 		t.Fatal(err)
 	}

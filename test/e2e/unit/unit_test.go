@@ -1,5 +1,6 @@
-// Package unit runs isthmusd as its unit does: as a user with the unit's capabilities, before the network is there, under a service manager
-// that listens. And it looks at what is left when the daemon has gone and has cleaned. Ring: namespace; needs root.
+// Package unit runs isthmusd as its unit does: as a user with the unit's capabilities, before the
+// network exists, under a service manager that receives its notifications. It also checks the
+// leftovers after the daemon has ended and after -clean. Ring: namespace; needs root.
 package unit
 
 import (
@@ -56,7 +57,7 @@ func unit(t *testing.T, setting string) []string {
 	return strings.Fields(m[0][1])
 }
 
-// asUnit is what comes before the name of the daemon: the unit's user and capabilities.
+// asUnit returns the words before the name of the daemon: the unit's user and capabilities.
 func asUnit(t *testing.T) []string {
 	t.Helper()
 	caps := "-all"
@@ -66,7 +67,8 @@ func asUnit(t *testing.T) []string {
 	if !slices.Equal(unit(t, "AmbientCapabilities"), unit(t, "CapabilityBoundingSet")) {
 		t.Error("the unit has other ambient capabilities than it may have")
 	}
-	// udev gives everybody the right to open this device (50-udev-default.rules), and this machine may have no udev.
+	// udev lets every user open this device (50-udev-default.rules), and this machine may have no
+	// udev.
 	const tun = `mount --make-rprivate / && mount -t tmpfs none /dev/net && mknod -m 666 /dev/net/tun c 10 200 && exec "$@"`
 	return []string{"unshare", "--mount", "sh", "-c", tun, "sh", "setpriv", "--reuid", fmt.Sprint(user), "--regid", fmt.Sprint(user), "--clear-groups", "--no-new-privs",
 		"--inh-caps", caps, "--ambient-caps", caps, "--bounding-set", caps}
@@ -139,7 +141,7 @@ func (w *world) secret() string {
 	return fmt.Sprintf(document, public)
 }
 
-// rules says whether the table of rules is in the kernel.
+// rules returns nil when the table of rules is in the kernel.
 func (w *world) rules() error {
 	_, err := w.hub.Exec(w.Context(), "nft", "list", "chain", "inet", "isthmus", "forward")
 	if err != nil {
@@ -148,7 +150,7 @@ func (w *world) rules() error {
 	return err
 }
 
-// manager listens as a service manager does.
+// manager receives notifications as a service manager does.
 type manager struct {
 	conn *net.UnixConn
 	said chan string
@@ -180,7 +182,7 @@ func (w *world) manage(watchdog time.Duration) *manager {
 	return m
 }
 
-// await waits for a message that begins so, and returns it.
+// await waits for a message with this beginning, and returns it.
 func (m *manager) await(t *testing.T, begins string) string {
 	t.Helper()
 	limit := time.After(3 * patience)
@@ -194,13 +196,14 @@ func (m *manager) await(t *testing.T, begins string) string {
 				return s
 			}
 		case <-limit:
-			t.Fatalf("the daemon does not say %s", begins)
+			t.Fatalf("the daemon does not send %s", begins)
 		}
 	}
 }
 
-// TestBoot: the daemon starts before the network is there, with a document. The guard is in the kernel before it says that it is ready, and when
-// cards and addresses come, all that waited for them is made by itself. All of it as the unit's user.
+// TestBoot checks that the daemon starts before the network exists, with a document. The guard is
+// in the kernel before the daemon reports that it is ready, and when cards and addresses appear,
+// the daemon makes all that waited for them. All of it as the unit's user.
 func TestBoot(t *testing.T) {
 	w := begin(t)
 	m := w.manage(2 * time.Second)
@@ -251,7 +254,7 @@ func TestBoot(t *testing.T) {
 	_, err = w.hub.Exec(t.Context(), w.hub.Program("isthmus"), "--context", admin, "--address", "192.0.2.100:7443", "get", "status")
 	w.ok(err)
 
-	// Nothing of the daemon outlives it but what is in the kernel.
+	// Only the kernel's objects outlive the daemon.
 	w.hub.Kill()
 	w.ok(lab.Until(t.Context(), patience, func() error {
 		if children, err := confined(); err != nil || len(children) > 0 {
@@ -261,7 +264,7 @@ func TestBoot(t *testing.T) {
 	}))
 }
 
-// certificate waits until the server's certificate is for an address.
+// certificate waits until the server's certificate contains an address.
 func (w *world) certificate(address string) {
 	w.Helper()
 	w.ok(lab.Until(w.Context(), patience, func() error {
@@ -297,7 +300,7 @@ func confined() (out []string, err error) {
 	return out, nil
 }
 
-// snapshot is what a network namespace has that isthmus may change.
+// snapshot returns the state of a network namespace that isthmus may change.
 func (w *world) snapshot() string {
 	w.Helper()
 	var out strings.Builder
@@ -315,7 +318,8 @@ func (w *world) snapshot() string {
 // volatile are values that change by themselves.
 var volatile = regexp.MustCompile(`(?m)^/proc/sys/net/(netfilter/nf_conntrack_count|netfilter/nf_log|ipv6/conf/[^/]+/stable_secret).*\n|expires \d+sec`)
 
-// TestClean: after -clean the namespace is as it was before the first start, with all that belongs to others, which looks much like ours.
+// TestClean checks that after -clean the namespace is as it was before the first start, with all
+// objects of others, which look much like ours.
 func TestClean(t *testing.T) {
 	w := begin(t)
 	w.network()

@@ -1,6 +1,6 @@
-// Package walk has isthmusd follow random documents, faults and restarts in a network namespace, and
-// compares the kernel with that of a node that starts with the last document. Ring: namespace; needs
-// root.
+// Package walk has isthmusd follow random documents, faults and restarts in a network namespace,
+// and compares the kernel with that of a node that starts with the last document. Ring: namespace;
+// needs root.
 package walk
 
 import (
