@@ -366,7 +366,7 @@ func TestSupervisor(t *testing.T) {
 		s, at := newSupervisor(), at
 		for i := range recordAfter {
 			s.established(at, "b")
-			at = at.Add(settleAfter)
+			at = at.Add(steadyAfter)
 			name, _ := s.crashed(at, "", "x", just("b"))
 			if want := []string{"", "", "b"}[i]; name != want {
 				t.Errorf("crash %d blames %q", i, name)

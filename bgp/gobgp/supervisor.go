@@ -29,11 +29,11 @@ const (
 	trialWait = 30 * time.Second
 
 	// A peer is also blamed after recordAfter crashes within recordWindow if this peer, and no
-	// other, sent something just before each of them. Crashes within settleAfter of a session's
+	// other, sent something just before each of them. Crashes within steadyAfter of a session's
 	// start do not count: they may be due to an earlier message of another peer.
 	recordAfter  = 3
 	recordWindow = 10 * time.Minute
-	settleAfter  = 5 * time.Second
+	steadyAfter  = 5 * time.Second
 )
 
 // supervisor decides which peers may have a session and when the process starts again. It gets the
@@ -61,9 +61,9 @@ type supervisor struct {
 
 // unnamed is a crash that names no peer.
 type unnamed struct {
-	at      time.Time
-	only    string // the only peer that sent something just before; empty: none or several
-	settled bool   // no session had come up just before
+	at     time.Time
+	only   string // the only peer that sent something just before; empty: none or several
+	steady bool   // no session had come up just before
 }
 
 // hold keeps a peer from having a session.
@@ -149,7 +149,7 @@ func (s *supervisor) crashed(now time.Time, culprit, reason string, recent map[s
 
 // judge records a crash that names no peer, and returns the peer that is to blame, if any.
 func (s *supervisor) judge(now time.Time, recent map[string]bool) string {
-	c := unnamed{at: now, settled: now.Sub(s.lastUp) >= settleAfter}
+	c := unnamed{at: now, steady: now.Sub(s.lastUp) >= steadyAfter}
 	if len(recent) == 1 {
 		for name := range recent {
 			c.only = name
@@ -162,7 +162,7 @@ func (s *supervisor) judge(now time.Time, recent map[string]bool) string {
 	}
 	s.crashes = slices.DeleteFunc(append(s.crashes, c), func(c unnamed) bool { return now.Sub(c.at) > recordWindow })
 	if last := s.crashes[max(0, len(s.crashes)-recordAfter):]; c.only != "" && len(last) == recordAfter &&
-		!slices.ContainsFunc(last, func(x unnamed) bool { return x.only != c.only || !x.settled }) {
+		!slices.ContainsFunc(last, func(x unnamed) bool { return x.only != c.only || !x.steady }) {
 		return c.only
 	}
 	for name := range recent {

@@ -72,7 +72,7 @@ func run(ctx context.Context, log *slog.Logger) error {
 	}
 	return helper.New(helper.Options{
 		Disk: disk, Keys: keys, Running: running, Machine: machine, TPM: &tpm.TPM{}, Limit: limit, Log: log,
-		Settled: func() {
+		TrialEnded: func() {
 			if err := os.WriteFile(filepath.Join(dir, "settled"), nil, 0o644); err != nil {
 				log.Error("storing that the slot is not on trial failed", "err", err)
 			}

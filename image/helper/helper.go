@@ -106,9 +106,9 @@ type Options struct {
 	TPM TPM
 	// Limit replaces TrialLimit; 0: TrialLimit.
 	Limit time.Duration
-	// Settled, if not nil, is called when the running slot is not, or no longer, on trial.
-	Settled func()
-	Log     *slog.Logger
+	// TrialEnded, if not nil, is called when the running slot is not, or no longer, on trial.
+	TrialEnded func()
+	Log        *slog.Logger
 }
 
 // Server answers requests.
@@ -138,7 +138,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		s.deadline = time.Now().Add(s.Limit)
 		go s.await(ctx)
 	} else {
-		s.settled()
+		s.trialEnded()
 	}
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
@@ -167,9 +167,9 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	}
 }
 
-func (s *Server) settled() {
-	if s.Settled != nil {
-		s.Settled()
+func (s *Server) trialEnded() {
+	if s.TrialEnded != nil {
+		s.TrialEnded()
 	}
 }
 
@@ -343,7 +343,7 @@ func (s *Server) good() error {
 	if err := s.endTrial(slot.Env{Good: s.Running}); err != nil {
 		return err
 	}
-	s.settled()
+	s.trialEnded()
 	return nil
 }
 

@@ -113,7 +113,7 @@ func (c *computer) boot(running slot.Name, limit time.Duration) (Client, func())
 			c.done = append(c.done, verb)
 			return nil
 		},
-		Settled: func() { c.mu.Lock(); defer c.mu.Unlock(); c.settled++ },
+		TrialEnded: func() { c.mu.Lock(); defer c.mu.Unlock(); c.settled++ },
 	})
 	ended := make(chan error, 1)
 	go func() { ended <- s.Serve(ctx, l) }()
@@ -243,7 +243,7 @@ func TestDeadline(t *testing.T) {
 	for end := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		if did, settled := c.did(); did == "reboot" {
 			if settled != 0 {
-				t.Error("Settled is called for a slot that was given up")
+				t.Error("TrialEnded is called for a slot that was given up")
 			}
 			break
 		}

@@ -172,7 +172,7 @@ func (c *Conn) Stats(ctx context.Context) (s Stats, err error) {
 	if err = ctx.Err(); err == nil {
 		read := func(m netlink.Message) error { return decodeStats(m, &s) }
 		err = errors.Join(c.ask(messageStats, unix.AF_UNSPEC, 0, read), c.ask(messageStatsCPU, unix.AF_UNSPEC, unix.NLM_F_DUMP, read))
-		s.settle()
+		s.correct()
 	}
 	if err != nil {
 		return s, fmt.Errorf("reading the statistics of the connection table: %w", err)

@@ -325,7 +325,7 @@ func BenchmarkDump(b *testing.B) {
 func TestLostFlowsAreCountedOnce(t *testing.T) {
 	for _, k := range []struct{ failed, dropped, want uint64 }{{24, 24, 0}, {24, 30, 6}, {24, 0, 0}, {0, 7, 7}} {
 		s := Stats{InsertFailed: k.failed, Dropped: k.dropped}
-		s.settle()
+		s.correct()
 		if s.Dropped != k.want || s.InsertFailed != k.failed {
 			t.Errorf("%+v: %+v", k, s)
 		}

@@ -232,9 +232,9 @@ type Stats struct {
 	InsertFailed, Dropped, EvictedEarly uint64
 }
 
-// settle subtracts the failed insertions from the dropped packets, because the kernel counts each
+// correct subtracts the failed insertions from the dropped packets, because the kernel counts each
 // failed insertion in both.
-func (s *Stats) settle() { s.Dropped -= min(s.Dropped, s.InsertFailed) }
+func (s *Stats) correct() { s.Dropped -= min(s.Dropped, s.InsertFailed) }
 
 // decodeStats adds the values of a message to s.
 func decodeStats(m netlink.Message, s *Stats) error {

@@ -63,7 +63,7 @@ func edited(r traffic.Random, c nat.Config, name string) nat.Config {
 		}
 	}
 	slices.SortFunc(c.Policies, func(a, b nat.Policy) int { return cmp.Compare(a.Name, b.Name) })
-	traffic.Settle(&c)
+	traffic.RemoveTies(&c)
 	return c
 }
 
@@ -80,7 +80,7 @@ func TestAmendIsCompile(t *testing.T) {
 			c.Policies = append(c.Policies, r.Policy(fmt.Sprintf("a%03d", i)))
 		}
 		slices.SortFunc(c.Policies, func(a, b nat.Policy) int { return cmp.Compare(a.Name, b.Name) })
-		traffic.Settle(&c)
+		traffic.RemoveTies(&c)
 		have, err := compile(c)
 		if err != nil {
 			t.Fatal(err)
@@ -334,7 +334,7 @@ func TestAmendKernel(t *testing.T) {
 	for i := range 60 {
 		c.Policies = append(c.Policies, r.Policy(fmt.Sprintf("a%03d", i)))
 	}
-	traffic.Settle(&c)
+	traffic.RemoveTies(&c)
 	apply(t, d, c)
 	amended := 0
 	for step := range 60 {

@@ -90,7 +90,7 @@ func TestKernelAgreesWithMatch(t *testing.T) {
 			p.Sources = []netip.Prefix{r.Source(), r.Source()}
 			*p = traffic.Permitted(*p)
 		}
-		traffic.Settle(&c)
+		traffic.RemoveTies(&c)
 		c.Pools = slices.Clone(c.Pools)
 		for i := range c.Pools { // change zones, weights and states of addresses
 			c.Pools[i].Addresses = slices.Clone(c.Pools[i].Addresses)
@@ -245,7 +245,7 @@ func TestLayersDoNotOverlap(t *testing.T) {
 		for i := range 60 {
 			c.Policies = append(c.Policies, r.Policy(fmt.Sprint("p", i)))
 		}
-		traffic.Settle(&c)
+		traffic.RemoveTies(&c)
 		set, err := compile(c)
 		if err != nil {
 			t.Fatal(err)

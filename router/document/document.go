@@ -284,7 +284,7 @@ func (m *Manager) compact(now time.Time) error {
 		changes = 1
 	}
 	m.mu.Unlock()
-	return m.Store.Settle(changes)
+	return m.Store.Compact(changes)
 }
 
 // Document returns an accepted document as message and text; generation 0 is the one that the node

@@ -23,17 +23,17 @@ type FIB struct {
 	log    *slog.Logger
 	wake   chan struct{}
 
-	mu      sync.Mutex
-	table   *Table
-	events  Event
-	err     error         // of the last full attempt
-	settled chan struct{} // closed when no change is pending
-	isOpen  bool          // settled is still open
+	mu     sync.Mutex
+	table  *Table
+	events Event
+	err    error         // of the last full attempt
+	idle   chan struct{} // closed when no change is pending
+	isOpen bool          // idle is still open
 }
 
 // New returns a FIB that writes nothing until Run.
 func New(d Driver, log *slog.Logger) *FIB {
-	return &FIB{driver: d, log: log, table: NewTable(), wake: make(chan struct{}, 1), settled: make(chan struct{}), isOpen: true}
+	return &FIB{driver: d, log: log, table: NewTable(), wake: make(chan struct{}, 1), idle: make(chan struct{}), isOpen: true}
 }
 
 // SetStatic replaces all static routes. See Table.SetStatic.
@@ -87,14 +87,14 @@ func (f *FIB) Err() error {
 	return f.err
 }
 
-// Settle waits until all changes that were requested before the call have been tried, and returns
+// Wait waits until all changes that were requested before the call have been tried, and returns
 // Err.
-func (f *FIB) Settle(ctx context.Context) error {
+func (f *FIB) Wait(ctx context.Context) error {
 	f.mu.Lock()
-	settled := f.settled
+	idle := f.idle
 	f.mu.Unlock()
 	select {
-	case <-settled:
+	case <-idle:
 		return f.Err()
 	case <-ctx.Done():
 		return fmt.Errorf("waiting for the forwarding table: %w", ctx.Err())
@@ -110,7 +110,7 @@ func (f *FIB) change(do func(*Table)) {
 
 func (f *FIB) nudgeLocked() {
 	if !f.isOpen {
-		f.settled, f.isOpen = make(chan struct{}), true
+		f.idle, f.isOpen = make(chan struct{}), true
 	}
 	select {
 	case f.wake <- struct{}{}:
@@ -264,7 +264,7 @@ func (f *FIB) finish(err error) {
 	defer f.mu.Unlock()
 	f.err = err
 	if f.isOpen && len(f.wake) == 0 {
-		close(f.settled)
+		close(f.idle)
 		f.isOpen = false
 	}
 }

@@ -27,7 +27,7 @@ func settle(t *testing.T, f *FIB) error {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	err := f.Settle(ctx)
+	err := f.Wait(ctx)
 	if ctx.Err() != nil {
 		t.Fatal(err)
 	}

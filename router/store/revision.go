@@ -217,10 +217,10 @@ func (s *Store) Confirm(generation uint64) error {
 	return nil
 }
 
-// Settle writes the present revision as a whole, if it was written as at least so many deltas of
+// Compact writes the present revision as a whole, if it was written as at least so many deltas of
 // another one, so that it needs no other file. Until then a damaged base also damages the present
 // document.
-func (s *Store) Settle(changes int) error {
+func (s *Store) Compact(changes int) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r := s.current

@@ -7,7 +7,7 @@ import (
 
 // A document of ten thousand policies is a megabyte, and an edit of one of them is not worth
 // writing all of it. The revision of an edit is a delta from the whole text of another revision;
-// Settle writes the whole text later.
+// Compact writes the whole text later.
 
 const (
 	// maxSplices bounds the revisions that rest on the same text.

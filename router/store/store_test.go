@@ -66,7 +66,7 @@ var script = []func(s *Store, m model) (model, error){
 // long is a script of documents that are written as changes of another one.
 var long = []func(s *Store, m model) (model, error){
 	accept("one"+filler, false), accept("two"+filler, true), (*Store).confirmed, accept("two"+filler+"three", false),
-	func(s *Store, m model) (model, error) { return m, s.Settle(1) },
+	func(s *Store, m model) (model, error) { return m, s.Compact(1) },
 	accept("four"+filler+"three", false), setClient("0b", false),
 }
 
@@ -463,10 +463,10 @@ func TestChanges(t *testing.T) {
 		case 3: // the same again
 		}
 		if g%140 == 0 {
-			if err := s.Settle(1000); err != nil || size(g) >= len(texts[g]) {
+			if err := s.Compact(1000); err != nil || size(g) >= len(texts[g]) {
 				t.Fatalf("settled %d too early: %v, %d bytes", g, err, size(g))
 			}
-			if err := s.Settle(1); err != nil || size(g) < len(texts[g]) {
+			if err := s.Compact(1); err != nil || size(g) < len(texts[g]) {
 				t.Fatalf("settled %d: %v, %d bytes", g, err, size(g))
 			}
 		}
@@ -519,7 +519,7 @@ func TestLostBase(t *testing.T) {
 			}
 		}
 		if settled {
-			if err := s.Settle(1); err != nil {
+			if err := s.Compact(1); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -164,8 +164,8 @@ func (r Random) Flows(n int) map[uint16]nat.Flow {
 	return flows
 }
 
-// Settle removes policies until none tie.
-func Settle(c *nat.Config) {
+// RemoveTies removes policies until none tie.
+func RemoveTies(c *nat.Config) {
 	ties := func() []nat.Tie {
 		rules, err := c.Rules()
 		if err != nil {

@@ -16,9 +16,9 @@ import (
 var retry = backoff.Backoff{First: time.Second, Last: time.Minute}
 
 const (
-	// settled is how long a tunnel must have been up for the first attempt after a loss to be made
-	// at once.
-	settled = 10 * time.Second
+	// stableAfter is how long a tunnel must have been up for the first attempt after a loss to
+	// be made at once.
+	stableAfter = 10 * time.Second
 	// begin is how long an initiated SA may take to appear.
 	begin = 500 * time.Millisecond
 	// blink is how long a CHILD SA may be missing without being lost: the rekeying of an IKE SA
@@ -235,10 +235,10 @@ func (r *record) up(d *decision, c carrier) {
 		}
 		r.state.TimesUp++
 	}
-	if d.now.Sub(r.upSince) >= settled {
+	if d.now.Sub(r.upSince) >= stableAfter {
 		r.tries = 0
 	} else {
-		d.wake(r.upSince.Add(settled))
+		d.wake(r.upSince.Add(stableAfter))
 	}
 	r.missing, r.held = time.Time{}, time.Time{}
 	describe(&r.state, c.ike, c.child)
@@ -276,7 +276,7 @@ func (r *record) betweenTwo(d *decision, bare bool) bool {
 		d.wake(due)
 		return true
 	}
-	if !r.adopted && d.now.Sub(r.upSince) < settled {
+	if !r.adopted && d.now.Sub(r.upSince) < stableAfter {
 		r.fail(d.now, d.jitter)
 	}
 	r.upSince = time.Time{}

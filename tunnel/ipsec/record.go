@@ -23,7 +23,7 @@ type record struct {
 	known bool // sas was read from the running charon
 	sas   []ikeSA
 
-	tries     int       // attempts since the tunnel was last settled
+	tries     int       // attempts since the tunnel was last stable
 	next      time.Time // of the next attempt; zero: at once
 	initiated time.Time // start of the current attempt; zero: none
 	missing   time.Time // since when no CHILD SA is live
@@ -53,7 +53,7 @@ func (r *record) fail(now time.Time, jitter *rand.Rand) {
 // down sets a status other than Up, with the reason, unless SAs that exist only in the kernel may
 // still carry traffic.
 func (r *record) down(s tunnel.Status, now time.Time) {
-	if r.state.Status == tunnel.Up && now.Sub(r.reasonAt) > settled {
+	if r.state.Status == tunnel.Up && now.Sub(r.reasonAt) > stableAfter {
 		r.because(tunnel.Other, "the CHILD SA was closed", now)
 	}
 	if r.reason != "" {
@@ -122,7 +122,7 @@ func (r *record) note(words string, now time.Time) bool {
 			reason = r.failure.Reason // giving up reveals nothing new
 		}
 	}
-	recent := now.Sub(r.reasonAt) < settled
+	recent := now.Sub(r.reasonAt) < stableAfter
 	if recent && (why == noAnswer && r.reason != "" && r.reason != noAnswer || why == peerClosed && r.reason == closedHere) {
 		return false // the peer's answer to our DELETE is also a DELETE
 	}

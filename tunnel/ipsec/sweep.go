@@ -136,7 +136,7 @@ func (r *runner) everything(ctx context.Context) error {
 		rec.known, rec.sas = true, sas[connection(name)]
 		// If a tunnel is not up, or has just come up, the old SAs may be all there is, or packets
 		// on them may be in transit.
-		ours[rec.cfg.ID] = now.After(rec.held) && (rec.upSince.IsZero() || now.Sub(rec.upSince) > settled)
+		ours[rec.cfg.ID] = now.After(rec.held) && (rec.upSince.IsZero() || now.Sub(rec.upSince) > stableAfter)
 	}
 	present := map[uint32]bool{}
 	var gone []link.SA

@@ -77,7 +77,7 @@ func settle(t testing.TB, f *fib.FIB) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	if err := f.Settle(ctx); err != nil {
+	if err := f.Wait(ctx); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -161,7 +161,7 @@ func distinct(r traffic.Random, round, size int) []nat.Policy {
 		if p, ok := legal(r.Policy(fmt.Sprintf("p%d-%d", round, i))); ok {
 			down[p.Name], p.Down = p.Down, false
 			c.Policies = append(c.Policies, p)
-			traffic.Settle(&c)
+			traffic.RemoveTies(&c)
 		}
 	}
 	for i := range c.Policies {
