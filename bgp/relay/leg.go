@@ -202,7 +202,9 @@ func (l *leg) toSpeaker(in *reader, inner net.Conn, out []byte) {
 				l.finish(inner, out, err)
 				return
 			}
-			l.up.Store(l.filter.Established())
+			if !l.up.Load() && l.filter.Established() && !l.establish() {
+				return
+			}
 			if note := l.filter.Note(); note != "" && m[18] == filter.Update {
 				l.s.note.Store(&note)
 			}

@@ -23,12 +23,16 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/isthmus-net/isthmus/bgp/filter"
+	"github.com/isthmus-net/isthmus/test/root"
 )
 
 // TestMain runs the tests in their own network namespace, which disappears with the process. Ring:
 // namespace; needs root.
 func TestMain(m *testing.M) {
 	const inside = "ISTHMUS_TEST_NETNS"
+	if os.Geteuid() != 0 || os.Getenv("ISTHMUS_UNIT") != "" {
+		os.Exit(m.Run())
+	}
 	if os.Getenv(inside) == "" {
 		cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 		cmd.Args[0] = os.Args[0]
@@ -97,6 +101,7 @@ type bench struct {
 }
 
 func start(t *testing.T, o Options) *bench {
+	root.Need(t, "network namespaces")
 	b := &bench{t: t, inner: make(chan net.Conn, 100)}
 	o.Identifier = netip.MustParseAddr("169.254.0.1")
 	o.Log = slog.New(slog.NewTextHandler(t.Output(), nil))
@@ -347,6 +352,7 @@ func TestKeyRemoved(t *testing.T) {
 
 // far is a peer that listens on a port other than the relay's.
 func far(t *testing.T) (*net.TCPListener, int) {
+	root.Need(t, "network namespaces")
 	l, err := net.ListenTCP("tcp4", net.TCPAddrFromAddrPort(netip.AddrPortFrom(theirs, 0)))
 	if err != nil {
 		t.Fatal(err)
@@ -468,6 +474,56 @@ func TestCollision(t *testing.T) {
 			expect(t, second, open(1))
 		})
 	}
+}
+
+// TestCollisionAtOnce opens a second connection, which wins, at the moment in which the peer's
+// first one becomes a session. If the speaker sees the session come up, the session stays.
+func TestCollisionAtOnce(t *testing.T) {
+	stayed := 0
+	const times = 800
+	for i := range times {
+		l, port := far(t)
+		b := start(t, Options{RemotePort: port})
+		b.o.Identifier = netip.MustParseAddr("200.0.0.1")
+		b.Apply([]Peer{peer()})
+		b.Ready("a")
+		first := b.mustCall()
+		first.Write(open(11))
+		speaker := b.next()
+		expect(t, first, open(1))
+		expect(t, speaker, open(11))
+		b.mu.Lock()
+		s := b.sessions["a"]
+		b.mu.Unlock()
+		conn, err := dialPeer(s.ctx, &s.p, port)
+		if err != nil {
+			t.Fatal(err)
+		}
+		go newLeg(s, conn, true).run()
+		l.SetDeadline(time.Now().Add(limit))
+		second, err := l.AcceptTCP()
+		if err != nil {
+			t.Fatal(err)
+		}
+		go second.Write(open(11))
+		time.Sleep(time.Duration(i%80) * time.Microsecond) // moves the one past the other
+		first.Write(keepalive)
+		got := make([]byte, len(keepalive))
+		speaker.SetReadDeadline(time.Now().Add(limit))
+		if _, err := io.ReadFull(speaker, got); err == nil {
+			stayed++
+			expect(t, second, message(filter.NotificationType, 6, 7))
+			first.Write(keepalive)
+			expect(t, speaker, keepalive)
+		} else {
+			expect(t, first, message(filter.NotificationType, 6, 7))
+		}
+		first.Close()
+		second.Close()
+		b.Close()
+		l.Close()
+	}
+	t.Logf("the first connection stayed %d of %d times", stayed, times)
 }
 
 // TestDrain checks that the speaker's last message to a removed peer is passed on.

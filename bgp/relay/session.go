@@ -205,10 +205,9 @@ func (s *session) claim(l *leg) error {
 		s.mu.Unlock()
 		if other != nil {
 			ours := s.r.o.Identifier.Compare(l.filter.Identifier()) > 0
-			if other.up.Load() || other.out == l.out || other.out == ours {
+			if other.out == l.out || other.out == ours || !other.yield(filter.Collision) {
 				return filter.Collision
 			}
-			other.refuse(filter.Collision)
 		}
 		select {
 		case <-change:
@@ -272,20 +271,52 @@ func (l *leg) close() {
 }
 
 // refuse ends the connection with a NOTIFICATION, if the peer reads it.
-func (l *leg) refuse(n *filter.Notification) {
-	if inner := l.notify(n); inner != nil {
+func (l *leg) refuse(n *filter.Notification) { l.end(l.notify(n)) }
+
+// yield ends the connection like refuse, and returns true. If the session is up, it returns false:
+// the speaker has, or will have, the peer's KEEPALIVE.
+func (l *leg) yield(n *filter.Notification) bool {
+	l.mu.Lock()
+	if l.up.Load() {
+		l.mu.Unlock()
+		return false
+	}
+	inner := l.notifyLocked(n)
+	l.mu.Unlock()
+	l.end(inner)
+	return true
+}
+
+// end closes both connections after the last message to the peer.
+func (l *leg) end(inner net.Conn) {
+	if inner != nil {
 		inner.Close()
 	}
 	l.drain()
 	l.close()
 }
 
+// establish marks the session as up. It returns false if the connection has been ended: the speaker
+// must not see a session come up that is over.
+func (l *leg) establish() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.ended {
+		l.up.Store(true)
+	}
+	return !l.ended
+}
+
 // notify writes a NOTIFICATION to the peer, and nothing after it. It returns the connection to the
 // speaker, if there is one.
 func (l *leg) notify(n *filter.Notification) net.Conn {
-	l.conn.SetWriteDeadline(time.Now().Add(lastWords))
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	return l.notifyLocked(n)
+}
+
+func (l *leg) notifyLocked(n *filter.Notification) net.Conn {
+	l.conn.SetWriteDeadline(time.Now().Add(lastWords))
 	if !l.ended {
 		l.ended = true
 		_, _ = l.conn.Write(n.Message()) // the connection ends in any case
