@@ -45,8 +45,8 @@ type SpecServiceClient interface {
 	Apply(ctx context.Context, in *ApplyRequest, opts ...grpc.CallOption) (*ApplyResponse, error)
 	// EditPolicies sets and deletes single egress policies of the present document, all of them or
 	// none, and leaves the rest of its text as it is. Its cost depends on the size of the edit, not
-	// on the number of policies. Errors as with Apply; without a document FAILED_PRECONDITION. Role:
-	// operator.
+	// on the number of policies. Errors as with Apply; without a document FAILED_PRECONDITION.
+	// Role: operator.
 	EditPolicies(ctx context.Context, in *EditPoliciesRequest, opts ...grpc.CallOption) (*ApplyResponse, error)
 	// Confirm keeps a generation that was applied with a confirm timeout. Role: operator.
 	Confirm(ctx context.Context, in *ConfirmRequest, opts ...grpc.CallOption) (*ConfirmResponse, error)
@@ -162,8 +162,8 @@ type SpecServiceServer interface {
 	Apply(context.Context, *ApplyRequest) (*ApplyResponse, error)
 	// EditPolicies sets and deletes single egress policies of the present document, all of them or
 	// none, and leaves the rest of its text as it is. Its cost depends on the size of the edit, not
-	// on the number of policies. Errors as with Apply; without a document FAILED_PRECONDITION. Role:
-	// operator.
+	// on the number of policies. Errors as with Apply; without a document FAILED_PRECONDITION.
+	// Role: operator.
 	EditPolicies(context.Context, *EditPoliciesRequest) (*ApplyResponse, error)
 	// Confirm keeps a generation that was applied with a confirm timeout. Role: operator.
 	Confirm(context.Context, *ConfirmRequest) (*ConfirmResponse, error)
@@ -627,8 +627,8 @@ type BGPServiceClient interface {
 	ListPeers(ctx context.Context, in *ListPeersRequest, opts ...grpc.CallOption) (*ListPeersResponse, error)
 	// GetPeer returns one session, or NOT_FOUND. Role: reader.
 	GetPeer(ctx context.Context, in *GetPeerRequest, opts ...grpc.CallOption) (*PeerStatus, error)
-	// WatchPeers follows the sessions. A change of only the message counters is not an event. Role:
-	// reader.
+	// WatchPeers follows the sessions. A change of only the message counters is not an event.
+	// Role: reader.
 	WatchPeers(ctx context.Context, in *WatchPeersRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PeerEvent], error)
 	// ResetPeer closes and reopens a session, or, when soft, applies the import policy again to the
 	// routes that the peer sent and sends our routes again. It also ends a quarantine and a
@@ -703,8 +703,8 @@ type BGPServiceServer interface {
 	ListPeers(context.Context, *ListPeersRequest) (*ListPeersResponse, error)
 	// GetPeer returns one session, or NOT_FOUND. Role: reader.
 	GetPeer(context.Context, *GetPeerRequest) (*PeerStatus, error)
-	// WatchPeers follows the sessions. A change of only the message counters is not an event. Role:
-	// reader.
+	// WatchPeers follows the sessions. A change of only the message counters is not an event.
+	// Role: reader.
 	WatchPeers(*WatchPeersRequest, grpc.ServerStreamingServer[PeerEvent]) error
 	// ResetPeer closes and reopens a session, or, when soft, applies the import policy again to the
 	// routes that the peer sent and sends our routes again. It also ends a quarantine and a
@@ -1027,8 +1027,8 @@ type NATServiceClient interface {
 	// log. Role: operator.
 	Who(ctx context.Context, in *WhoRequest, opts ...grpc.CallOption) (*WhoResponse, error)
 	// EndFlows ends flows under way through this node, selected by their first packet. They begin
-	// again unless a policy denies them: add that policy first. Flows of the node itself stay. Role:
-	// operator.
+	// again unless a policy denies them: add that policy first. Flows of the node itself stay.
+	// Role: operator.
 	EndFlows(ctx context.Context, in *EndFlowsRequest, opts ...grpc.CallOption) (*EndFlowsResponse, error)
 }
 
@@ -1118,8 +1118,8 @@ type NATServiceServer interface {
 	// log. Role: operator.
 	Who(context.Context, *WhoRequest) (*WhoResponse, error)
 	// EndFlows ends flows under way through this node, selected by their first packet. They begin
-	// again unless a policy denies them: add that policy first. Flows of the node itself stay. Role:
-	// operator.
+	// again unless a policy denies them: add that policy first. Flows of the node itself stay.
+	// Role: operator.
 	EndFlows(context.Context, *EndFlowsRequest) (*EndFlowsResponse, error)
 	mustEmbedUnimplementedNATServiceServer()
 }
@@ -1648,8 +1648,8 @@ type SystemServiceClient interface {
 	// GetStatus returns version, health and counters. Role: reader.
 	GetStatus(ctx context.Context, in *GetStatusRequest, opts ...grpc.CallOption) (*SystemStatus, error)
 	// GetMachine returns the state of the machine: slots, firmware and trusted keys. The answer has
-	// no slots on a machine without them, such as one that has isthmus from a Debian package. Role:
-	// reader.
+	// no slots on a machine without them, such as one that has isthmus from a Debian package.
+	// Role: reader.
 	GetMachine(ctx context.Context, in *GetMachineRequest, opts ...grpc.CallOption) (*Machine, error)
 	// Upgrade writes a signed image into the slot that is not running, reads it back, and has the
 	// machine try it at the next boot. The first message has the header, each further one bytes of
@@ -1774,8 +1774,8 @@ type SystemServiceServer interface {
 	// GetStatus returns version, health and counters. Role: reader.
 	GetStatus(context.Context, *GetStatusRequest) (*SystemStatus, error)
 	// GetMachine returns the state of the machine: slots, firmware and trusted keys. The answer has
-	// no slots on a machine without them, such as one that has isthmus from a Debian package. Role:
-	// reader.
+	// no slots on a machine without them, such as one that has isthmus from a Debian package.
+	// Role: reader.
 	GetMachine(context.Context, *GetMachineRequest) (*Machine, error)
 	// Upgrade writes a signed image into the slot that is not running, reads it back, and has the
 	// machine try it at the next boot. The first message has the header, each further one bytes of
@@ -2054,8 +2054,8 @@ type SecretServiceClient interface {
 	RollbackSecret(ctx context.Context, in *RollbackSecretRequest, opts ...grpc.CallOption) (*SecretInfo, error)
 	// ListSecrets returns names and fingerprints. Role: reader.
 	ListSecrets(ctx context.Context, in *ListSecretsRequest, opts ...grpc.CallOption) (*ListSecretsResponse, error)
-	// DeleteSecret removes a secret; FAILED_PRECONDITION while the present document uses it. Role:
-	// operator.
+	// DeleteSecret removes a secret; FAILED_PRECONDITION while the present document uses it.
+	// Role: operator.
 	DeleteSecret(ctx context.Context, in *DeleteSecretRequest, opts ...grpc.CallOption) (*DeleteSecretResponse, error)
 }
 
@@ -2122,8 +2122,8 @@ type SecretServiceServer interface {
 	RollbackSecret(context.Context, *RollbackSecretRequest) (*SecretInfo, error)
 	// ListSecrets returns names and fingerprints. Role: reader.
 	ListSecrets(context.Context, *ListSecretsRequest) (*ListSecretsResponse, error)
-	// DeleteSecret removes a secret; FAILED_PRECONDITION while the present document uses it. Role:
-	// operator.
+	// DeleteSecret removes a secret; FAILED_PRECONDITION while the present document uses it.
+	// Role: operator.
 	DeleteSecret(context.Context, *DeleteSecretRequest) (*DeleteSecretResponse, error)
 	mustEmbedUnimplementedSecretServiceServer()
 }
