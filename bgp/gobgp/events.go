@@ -162,7 +162,7 @@ func (d *Driver) handleState(r bgp.Reporter, m stateMessage) {
 	}
 	state := d.stateLocked(name)
 	d.mu.Unlock()
-	// There is no opposite call: GoBGP's report of the end of a replaced peer may come after the
+	// It has no counterpart: GoBGP's report of the end of a replaced peer may come after the
 	// Active of the new one.
 	if connections != nil && m.State == bgp.Active {
 		connections.Ready(name)

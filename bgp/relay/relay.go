@@ -123,7 +123,7 @@ func (r *Relay) Apply(peers []Peer) {
 
 // Ready means that the speaker waits for the connection of a peer. It therefore has none, and an
 // existing connection ends: it is closed after drainTime, because the speaker's last message may
-// still be in transit. There is no opposite call: a connection that the speaker does not accept is
+// still be in transit. It has no counterpart: a connection that the speaker does not accept is
 // tried again later.
 func (r *Relay) Ready(name string) {
 	r.mu.Lock()

@@ -78,7 +78,7 @@ func (c *Conn) walk(ctx context.Context, family uint8, f func(*Flow, netlink.Mes
 	wanted := true
 	err := c.ask(messageGet, family, unix.NLM_F_DUMP, func(m netlink.Message) error {
 		if !wanted || m.Kind != subsystem|messageNew {
-			return nil // the whole answer must be read, even if it is no longer wanted
+			return nil // the socket must be drained, even if nothing more is needed
 		}
 		b, err := body(m)
 		if err == nil {

@@ -118,7 +118,7 @@ func (e *Events) Damaged() uint64 { return e.damaged.Load() }
 
 // Read reads up to 64 queued events, and calls f with every flow that has ended. It never blocks,
 // and reports whether there may be more. f must not keep the Flow. A message that cannot be
-// decoded is skipped, and counted by Damaged. Reading a few times a second until there is no more
+// decoded is skipped, and counted by Damaged. Reading a few times a second until none is left
 // costs less than waking up for every event.
 func (e *Events) Read(f func(*Flow)) (more bool, err error) {
 	n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, uintptr(e.fd), uintptr(unsafe.Pointer(&e.headers)), eventBatch, unix.MSG_DONTWAIT, 0, 0)

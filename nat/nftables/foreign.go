@@ -59,7 +59,7 @@ func (d *Driver) Foreign(ctx context.Context) (found []string, err error) {
 	}
 	if d.options.NetNS == 0 { // the files are of the process's own network namespace
 		for _, name := range legacyTables {
-			// Without iptables in the kernel there is no such file.
+			// A kernel without iptables lacks the file.
 			if tables, err := os.ReadFile("/proc/thread-self/net/" + name); err == nil && len(bytes.TrimSpace(tables)) > 0 {
 				found = append(found, fmt.Sprintf("tables of iptables-legacy (%s: %s), whose rules cannot be read", name, strings.Join(strings.Fields(string(tables)), ", ")))
 			}

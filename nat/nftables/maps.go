@@ -11,7 +11,7 @@ import (
 
 // Mapped prefixes are written into the packets at the edge of the node: before connection tracking
 // sees incoming packets, and after all other processing of outgoing ones. Therefore routes, flows
-// and policies never see two spokes with the same addresses, and there is no state to lose.
+// and policies never see two spokes with the same addresses. The mapping itself keeps no state.
 //
 // IPv6 is left out: correcting its checksums takes an attribute that the library does not write.
 

@@ -142,7 +142,7 @@ func TestRefusal(t *testing.T) {
 		{"tcp", "10.0.0.1", "198.51.100.1:443", unix.ECONNREFUSED},
 		{"udp", "2001:db8:a::1", "[2001:db8:b::1]:53", errTimeout},
 		{"udp", "2001:db8:a::1", "[2001:db8:b::1]:53", unix.EACCES}, // RFC 4443 code 1
-		// it leaves, and there is no answer
+		// it leaves unanswered
 		{"tcp", "10.0.0.1", "198.51.100.1:444", errTimeout},
 		{"udp", "10.0.0.1", "198.51.100.1:443", errTimeout},
 		{"tcp", "10.9.0.1", "198.51.100.1:443", errTimeout},
