@@ -11,7 +11,7 @@ PROTOC_GEN_GO      := google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
 PROTOC_GEN_GO_GRPC := google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
 STATICCHECK        := honnef.co/go/tools/cmd/staticcheck@v0.7.0
 
-.PHONY: help build image test-image test-image-all deb setup demo lab unit race test fuzz bench lint generate check-generated golden clean
+.PHONY: help build image test-image test-image-all test-former deb setup demo lab unit race test fuzz bench lint generate check-generated golden clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ test-image: image ## build the image twice, start it under QEMU by BIOS, UEFI an
 
 test-image-all: image ## test-image's boots and those that take longer: slots that fail, the power cut, disks and clocks that are wrong
 	go test -count=1 -timeout 120m -v ./test/appliance
+
+test-former: setup build ## a node of revision FORMER (of git), taken over by this revision under traffic
+	test/former $(FORMER)
 
 setup: ## install what tests, demo and lab need (Debian packages; starts no service)
 	@test/setup

@@ -129,12 +129,12 @@ func Start(ctx context.Context, c Config) (_ *Machine, err error) {
 	return m, nil
 }
 
-// silence is how long an emulated firmware may be silent after a restart. It shows output within
-// ten seconds, also on a busy machine, or it hangs.
+// silence is how long an emulated firmware may be silent before the loader's first line. It shows
+// output within ten seconds, also on a busy machine, or it hangs.
 const silence = 90 * time.Second
 
-// watch resets a machine whose firmware hangs after a restart, as happens sometimes under emulation
-// with SMM: one core spins and the console shows nothing more.
+// watch resets a machine whose firmware hangs before the loader starts, as happens sometimes under
+// emulation with SMM: one core spins and the console shows nothing more.
 func (m *Machine) watch() {
 	size, since := 0, time.Now()
 	for {
@@ -147,11 +147,21 @@ func (m *Machine) watch() {
 		if len(text) != size {
 			size, since = len(text), time.Now()
 		}
-		if time.Since(since) > silence && strings.HasSuffix(strings.TrimSpace(text), "reboot: Restarting system") {
+		if time.Since(since) > silence && inFirmware(text) {
 			since = time.Now()
-			m.log("the firmware is silent since the restart %v ago; resetting the machine: %v", silence, m.reset())
+			m.log("the firmware is silent for %v; resetting the machine: %v", silence, m.reset())
 		}
 	}
+}
+
+// inFirmware reports whether the loader has shown nothing since the last restart, so that the
+// firmware runs.
+func inFirmware(text string) bool {
+	const restart = "reboot: Restarting system"
+	if at := strings.LastIndex(text, restart); at >= 0 {
+		text = text[at:]
+	}
+	return !strings.Contains(text, "isthmus: slot")
 }
 
 // reset is the reset button.

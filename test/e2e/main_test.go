@@ -8,6 +8,9 @@ import (
 	"github.com/isthmus-net/isthmus/test/vm"
 )
 
+// payload are the files that the guest needs beside the test binary.
+var payload = []string{"../../bin/isthmusd", "../../bin/isthmus", "../../router/spec/testdata/fifteen.yaml"}
+
 // TestMain builds the programs, and runs the tests in the guest of test/vm where this kernel lacks
 // something.
 func TestMain(m *testing.M) {
@@ -17,5 +20,5 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 	}
-	vm.TestMain(m, "../../bin/isthmusd", "../../bin/isthmus", "../../router/spec/testdata/fifteen.yaml")
+	vm.TestMain(m, payload...)
 }

@@ -67,7 +67,10 @@ func programs() string {
 
 // begin builds the topology, starts the router, applies the document and waits until everything is
 // up.
-func begin(t *testing.T) *bench {
+func begin(t *testing.T) *bench { return beginWith(t, programs()) }
+
+// beginWith is begin with the programs in a directory.
+func beginWith(t *testing.T, bin string) *bench {
 	b := &bench{T: t, start: time.Now()}
 	var err error
 	b.c, err = NewClouds(t.Context(), CloudsOptions{})
@@ -84,7 +87,7 @@ func begin(t *testing.T) *bench {
 	b.ok(err)
 	b.ok(b.c.Start(t.Context()))
 	b.step("gateways started")
-	b.r, err = b.c.StartRouter(t.Context(), programs())
+	b.r, err = b.c.StartRouter(t.Context(), bin)
 	b.ok(err)
 	b.step("router started")
 	b.dial()
