@@ -34,13 +34,14 @@ BUILD_IMAGE = go run ./image/cmd/image build -version "$$(image/debian/version)"
 test-image: image ## build the image twice, start it under QEMU by BIOS, UEFI and Secure Boot, and use it
 	$(BUILD_IMAGE) -forms=false -out .cache/image bin/deb/*.deb
 	cmp bin/image/slot.img .cache/image/slot.img && cmp bin/image/disk.raw .cache/image/disk.raw && rm -r .cache/image
-	$(RUN) -count=1 -timeout 40m -run '^TestImage$$' ./test/appliance
+	$(RUN) -count=1 -timeout 40m -run '^(TestImage|TestInFirmware)$$' ./test/appliance
 
 test-image-all: image ## test-image's boots and those that take longer: slots that fail, the power cut, disks and clocks that are wrong
 	go test -count=1 -timeout 120m -v ./test/appliance
 
 test-former: setup build ## a node of revision FORMER (of git), taken over by this revision under traffic
 	test/former $(FORMER)
+	go test -tags former -count=1 -timeout 15m -v -run '^TestFormer$$' ./test/e2e
 
 setup: ## install what tests, demo and lab need (Debian packages; starts no service)
 	@test/setup
@@ -91,8 +92,9 @@ fuzz: ## each importer, the readers of topologies, documents and edits, of DNS a
 	go test ./bgp/filter -run '^$$' -fuzz '^FuzzMessages$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 10x
 	go test ./bgp/gobgp -run '^$$' -fuzz '^FuzzFilter$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 10x
 
-bench: setup ## figures side by side with other implementations (five minutes)
-	go run ./test/bench
+bench: setup ## figures side by side with other implementations (five minutes), or with revision FORMER (of git)
+	$(if $(FORMER),test/former $(FORMER))
+	go run ./test/bench $(if $(FORMER),-former .cache/former/bench)
 
 lint: ## gofmt, go vet, staticcheck
 	@test -z "$$(gofmt -l . | tee /dev/stderr)"

@@ -1,12 +1,15 @@
 // Command bench compares isthmus with other implementations of the same task, in network namespaces
 // of this kernel.
 //
-//	bench [-rounds N] [-quick] [fib | failover | ipsec | nat | packets | flowtable | idle ...]
+//	bench [-rounds N] [-quick] [-former PROGRAM] [fib | failover | ipsec | nat | packets | flowtable | idle ...]
 //
 // Without names it measures everything. The contenders of a figure take turns within a round, so
 // that a disturbance of the machine affects all of them. Figures are medians over the rounds with
 // the smallest and the largest, and ratios are taken within a round. Nothing passes or fails: the
 // output is for readers of docs/benchmarks.md. It needs root.
+//
+// With -former it runs by turns with the bench program of another revision, and compares what both
+// measure of isthmus.
 package main
 
 import (
@@ -68,6 +71,7 @@ func main() {
 	b := &bench{}
 	flag.IntVar(&b.rounds, "rounds", 3, "`number` of rounds of each figure")
 	flag.BoolVar(&b.quick, "quick", false, "a tenth of the sizes, for a look at whether it works")
+	former := flag.String("former", "", "compare with another revision's bench `program`")
 	flag.Parse()
 	names := flag.Args()
 	for _, n := range names {
@@ -76,15 +80,18 @@ func main() {
 			os.Exit(2)
 		}
 	}
-	if err := b.run(context.Background(), names); err != nil {
+	if err := b.run(context.Background(), *former, names); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func (b *bench) run(ctx context.Context, names []string) (err error) {
+func (b *bench) run(ctx context.Context, former string, names []string) (err error) {
 	if b.self, err = os.Executable(); err != nil {
 		return err
+	}
+	if former != "" {
+		return b.pair(ctx, former, names)
 	}
 	if !vm.Inside() { // there the programs are installed
 		img, err := vm.Build(ctx, os.Stderr)

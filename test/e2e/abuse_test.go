@@ -25,8 +25,17 @@ import (
 // must not be affected.
 func TestBGPAbuse(t *testing.T) {
 	b := begin(t)
+	spokes := b.c.Spokes
 	b.c.Site.Speaker.Stop()
-	b.c.Site.Speaker, b.c.Spokes = nil, b.c.Spokes[:3]
+	b.c.Site.Speaker, b.c.Spokes = nil, spokes[:3]
+	t.Cleanup(func() {
+		if !t.Failed() { // else the topology is removed
+			var err error
+			b.c.Site.Speaker, err = peer.StartBIRD(context.Background(), b.c.Site.Node, b.c.Site.BGP)
+			b.c.Spokes = spokes
+			b.ok(err)
+		}
+	})
 	b.until(10*time.Second, func() error {
 		if p := b.peers()["site"]; p.GetState() == "established" {
 			return fmt.Errorf("site is %v", p)

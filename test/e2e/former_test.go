@@ -13,13 +13,15 @@ import (
 // The programs of the former revision are in a directory of this name, beside those of this one.
 const formerDir = "former"
 
-func init() { payload = append(payload, "../../.cache/former/bin") }
+func init() { payload = append(payload, "../../.cache/former/programs") }
 
 // TestFormer has this revision take over the state directory and the kernel's state of a former
 // one, as at the upgrade of a package: every spoke sends 100 packets a second to the next one, and
-// none is lost. `make test-former FORMER=REVISION` builds the former revision and runs it.
+// none is lost. `make test-former FORMER=REVISION` builds the former revision and runs this test.
 func TestFormer(t *testing.T) {
-	b := beginWith(t, filepath.Join(programs(), formerDir))
+	b := build(t, filepath.Join(programs(), formerDir))
+	t.Cleanup(b.close)
+	b.ready()
 	b.step("former revision: %s", b.cli("version"))
 	before, _ := b.baseline()
 	sessions := b.sessions()

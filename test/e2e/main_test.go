@@ -20,5 +20,19 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 	}
-	vm.TestMain(m, payload...)
+	vm.TestMain(closing{m}, payload...)
+}
+
+// closing runs the tests, and then removes the topology that the last one has kept.
+type closing struct{ *testing.M }
+
+func (c closing) Run() int {
+	status := c.M.Run()
+	if kept != nil {
+		if err := kept.c.Close(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+	}
+	return status
 }

@@ -65,40 +65,76 @@ func programs() string {
 	return dir
 }
 
-// begin builds the topology, starts the router, applies the document and waits until everything is
-// up.
-func begin(t *testing.T) *bench { return beginWith(t, programs()) }
+// kept is the bench of the last test, with its topology, if that test passed: the next one goes on
+// with it, since to build one takes about a minute under emulation.
+var kept *bench
 
-// beginWith is begin with the programs in a directory.
-func beginWith(t *testing.T, bin string) *bench {
-	b := &bench{T: t, start: time.Now()}
-	var err error
-	b.c, err = NewClouds(t.Context(), CloudsOptions{})
-	b.ok(err)
+// begin returns the topology with a router, the document applied and everything up. It may be the
+// one of an earlier test: the document and the secrets are those of Clouds, the history and the
+// counters are not new.
+func begin(t *testing.T) *bench {
+	b := kept
+	kept = nil
+	if b == nil {
+		b = build(t, programs())
+	}
+	b = &bench{T: t, c: b.c, r: b.r, start: time.Now()}
 	t.Cleanup(func() {
-		if t.Failed() && vm.Inside() {
-			b.c.Lab.Save(context.Background(), "/out/"+t.Name())
+		if t.Failed() {
+			b.close()
+			return
 		}
-		if err := b.c.Close(); err != nil {
-			t.Error(err)
-		}
+		kept = b
 	})
+	return b.ready()
+}
+
+// build builds the topology and starts the router from the programs in a directory.
+func build(t *testing.T, bin string) *bench {
+	b := &bench{T: t, start: time.Now()}
+	ctx := context.Background() // the topology may outlive the test
+	var err error
+	b.c, err = NewClouds(ctx, CloudsOptions{})
+	b.ok(err)
+	defer func() {
+		if b.r == nil {
+			b.close()
+		}
+	}()
+	b.ok(b.c.Start(ctx))
+	b.step("gateways started")
+	r, err := b.c.StartRouter(ctx, bin)
+	b.ok(err)
+	b.r = r
+	b.step("router started")
+	b.ok(b.r.SetSecrets(ctx))
+	return b
+}
+
+// ready applies the document, and waits until everything is up.
+func (b *bench) ready() *bench {
+	b.Helper()
+	var err error
 	b.leaks, err = b.c.Internet.Node.Capture("", Inside...)
 	b.ok(err)
-	b.ok(b.c.Start(t.Context()))
-	b.step("gateways started")
-	b.r, err = b.c.StartRouter(t.Context(), bin)
-	b.ok(err)
-	b.step("router started")
 	b.dial()
-	b.ok(b.r.SetSecrets(t.Context()))
-	b.ok(b.r.Apply(t.Context(), b.c.Document()))
+	b.ok(b.r.Apply(b.Context(), b.c.Document()))
 	b.step("document applied")
 	b.up()
 	b.step("every session is established")
-	b.ok(b.c.AllReachable(t.Context(), 60*time.Second))
+	b.ok(b.c.AllReachable(b.Context(), 60*time.Second))
 	b.step("every spoke reaches every other")
 	return b
+}
+
+// close removes the topology. In a guest, its logs are kept if the test has failed.
+func (b *bench) close() {
+	if b.T.Failed() && vm.Inside() {
+		b.c.Lab.Save(context.Background(), "/out/"+b.T.Name())
+	}
+	if err := b.c.Close(); err != nil {
+		b.T.Error(err)
+	}
 }
 
 func (b *bench) dial() {

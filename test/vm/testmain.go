@@ -9,7 +9,6 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
-	"testing"
 	"time"
 )
 
@@ -33,7 +32,7 @@ ip xfrm state add src 192.0.2.1 dst 192.0.2.2 proto esp spi 1 mode tunnel aead '
 // runs them here if nothing is missing, and otherwise runs this test binary in the guest, together
 // with the payload, and exits with its status; files that the tests leave in /out go to
 // $ISTHMUS_OUT, if set. On a machine without root it says so and fails.
-func TestMain(m *testing.M, payload ...string) {
+func TestMain(m interface{ Run() int }, payload ...string) {
 	if Inside() {
 		os.Exit(m.Run())
 	}
