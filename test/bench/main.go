@@ -1,7 +1,8 @@
 // Command bench compares isthmus with other implementations of the same task, in network namespaces
 // of this kernel.
 //
-//	bench [-rounds N] [-quick] [-former PROGRAM] [fib | failover | ipsec | nat | packets | flowtable | idle ...]
+//	bench [-rounds N] [-quick] [-former PROGRAM]
+//	      [fib | failover | ipsec | nat | packets | flowtable | idle ...]
 //
 // Without names it measures everything. The contenders of a figure take turns within a round, so
 // that a disturbance of the machine affects all of them. Figures are medians over the rounds with

@@ -16,7 +16,7 @@ import (
 // pair runs this program and the one of another revision by turns, part by part and round by round,
 // and prints what both have measured of isthmus, with the ratio taken within a round.
 func (b *bench) pair(ctx context.Context, former string, names []string) error {
-	fmt.Printf("%s, rounds: %d; this revision beside %s\n", machine(), b.rounds, former)
+	fmt.Printf("%s, rounds: %d; this revision next to %s\n", machine(), b.rounds, former)
 	var errs []error
 	for _, p := range parts {
 		if len(names) > 0 && !slices.Contains(names, p.name) {
@@ -109,7 +109,7 @@ func (f *figures) add(out string) error {
 	return nil
 }
 
-// compare prints the figures beside those of the other revision. Tables, rows and columns are
+// compare prints the figures next to those of the other revision. Tables, rows and columns are
 // matched by their place, because a revision may have renamed them.
 func (f *figures) compare(w io.Writer, other *figures) error {
 	if len(f.tables) != len(other.tables) {

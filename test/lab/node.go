@@ -202,12 +202,15 @@ func (p *Process) Stop() {
 }
 
 // Until calls f every 100 ms until it returns nil; after the limit the last error is returned. The
-// limit is the time that an idle machine needs; another one gets three times as much.
+// limit is the time that an idle machine needs; another one gets three times as much. After a call
+// that takes long, as one that starts programs in the guest does, Until pauses twice as long, up to
+// two seconds: what f waits for needs the processors too.
 func Until(ctx context.Context, limit time.Duration, f func() error) error {
 	limit *= 3
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	for {
+		began := time.Now()
 		err := f()
 		if err == nil {
 			return nil
@@ -215,7 +218,7 @@ func Until(ctx context.Context, limit time.Duration, f func() error) error {
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("after %v: %w", limit, err)
-		case <-time.After(100 * time.Millisecond):
+		case <-time.After(min(max(2*time.Since(began), 100*time.Millisecond), 2*time.Second)):
 		}
 	}
 }
