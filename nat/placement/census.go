@@ -98,7 +98,7 @@ func (b *Book) Census(c Census, now time.Time) {
 	}
 	b.spots, b.unknown, b.censusAt = spots, 0, now
 	b.entries, b.assured = c.Entries, c.Assured
-	maps.DeleteFunc(b.placed, func(_ pair, at *placed) bool { return now.Sub(at.needed) >= idle })
+	b.drop(func(_ pair, at *placed) bool { return now.Sub(at.needed) >= idle })
 	b.relieve()
 	b.bound()
 }

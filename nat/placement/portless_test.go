@@ -29,3 +29,43 @@ func TestPortlessWishes(t *testing.T) {
 		t.Errorf("%d wishes after no packet for %v", n, wanted)
 	}
 }
+
+// TestOverflowEnds checks that the overflow of placements ends when there is room for another one,
+// and not before.
+func TestOverflowEnds(t *testing.T) {
+	w := newWorld(t, 2)
+	var have []nat.Placement
+	for i := range uint32(maxPlacements) {
+		source := netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, 11<<24+i)))
+		have = append(have, nat.Placement{Pool: "p", Source: source, Destination: addr("198.51.100.2"), Address: addr("192.0.2.11")})
+	}
+	w.book = New(have, w.now)
+	w.book.Configure(w.config)
+	esp := nat.Service{Destination: web.Destination, Protocol: 50}
+	here := w.book.address(pair{"p", source(1), web.Destination})
+	census := Census{Portless: []Holding{{here, source(2), esp}}}
+	try := func() bool {
+		w.book.Census(census, w.now)
+		w.book.want(nat.Use{Pool: "p", Source: source(1), Service: esp}, 1, w.now)
+		w.book.Place(w.now)
+		return w.book.Report(1).Overflow
+	}
+	if !try() {
+		t.Fatal("no overflow")
+	}
+	if w.book.Census(census, w.now); !w.book.Report(1).Overflow {
+		t.Error("the overflow ended without room")
+	}
+	w.now = w.now.Add(idle)
+	if try() || w.book.Report(1).Placements != 1 {
+		t.Errorf("%+v after the placements have ended", w.book.Report(1))
+	}
+	w.book = New(have, w.now)
+	w.book.Configure(w.config)
+	if !try() {
+		t.Fatal("no overflow")
+	}
+	if w.book.Configure(nat.Config{}); w.book.Report(1).Overflow {
+		t.Error("overflow without pools")
+	}
+}
