@@ -237,7 +237,17 @@ func TestAudit(t *testing.T) {
 	if _, err := specs.EditPolicies(t.Context(), &isthmusv1.EditPoliciesRequest{Set: []*isthmusv1.EgressPolicy{{Name: "a"}, {Name: "b"}}, Delete: []string{"c"}}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := specs.EditPolicies(t.Context(), &isthmusv1.EditPoliciesRequest{Text: "aws-0\n", Delete: []string{"c"}}); err != nil {
+	for _, r := range []*isthmusv1.EditPoliciesRequest{
+		{Text: "aws-0\n"},
+		{Text: "aws-0\n", Delete: []string{"c"}},
+		{Text: "aws-0\n", Delete: []string{"d"}, DryRun: true},
+		{Delete: []string{"c"}, ConfirmWithin: durationpb.New(time.Minute)},
+	} {
+		if _, err := specs.EditPolicies(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := specs.Apply(t.Context(), &isthmusv1.ApplyRequest{Source: source("aws-0\n"), ConfirmWithin: durationpb.New(time.Minute)}); err != nil {
 		t.Fatal(err)
 	}
 	secrets := isthmusv1.NewSecretServiceClient(op)
@@ -259,10 +269,18 @@ func TestAudit(t *testing.T) {
 		"end test-operator operator /isthmus.v1.SpecService/Apply object= digest=063d0ee9 1->0 InvalidArgument document refused: tunnels[1].name: must not begin with bad",
 		"begin test-operator operator /isthmus.v1.SpecService/EditPolicies object=set a, set b, delete c digest=56cf31bf 1->0  ",
 		"end test-operator operator /isthmus.v1.SpecService/EditPolicies object=set a, set b, delete c digest=56cf31bf 1->2 OK ",
-		"begin test-operator operator /isthmus.v1.SpecService/EditPolicies object=delete c digest=c973868e 2->0  ",
-		"end test-operator operator /isthmus.v1.SpecService/EditPolicies object=delete c digest=c973868e 2->3 OK ",
-		"begin test-operator operator /isthmus.v1.SecretService/SetSecret object=psk digest= 3->0  ",
-		"end test-operator operator /isthmus.v1.SecretService/SetSecret object=psk digest= 3->0 OK ",
+		"begin test-operator operator /isthmus.v1.SpecService/EditPolicies object= digest=c973868e 2->0  ",
+		"end test-operator operator /isthmus.v1.SpecService/EditPolicies object= digest=c973868e 2->3 OK ",
+		"begin test-operator operator /isthmus.v1.SpecService/EditPolicies object=delete c digest=f6dfd224 3->0  ",
+		"end test-operator operator /isthmus.v1.SpecService/EditPolicies object=delete c digest=f6dfd224 3->4 OK ",
+		"begin test-operator operator /isthmus.v1.SpecService/EditPolicies object=dry run, delete d digest=98060c25 4->0  ",
+		"end test-operator operator /isthmus.v1.SpecService/EditPolicies object=dry run, delete d digest=98060c25 4->4 OK ",
+		"begin test-operator operator /isthmus.v1.SpecService/EditPolicies object=to be confirmed within 1m0s, delete c digest=dea1bfa5 4->0  ",
+		"end test-operator operator /isthmus.v1.SpecService/EditPolicies object=to be confirmed within 1m0s, delete c digest=dea1bfa5 4->5 OK ",
+		"begin test-operator operator /isthmus.v1.SpecService/Apply object=to be confirmed within 1m0s digest=c973868e 5->0  ",
+		"end test-operator operator /isthmus.v1.SpecService/Apply object=to be confirmed within 1m0s digest=c973868e 5->5 OK ",
+		"begin test-operator operator /isthmus.v1.SecretService/SetSecret object=psk digest= 5->0  ",
+		"end test-operator operator /isthmus.v1.SecretService/SetSecret object=psk digest= 5->0 OK ",
 		"refused test-reader reader /isthmus.v1.SpecService/Apply object= digest= 0->0 PermissionDenied /isthmus.v1.SpecService/Apply needs role operator, test-reader has role reader",
 	}
 	if !slices.Equal(got, want) {
