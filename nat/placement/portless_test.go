@@ -3,6 +3,7 @@ package placement
 import (
 	"encoding/binary"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -67,5 +68,34 @@ func TestOverflowEnds(t *testing.T) {
 	}
 	if w.book.Configure(nat.Config{}); w.book.Report(1).Overflow {
 		t.Error("overflow without pools")
+	}
+}
+
+// TestRefusedIsForgotten checks that refused packets are counted while a service is exhausted, and
+// that services which a source has only tried once do not stay in memory.
+func TestRefusedIsForgotten(t *testing.T) {
+	w := newWorld(t, 1)
+	at := w.config.Pools[0].Addresses[0].Address
+	service := func(i int) nat.Service {
+		return nat.Service{Destination: netip.AddrFrom4([4]byte{203, 0, byte(i >> 8), byte(i)}), Protocol: 50}
+	}
+	for i := range 200 {
+		s := service(i)
+		w.book.Census(Census{Portless: []Holding{{at, source(2), s}}}, w.now)
+		use := nat.Use{Pool: "p", Source: source(1), Service: s}
+		w.book.want(use, 1, w.now)
+		w.book.Place(w.now)
+		if o := w.book.Overload(1, 0); !slices.Contains(o.Exhausted, nat.Exhausted{Pool: "p", Service: s}) {
+			t.Fatalf("service %d is not exhausted: %+v", i, o)
+		}
+		use.Pool = ""
+		w.book.Meter(nat.Meter{Refused: map[nat.Use]uint64{use: 3}}, w.now)
+		w.book.Census(Census{Portless: []Holding{{at, source(2), s}}}, w.now)
+		if u := w.book.Report(1).Uses[0]; u.Service != s || u.Refused != 3 {
+			t.Fatalf("%+v", u)
+		}
+	}
+	if n := len(w.book.refused); n != 1 {
+		t.Errorf("refused packets to %d services are counted, want 1", n)
 	}
 }
