@@ -2,6 +2,8 @@ package nftables
 
 import (
 	"encoding/binary"
+	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -77,5 +79,37 @@ func TestLateAnswer(t *testing.T) {
 	defer unix.Close(g.fd)
 	if wait, err := unix.GetsockoptTimeval(g.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO); err != nil || wait.Nano() != patience.Nanoseconds() {
 		t.Errorf("timeout %v, %v", wait, err)
+	}
+}
+
+// TestInterruptedDump checks that a dump which a transaction interrupted is repeated, and that
+// nothing of it is kept.
+func TestInterruptedDump(t *testing.T) {
+	for _, interrupted := range []int{0, 1, dumps - 1, dumps} {
+		asked := 0
+		g := kernel(t, func(r netlink.Message) [][]byte {
+			asked++
+			var flags uint16
+			name := "whole"
+			if asked <= interrupted {
+				flags, name = unix.NLM_F_DUMP_INTR, "half"
+			}
+			object := netlink.Request(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWRULE, flags, r.Sequence, []byte{2, 0, 0, 0}, []byte(name))
+			return [][]byte{slices.Concat(object, make([]byte, -len(object)&3), object), netlink.Request(unix.NLMSG_DONE, 0, r.Sequence, make([]byte, 4))}
+		})
+		found, err := dump(t.Context(), g, unix.NFT_MSG_GETRULE, func(_ byte, attrs []byte) string { return string(attrs) })
+		if interrupted == dumps {
+			if err == nil || asked != dumps {
+				t.Errorf("%q, %v after %d dumps that were all interrupted", found, err, asked)
+			}
+		} else if err != nil || !slices.Equal(found, []string{"whole"}) || asked != interrupted+1 {
+			t.Errorf("%d interrupted: %q, %v after %d dumps", interrupted, found, err, asked)
+		}
+	}
+	g := kernel(t, func(r netlink.Message) [][]byte {
+		return [][]byte{netlink.Request(unix.NLMSG_ERROR, 0, r.Sequence, binary.NativeEndian.AppendUint32(nil, ^uint32(unix.EPERM)+1))}
+	})
+	if _, err := dump(t.Context(), g, unix.NFT_MSG_GETRULE, judge); !errors.Is(err, unix.EPERM) {
+		t.Errorf("%v, want EPERM", err)
 	}
 }
