@@ -104,8 +104,10 @@ type child struct {
 	// released receives a value when GoBGP begins to process the barrier's End-of-RIB.
 	released chan struct{}
 
-	mu  sync.Mutex
-	ids map[string]uint32 // by address
+	mu sync.Mutex
+	// ids are by address. Those of deleted peers stay, because GoBGP reports the end of their
+	// sessions later. There is one for each name that a document had since the process started.
+	ids map[string]uint32
 	max map[uint32]uint32 // prefix limits that GoBGP does not enforce
 }
 

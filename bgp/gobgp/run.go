@@ -34,12 +34,12 @@ func (d *Driver) Run(ctx context.Context, r bgp.Reporter) error {
 			if delay, worked = d.session(ctx, r, p, restarting); worked {
 				failures, restarting = 0, true
 			} else {
-				failures++
 				delay = restart.Delay(failures)
+				failures++
 			}
 		} else {
-			failures++
 			delay = restart.Delay(failures)
+			failures++
 			d.o.Log.Error("BGP cannot be started", "error", err, "next", delay)
 		}
 		select {

@@ -196,7 +196,8 @@ func (c *Conn) ask(kind uint16, family uint8, flags uint16, f func(netlink.Messa
 			failed = err
 		}
 	}
-	for {
+	answer := netlink.Answer{Sequence: c.sequence}
+	for !answer.Ended {
 		n, _, err := unix.Recvfrom(c.fd, c.buffer, 0)
 		if errors.Is(err, unix.EINTR) {
 			continue
@@ -204,25 +205,18 @@ func (c *Conn) ask(kind uint16, family uint8, flags uint16, f func(netlink.Messa
 		if err != nil {
 			return err
 		}
-		for b := c.buffer[:n]; len(b) > 0; {
-			m, rest, ok := netlink.Next(b)
-			if !ok {
-				return errDamaged
-			}
-			b = rest
-			if m.Sequence != c.sequence {
-				continue // the rest of an abandoned answer
-			}
-			if m.Flags&unix.NLM_F_DUMP_INTR != 0 {
-				fail(ErrInterrupted)
-			}
-			if m.Kind == unix.NLMSG_DONE || m.Kind == unix.NLMSG_ERROR {
-				fail(failure(m))
-				return failed
-			}
+		ok := answer.Read(c.buffer[:n], func(m netlink.Message) {
 			if err := f(m); err != nil {
 				fail(err)
 			}
+		})
+		if !ok {
+			return errDamaged
+		}
+		if answer.Interrupted {
+			fail(ErrInterrupted)
 		}
 	}
+	fail(failure(answer.End))
+	return failed
 }

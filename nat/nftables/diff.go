@@ -33,7 +33,11 @@ func (d *Driver) Differences(ctx context.Context, c nat.Config) ([]string, error
 	}
 	want.place(c, placed)
 	want.refuse(c, overload)
-	var out []string
+	return differences(have, want), nil
+}
+
+// differences returns how two rulesets differ.
+func differences(have, want *ruleset) (out []string) {
 	names := func(what string, have, want map[string]bool) {
 		for _, name := range slices.Sorted(maps.Keys(want)) {
 			if !have[name] {
@@ -69,11 +73,14 @@ func (d *Driver) Differences(ctx context.Context, c nat.Config) ([]string, error
 				wrong++
 			}
 		}
-		if h.shape != w.shape || wrong > 0 {
+		if h.shape != w.shape {
+			out = append(out, fmt.Sprintf("set %s has another type or size", name))
+		}
+		if wrong > 0 {
 			out = append(out, fmt.Sprintf("set %s differs in %d elements", name, wrong))
 		}
 	}
-	return out, nil
+	return out
 }
 
 func keys[V any](m map[string]V) map[string]bool {

@@ -3,7 +3,9 @@ package nftables
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"reflect"
+	"slices"
 	"testing"
 
 	"github.com/google/nftables"
@@ -163,5 +165,23 @@ func TestCountersMoveBesides(t *testing.T) {
 		if len(c.remove) != k.remove || len(c.add) != k.add || carried != lost {
 			t.Errorf("%+v: %d go, %d come, with %d of %d packets", k, len(c.remove), len(c.add), carried, lost)
 		}
+	}
+}
+
+// TestDifferencesOfShape checks that a set of another type is reported as that, and not as one with
+// other elements. Ring: pure.
+func TestDifferencesOfShape(t *testing.T) {
+	have, err := compile(example())
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := compile(example())
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := slices.Sorted(maps.Keys(have.sets))[0]
+	have.sets[name].shape.size++
+	if got, text := differences(have, want), []string{"set " + name + " has another type or size"}; !slices.Equal(got, text) {
+		t.Errorf("%q", got)
 	}
 }

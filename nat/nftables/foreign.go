@@ -34,29 +34,22 @@ var legacyTables = []string{"ip_tables_names", "ip6_tables_names", "arp_tables_n
 // and tables that cannot be read. Rules that only match, count or drop are left out. See
 // nat.Prover.
 func (d *Driver) Foreign(ctx context.Context) (found []string, err error) {
-	fd, err := openSocket(d.options.NetNS, 0)
+	g, err := openGeneration(d.options.NetNS)
 	if err != nil {
 		return nil, err
 	}
-	defer unix.Close(fd)
+	defer unix.Close(g.fd)
 	// without CAP_NET_ADMIN the default stays
-	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 8<<20)
-	patience := unix.NsecToTimeval(10e9)
-	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &patience); err != nil {
-		return nil, err
-	}
-	err = dump(ctx, fd, unix.NFT_MSG_GETRULE, func(family byte, attrs []byte) {
-		if what := judge(family, attrs); what != "" && !slices.Contains(found, what) {
-			found = append(found, what)
-		}
-	})
+	_ = unix.SetsockoptInt(g.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 8<<20)
+	rules, err := dump(ctx, g, unix.NFT_MSG_GETRULE, judge)
 	if err != nil {
 		return nil, fmt.Errorf("reading the rules of others: %w", err)
 	}
-	err = dump(ctx, fd, unix.NFT_MSG_GETFLOWTABLE, func(family byte, attrs []byte) { found = append(found, offloads(family, attrs)) })
+	tables, err := dump(ctx, g, unix.NFT_MSG_GETFLOWTABLE, offloads)
 	if err != nil {
 		return nil, fmt.Errorf("reading the flowtables of others: %w", err)
 	}
+	found = slices.Concat(rules, tables)
 	if d.options.NetNS == 0 { // the files are of the process's own network namespace
 		for _, name := range legacyTables {
 			// A kernel without iptables lacks the file.
@@ -69,43 +62,45 @@ func (d *Driver) Foreign(ctx context.Context) (found []string, err error) {
 	return found, nil
 }
 
-// dump requests all objects of a kind, and calls each with the family and the attributes of every
-// one.
-func dump(ctx context.Context, fd int, kind uint16, each func(family byte, attrs []byte)) error {
-	header := []byte{unix.NFPROTO_UNSPEC, 0, 0, 0} // nfgenmsg
-	request := netlink.Request(unix.NFNL_SUBSYS_NFTABLES<<8|kind, unix.NLM_F_DUMP, 0, header)
-	if err := unix.Sendto(fd, request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return err
-	}
+// dumps bounds the attempts of a dump that transactions interrupt (NLM_F_DUMP_INTR).
+const dumps = 20
+
+// dump requests all objects of a kind, and returns each text once that judge finds for the family
+// and the attributes of one. A dump that a transaction interrupted may lack objects that were there
+// all the time, so it is repeated.
+func dump(ctx context.Context, g *generation, kind uint16, judge func(family byte, attrs []byte) string) ([]string, error) {
 	buffer := make([]byte, 1<<17)
-	for {
-		n, _, err := unix.Recvfrom(fd, buffer, 0)
-		if errors.Is(err, unix.EINTR) {
-			continue
+	for range dumps {
+		if err := g.send(kind, unix.NLM_F_DUMP, unix.NFPROTO_UNSPEC); err != nil {
+			return nil, err
 		}
-		if err = errors.Join(err, ctx.Err()); err != nil {
-			return err
-		}
-		for b := buffer[:n]; len(b) >= unix.SizeofNlMsghdr; {
-			m, rest, ok := netlink.Next(b)
+		var found []string
+		answer := netlink.Answer{Sequence: g.sequence}
+		for !answer.Ended {
+			n, err := g.receive(buffer)
+			if err = errors.Join(err, ctx.Err()); err != nil {
+				return nil, err
+			}
+			ok := answer.Read(buffer[:n], func(m netlink.Message) {
+				if len(m.Body) < 4 {
+					return
+				}
+				if what := judge(m.Body[0], m.Body[4:]); what != "" && !slices.Contains(found, what) {
+					found = append(found, what)
+				}
+			})
 			if !ok {
-				return errors.New("the message is truncated")
+				return nil, errTruncated
 			}
-			b = rest
-			switch m.Kind {
-			case unix.NLMSG_DONE:
-				return nil
-			case unix.NLMSG_ERROR:
-				if errno := m.Errno(); errno != 0 {
-					return errno
-				}
-			default:
-				if len(m.Body) >= 4 {
-					each(m.Body[0], m.Body[4:])
-				}
-			}
+		}
+		if errno := answer.End.Errno(); errno != 0 {
+			return nil, errno
+		}
+		if !answer.Interrupted {
+			return found, nil
 		}
 	}
+	return nil, fmt.Errorf("interrupted %d times by changes", dumps)
 }
 
 // judge returns in which table and chain a rule is and what it may do, or an empty text when it is

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"runtime"
 	"slices"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -17,13 +18,29 @@ import (
 // generation is a socket for requests that the library does not support: the generation number of
 // the ruleset (NFT_MSG_GETGEN), and single elements. Every transaction of any process in the
 // namespace increments the number, so an unchanged number means an unchanged ruleset.
-type generation struct{ fd int }
+type generation struct {
+	fd       int
+	sequence uint32 // of the last request
+}
+
+// patience is how long the kernel may take to answer. Driver.mu is held meanwhile.
+const patience = 10 * time.Second
+
+var errTruncated = errors.New("the message is truncated")
 
 // openGeneration opens the socket in a network namespace, or in that of the calling thread when
 // netns is 0.
 func openGeneration(netns int) (*generation, error) {
 	fd, err := openSocket(netns, 0)
-	return &generation{fd}, err
+	if err != nil {
+		return nil, err
+	}
+	wait := unix.NsecToTimeval(patience.Nanoseconds())
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("preparing a netlink socket: %w", err)
+	}
+	return &generation{fd: fd}, nil
 }
 
 // openSocket opens a netfilter socket in a network namespace, or in that of the calling thread
@@ -54,20 +71,44 @@ func openSocket(netns, flags int) (int, error) {
 	return fd, nil
 }
 
+// send sends an nf_tables request with its attributes.
+func (g *generation) send(kind, flags uint16, family byte, attributes ...[]byte) error {
+	g.sequence++
+	header := []byte{family, 0, 0, 0} // nfgenmsg
+	// without an address, it goes to the kernel
+	_, err := unix.Write(g.fd, netlink.Request(unix.NFNL_SUBSYS_NFTABLES<<8|kind, flags, g.sequence, header, slices.Concat(attributes...)))
+	return err
+}
+
+// receive reads one datagram.
+func (g *generation) receive(b []byte) (int, error) {
+	for {
+		n, _, err := unix.Recvfrom(g.fd, b, 0)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if errors.Is(err, unix.EAGAIN) {
+			return 0, fmt.Errorf("the kernel has not answered within %v: %w", patience, err)
+		}
+		return max(0, n), err
+	}
+}
+
 // ask sends an nf_tables request with its attributes, and returns the answer.
 func (g *generation) ask(kind uint16, family byte, attributes ...[]byte) ([]byte, error) {
-	header := []byte{family, 0, 0, 0} // nfgenmsg
-	request := netlink.Request(unix.NFNL_SUBSYS_NFTABLES<<8|kind, 0, 0, header, slices.Concat(attributes...))
-	if err := unix.Sendto(g.fd, request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+	if err := g.send(kind, 0, family, attributes...); err != nil {
 		return nil, err
 	}
 	answer := make([]byte, 4096)
 	for {
-		n, _, err := unix.Recvfrom(g.fd, answer, 0)
-		if errors.Is(err, unix.EINTR) {
-			continue
+		n, err := g.receive(answer)
+		if err != nil {
+			return nil, err
 		}
-		return answer[:max(0, n)], err
+		// An answer that came after its request was given up has another sequence number.
+		if m, _, ok := netlink.Next(answer[:n]); !ok || m.Sequence == g.sequence {
+			return answer[:n], nil
+		}
 	}
 }
 
@@ -75,7 +116,7 @@ func (g *generation) ask(kind uint16, family byte, attributes ...[]byte) ([]byte
 func body(b []byte, kind uint16) ([]byte, error) {
 	m, _, ok := netlink.Next(b)
 	if !ok || len(m.Body) < 4 {
-		return nil, errors.New("the message is truncated")
+		return nil, errTruncated
 	}
 	switch m.Kind {
 	case unix.NFNL_SUBSYS_NFTABLES<<8 | kind:

@@ -98,9 +98,29 @@ func (b *Book) Census(c Census, now time.Time) {
 	}
 	b.spots, b.unknown, b.censusAt = spots, 0, now
 	b.entries, b.assured = c.Entries, c.Assured
-	maps.DeleteFunc(b.placed, func(_ pair, at *placed) bool { return now.Sub(at.needed) >= idle })
+	b.drop(func(_ pair, at *placed) bool { return now.Sub(at.needed) >= idle })
 	b.relieve()
+	b.forget()
 	b.bound()
+}
+
+// forget drops the numbers of refused packets to services that nothing uses and nothing refuses any
+// more: sources can name any number of services.
+func (b *Book) forget() {
+	if len(b.refused) == 0 {
+		return
+	}
+	used := map[nat.Service]bool{}
+	for s := range b.spots {
+		used[s.Service] = true
+	}
+	for s := range b.whole {
+		used[s.Service] = true
+	}
+	for e := range b.full {
+		used[e.Service] = true
+	}
+	maps.DeleteFunc(b.refused, func(s nat.Service, _ uint64) bool { return !used[s] })
 }
 
 // relieve ends the exhaustion of services that have free ports again, or no address at all.

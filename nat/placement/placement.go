@@ -151,11 +151,16 @@ func (b *Book) Configure(c nat.Config) {
 	}
 	maps.DeleteFunc(b.spots, func(s spot, _ *count) bool { return b.pools[s.address] != s.pool })
 	maps.DeleteFunc(b.whole, func(s spot, _ netip.Addr) bool { return b.pools[s.address] != s.pool })
-	maps.DeleteFunc(b.placed, func(p pair, at *placed) bool {
-		return b.pools[at.address] != p.pool || c.Pool(p.pool).Blocks != nil
-	})
+	b.drop(func(p pair, at *placed) bool { return b.pools[at.address] != p.pool || c.Pool(p.pool).Blocks != nil })
 	b.relieve()
 	b.bound()
+}
+
+// drop removes placements. The overflow ends as soon as there is room for another one, and not when
+// one attempt succeeds: between two attempts, others may still be waiting.
+func (b *Book) drop(which func(pair, *placed) bool) {
+	maps.DeleteFunc(b.placed, which)
+	b.overflow = b.overflow && len(b.placed) >= maxPlacements
 }
 
 // Has reports whether an address belongs to a pool.

@@ -17,6 +17,7 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"path"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -32,6 +33,8 @@ import (
 	"google.golang.org/grpc/reflection/grpc_reflection_v1"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
@@ -199,29 +202,46 @@ func TestRoles(t *testing.T) {
 	for _, m := range []string{"IssueClient", "ListClients", "RevokeClient", "RenewAuthority", "RollbackSlot", "Reboot", "PowerOff", "Seal", "Unseal"} {
 		minimum[m] = auth.Admin
 	}
-	methods := 0
-	for _, role := range []auth.Role{auth.Reader, auth.Operator, auth.Admin} {
-		conn := dialRole(t, s, role)
-		for _, service := range []grpc.ServiceDesc{
-			isthmusv1.SpecService_ServiceDesc, isthmusv1.TunnelService_ServiceDesc, isthmusv1.BGPService_ServiceDesc,
-			isthmusv1.RouteService_ServiceDesc, isthmusv1.NATService_ServiceDesc, isthmusv1.SystemService_ServiceDesc,
-			isthmusv1.SecretService_ServiceDesc, isthmusv1.AccessService_ServiceDesc,
-		} {
-			for _, m := range service.Methods {
-				methods++
-				full := "/" + service.ServiceName + "/" + m.MethodName
-				// An empty request of any type will do, because the role is checked before the
-				// request.
-				err := conn.Invoke(t.Context(), full, &isthmusv1.GetStatusRequest{}, &isthmusv1.GetStatusRequest{})
-				refused := status.Code(err) == codes.PermissionDenied
-				if want := role < max(minimum[m.MethodName], auth.Reader); refused != want {
-					t.Errorf("%s as %s: %v", full, role, err)
+	var methods []string
+	protoregistry.GlobalFiles.RangeFilesByPackage("isthmus.v1", func(f protoreflect.FileDescriptor) bool {
+		for i := range f.Services().Len() {
+			service := f.Services().Get(i)
+			for j := range service.Methods().Len() {
+				if m := service.Methods().Get(j); !m.IsStreamingClient() && !m.IsStreamingServer() {
+					methods = append(methods, fmt.Sprintf("/%s/%s", service.FullName(), m.Name()))
 				}
 			}
 		}
+		return true
+	})
+	// a method of two services would hide that the list has only one role for its name
+	names := map[string]bool{}
+	for _, full := range methods {
+		name := path.Base(full)
+		if names[name] {
+			t.Errorf("two methods are named %s", name)
+		}
+		names[name] = true
 	}
-	if methods < 60 {
-		t.Errorf("only %d calls", methods)
+	for name := range minimum {
+		if !names[name] {
+			t.Errorf("there is no method %s", name)
+		}
+	}
+	if len(methods) < 30 {
+		t.Errorf("only %d methods", len(methods))
+	}
+	for _, role := range []auth.Role{auth.Reader, auth.Operator, auth.Admin} {
+		conn := dialRole(t, s, role)
+		for _, full := range methods {
+			// An empty request of any type will do, because the role is checked before the
+			// request.
+			err := conn.Invoke(t.Context(), full, &isthmusv1.GetStatusRequest{}, &isthmusv1.GetStatusRequest{})
+			refused := status.Code(err) == codes.PermissionDenied
+			if want := role < max(minimum[path.Base(full)], auth.Reader); refused != want {
+				t.Errorf("%s as %s: %v", full, role, err)
+			}
+		}
 	}
 }
 
@@ -237,7 +257,17 @@ func TestAudit(t *testing.T) {
 	if _, err := specs.EditPolicies(t.Context(), &isthmusv1.EditPoliciesRequest{Set: []*isthmusv1.EgressPolicy{{Name: "a"}, {Name: "b"}}, Delete: []string{"c"}}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := specs.EditPolicies(t.Context(), &isthmusv1.EditPoliciesRequest{Text: "aws-0\n", Delete: []string{"c"}}); err != nil {
+	for _, r := range []*isthmusv1.EditPoliciesRequest{
+		{Text: "aws-0\n"},
+		{Text: "aws-0\n", Delete: []string{"c"}},
+		{Text: "aws-0\n", Delete: []string{"d"}, DryRun: true},
+		{Delete: []string{"c"}, ConfirmWithin: durationpb.New(time.Minute)},
+	} {
+		if _, err := specs.EditPolicies(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := specs.Apply(t.Context(), &isthmusv1.ApplyRequest{Source: source("aws-0\n"), ConfirmWithin: durationpb.New(time.Minute)}); err != nil {
 		t.Fatal(err)
 	}
 	secrets := isthmusv1.NewSecretServiceClient(op)
@@ -259,10 +289,18 @@ func TestAudit(t *testing.T) {
 		"end test-operator operator /isthmus.v1.SpecService/Apply object= digest=063d0ee9 1->0 InvalidArgument document refused: tunnels[1].name: must not begin with bad",
 		"begin test-operator operator /isthmus.v1.SpecService/EditPolicies object=set a, set b, delete c digest=56cf31bf 1->0  ",
 		"end test-operator operator /isthmus.v1.SpecService/EditPolicies object=set a, set b, delete c digest=56cf31bf 1->2 OK ",
-		"begin test-operator operator /isthmus.v1.SpecService/EditPolicies object=delete c digest=c973868e 2->0  ",
-		"end test-operator operator /isthmus.v1.SpecService/EditPolicies object=delete c digest=c973868e 2->3 OK ",
-		"begin test-operator operator /isthmus.v1.SecretService/SetSecret object=psk digest= 3->0  ",
-		"end test-operator operator /isthmus.v1.SecretService/SetSecret object=psk digest= 3->0 OK ",
+		"begin test-operator operator /isthmus.v1.SpecService/EditPolicies object= digest=c973868e 2->0  ",
+		"end test-operator operator /isthmus.v1.SpecService/EditPolicies object= digest=c973868e 2->3 OK ",
+		"begin test-operator operator /isthmus.v1.SpecService/EditPolicies object=delete c digest=f6dfd224 3->0  ",
+		"end test-operator operator /isthmus.v1.SpecService/EditPolicies object=delete c digest=f6dfd224 3->4 OK ",
+		"begin test-operator operator /isthmus.v1.SpecService/EditPolicies object=dry run, delete d digest=98060c25 4->0  ",
+		"end test-operator operator /isthmus.v1.SpecService/EditPolicies object=dry run, delete d digest=98060c25 4->4 OK ",
+		"begin test-operator operator /isthmus.v1.SpecService/EditPolicies object=to be confirmed within 1m0s, delete c digest=dea1bfa5 4->0  ",
+		"end test-operator operator /isthmus.v1.SpecService/EditPolicies object=to be confirmed within 1m0s, delete c digest=dea1bfa5 4->5 OK ",
+		"begin test-operator operator /isthmus.v1.SpecService/Apply object=to be confirmed within 1m0s digest=c973868e 5->0  ",
+		"end test-operator operator /isthmus.v1.SpecService/Apply object=to be confirmed within 1m0s digest=c973868e 5->5 OK ",
+		"begin test-operator operator /isthmus.v1.SecretService/SetSecret object=psk digest= 5->0  ",
+		"end test-operator operator /isthmus.v1.SecretService/SetSecret object=psk digest= 5->0 OK ",
 		"refused test-reader reader /isthmus.v1.SpecService/Apply object= digest= 0->0 PermissionDenied /isthmus.v1.SpecService/Apply needs role operator, test-reader has role reader",
 	}
 	if !slices.Equal(got, want) {

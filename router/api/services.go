@@ -64,24 +64,39 @@ func (s *services) register(server grpc.ServiceRegistrar) {
 	isthmusv1.RegisterAccessServiceServer(r, s)
 }
 
+// trial describes a change that the node reverts by itself unless it is confirmed.
+func trial(within *durationpb.Duration) string {
+	if within == nil {
+		return ""
+	}
+	return fmt.Sprintf("to be confirmed within %v", within.AsDuration())
+}
+
 // describe returns the subject of a writing request for the audit log.
 func describe(request any) auth.Subject {
 	switch r := request.(type) {
 	case *isthmusv1.ApplyRequest:
-		return auth.Subject{Digest: digest(r.GetSource())}
+		return auth.Subject{Object: trial(r.ConfirmWithin), Digest: digest(r.GetSource())}
 	case *isthmusv1.EditPoliciesRequest:
+		// The audit log shortens a long object, and keeps its beginning.
 		var parts []string
+		if r.DryRun {
+			parts = append(parts, "dry run")
+		}
+		if r.ConfirmWithin != nil {
+			parts = append(parts, trial(r.ConfirmWithin))
+		}
 		for _, p := range r.Set {
 			parts = append(parts, "set "+p.GetName())
 		}
 		for _, name := range r.Delete {
 			parts = append(parts, "delete "+name)
 		}
-		// The audit log shortens a long object; the digest is of the whole text, or of all policies
-		// and names.
-		subject := auth.Subject{Object: strings.Join(parts, ", "), Digest: hash([]byte(r.Text))}
-		if r.Text == "" {
-			data, _ := proto.MarshalOptions{Deterministic: true}.Marshal(&isthmusv1.EditPoliciesRequest{Set: r.Set, Delete: r.Delete})
+		subject := auth.Subject{Object: strings.Join(parts, ", ")}
+		if r.Text != "" && len(r.Set)+len(r.Delete) == 0 {
+			subject.Digest = hash([]byte(r.Text)) // as of the file
+		} else {
+			data, _ := proto.MarshalOptions{Deterministic: true}.Marshal(&isthmusv1.EditPoliciesRequest{Set: r.Set, Text: r.Text, Delete: r.Delete})
 			subject.Digest = hash(data)
 		}
 		return subject

@@ -44,9 +44,11 @@ type Entry struct {
 	Serial  string    `json:"serial,omitzero"`
 	Address string    `json:"address"`
 	Method  string    `json:"method,omitzero"`
-	// Object is the object of the call: the name of a secret, peer or client.
+	// Object is the object of the call: the name of a secret, peer or client. A change that is not
+	// made, or is reverted unless it is confirmed, begins with that.
 	Object string `json:"object,omitzero"`
-	// Digest is the SHA-256 of the document, in hexadecimal.
+	// Digest is the SHA-256 of the document, in hexadecimal. Of an edit of policies, it is that of
+	// the text, or of the message with all policies and names when there is more than a text.
 	Digest string `json:"digest,omitzero"`
 	From   uint64 `json:"fromGeneration,omitzero"`
 	To     uint64 `json:"toGeneration,omitzero"`

@@ -88,7 +88,8 @@ func (f *FIB) Err() error {
 }
 
 // Wait waits until all changes that were requested before the call have been tried, and returns
-// Err.
+// Err. Only tests and benchmarks use it; it is here because those of kernel cannot see the tests of
+// this package, and because routes do not show whether a group is as wanted.
 func (f *FIB) Wait(ctx context.Context) error {
 	f.mu.Lock()
 	idle := f.idle

@@ -19,7 +19,7 @@ import (
 // take reads user-data and uses it, once in the life of a node.
 func (b *Boot) take(ctx context.Context, reader platform.Reader) {
 	rec := b.record()
-	tried := filepath.Join(b.o.Runtime, "first-boot")
+	tried := filepath.Join(b.o.Runtime, "first-boot") // not synced: it does not outlive the boot
 	if b.damaged != nil || rec.Done {
 		return
 	}

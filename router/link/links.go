@@ -153,7 +153,8 @@ func (l *Links) List(mark string) ([]Link, error) {
 }
 
 // Ensure creates or changes an interface. An interface with our alias and another name, kind, if_id
-// or underlay is recreated, because these cannot change; everything else is changed in place.
+// or underlay is recreated, because these cannot change; everything else is changed in place. A TUN
+// is not created: without one, the error wraps ErrNotFound.
 func (l *Links) Ensure(w Wanted) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()

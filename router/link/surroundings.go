@@ -79,7 +79,7 @@ func (l *Links) Surroundings() (fib.Surroundings, error) {
 }
 
 // foreign decodes the body of an RTM_NEWROUTE message. It returns nothing for routes of isthmus,
-// which may be a hundred thousand, and for those through the canary's interface.
+// which may be a hundred thousand, and for next hops through the canary's interface.
 func foreign(m []byte, names map[int]string, canary int) (out []fib.Foreign) {
 	if len(m) < unix.SizeofRtMsg {
 		return nil
@@ -130,9 +130,14 @@ func foreign(m []byte, names map[int]string, canary int) (out []fib.Foreign) {
 		if n < unix.SizeofRtNexthop || n > len(hops) {
 			break
 		}
+		index, inside := int(binary.NativeEndian.Uint32(hops[4:])), hops[unix.SizeofRtNexthop:n]
+		hops = hops[min((n+3)&^3, len(hops)):]
+		if index == canary {
+			continue
+		}
 		hop := r
-		hop.Interface = names[int(binary.NativeEndian.Uint32(hops[4:]))]
-		if inner, err := nl.ParseRouteAttr(hops[unix.SizeofRtNexthop:n]); err == nil {
+		hop.Interface = names[index]
+		if inner, err := nl.ParseRouteAttr(inside); err == nil {
 			for _, a := range inner {
 				if a.Attr.Type == unix.RTA_GATEWAY {
 					hop.Gateway, _ = netip.AddrFromSlice(a.Value)
@@ -140,7 +145,6 @@ func foreign(m []byte, names map[int]string, canary int) (out []fib.Foreign) {
 			}
 		}
 		out = append(out, hop)
-		hops = hops[min((n+3)&^3, len(hops)):]
 	}
 	return out
 }

@@ -2,12 +2,16 @@ package link
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
 
 	"github.com/isthmus-net/isthmus/router/fib"
 	"github.com/isthmus-net/isthmus/router/link/linktest"
@@ -115,5 +119,39 @@ func TestSurroundings(t *testing.T) {
 	stop()
 	if err := <-ended; err != nil {
 		t.Error(err)
+	}
+}
+
+// TestForeignThroughCanary checks that a route, or one of its next hops, through the canary's
+// interface is left out. Ring: pure.
+func TestForeignThroughCanary(t *testing.T) {
+	const near, other = 7, 3 // indices
+	route := func(attrs ...*nl.RtAttr) []byte {
+		b := (&nl.RtMsg{RtMsg: unix.RtMsg{Family: unix.AF_INET, Dst_len: 24, Table: fib.TableMain, Protocol: unix.RTPROT_STATIC, Type: unix.RTN_UNICAST}}).Serialize()
+		for _, a := range attrs {
+			b = append(b, a.Serialize()...)
+		}
+		return b
+	}
+	index := func(n uint32) []byte { return binary.NativeEndian.AppendUint32(nil, n) }
+	hop := func(n uint32, via byte) []byte {
+		gateway := nl.NewRtAttr(unix.RTA_GATEWAY, []byte{192, 0, 2, via}).Serialize()
+		b := binary.NativeEndian.AppendUint16(nil, uint16(unix.SizeofRtNexthop+len(gateway)))
+		return slices.Concat(b, []byte{0, 0}, index(n), gateway)
+	}
+	to := nl.NewRtAttr(unix.RTA_DST, []byte{198, 51, 100, 0})
+	for _, tt := range []struct {
+		name string
+		m    []byte
+		want string
+	}{
+		{"one next hop", route(to, nl.NewRtAttr(unix.RTA_OIF, index(other))), "[{254 198.51.100.0/24 up0 invalid IP 0}]"},
+		{"the canary", route(to, nl.NewRtAttr(unix.RTA_OIF, index(near))), "[]"},
+		{"two next hops", route(to, nl.NewRtAttr(unix.RTA_MULTIPATH, slices.Concat(hop(other, 1), hop(other, 2)))), "[{254 198.51.100.0/24 up0 192.0.2.1 0} {254 198.51.100.0/24 up0 192.0.2.2 0}]"},
+		{"the canary and another", route(to, nl.NewRtAttr(unix.RTA_MULTIPATH, slices.Concat(hop(near, 1), hop(other, 2)))), "[{254 198.51.100.0/24 up0 192.0.2.2 0}]"},
+	} {
+		if got := fmt.Sprint(foreign(tt.m, map[int]string{other: "up0"}, near)); got != tt.want {
+			t.Errorf("%s: %s, want %s", tt.name, got, tt.want)
+		}
 	}
 }

@@ -48,6 +48,41 @@ func (m *Message) Errno() unix.Errno {
 	return 0
 }
 
+// Answer is the progress of reading the answer to a request, which may take several datagrams.
+type Answer struct {
+	Sequence uint32 // of the request
+	// Interrupted means that a change interrupted a dump (NLM_F_DUMP_INTR): objects that were there
+	// all the time may be missing, and the request must be repeated.
+	Interrupted bool
+	// Ended is set by the acknowledgement or the end of a dump. End is that message, in the
+	// datagram.
+	Ended bool
+	End   Message
+}
+
+// Read calls each with the messages of a datagram that belong to the answer, without its end. It
+// skips those with another sequence number, which are the rest of an abandoned answer. ok is false
+// when a message is not whole.
+func (a *Answer) Read(b []byte, each func(Message)) (ok bool) {
+	for len(b) > 0 && !a.Ended {
+		m, rest, ok := Next(b)
+		if !ok {
+			return false
+		}
+		b = rest
+		if m.Sequence != a.Sequence {
+			continue
+		}
+		a.Interrupted = a.Interrupted || m.Flags&unix.NLM_F_DUMP_INTR != 0
+		if m.Kind == unix.NLMSG_DONE || m.Kind == unix.NLMSG_ERROR {
+			a.Ended, a.End = true, m
+		} else {
+			each(m)
+		}
+	}
+	return true
+}
+
 // Attribute takes the first attribute off b, with its type free of flags. Without one, or when it
 // is not whole, ok is false, and no rest is returned.
 func Attribute(b []byte) (kind uint16, value, rest []byte, ok bool) {

@@ -141,6 +141,41 @@ func TestLengths(t *testing.T) {
 	}
 }
 
+// TestAnswer: an answer has the messages with its sequence number up to its end, and any of them
+// may say that it is inconsistent.
+func TestAnswer(t *testing.T) {
+	one := func(kind, flags uint16, sequence uint32) []byte { return Request(kind, flags, sequence, []byte{1, 2, 3, 4}) }
+	const intr = unix.NLM_F_DUMP_INTR
+	for name, tt := range map[string]struct {
+		datagrams          [][]byte
+		kinds              []uint16
+		interrupted, ended bool
+	}{
+		"dump":                {[][]byte{slices.Concat(one(20, 0, 7), one(21, 0, 7)), one(22, 0, 7), one(unix.NLMSG_DONE, 0, 7)}, []uint16{20, 21, 22}, false, true},
+		"going on":            {[][]byte{one(20, 0, 7)}, []uint16{20}, false, false},
+		"interrupted":         {[][]byte{slices.Concat(one(20, 0, 7), one(21, intr, 7)), one(unix.NLMSG_DONE, 0, 7)}, []uint16{20, 21}, true, true},
+		"interrupted at end":  {[][]byte{one(20, 0, 7), one(unix.NLMSG_DONE, intr, 7)}, []uint16{20}, true, true},
+		"error":               {[][]byte{one(unix.NLMSG_ERROR, 0, 7)}, nil, false, true},
+		"after a former one":  {[][]byte{slices.Concat(one(20, intr, 6), one(unix.NLMSG_DONE, intr, 6), one(21, 0, 7))}, []uint16{21}, false, false},
+		"before a former one": {[][]byte{slices.Concat(one(unix.NLMSG_DONE, 0, 7), one(21, intr, 7))}, nil, false, true},
+	} {
+		a := Answer{Sequence: 7}
+		var kinds []uint16
+		for _, b := range tt.datagrams {
+			if !a.Read(b, func(m Message) { kinds = append(kinds, m.Kind) }) {
+				t.Errorf("%s: not whole", name)
+			}
+		}
+		if !slices.Equal(kinds, tt.kinds) || a.Interrupted != tt.interrupted || a.Ended != tt.ended {
+			t.Errorf("%s: messages %v, %+v", name, kinds, a)
+		}
+	}
+	a := Answer{Sequence: 7}
+	if b := one(20, 0, 7); a.Read(b[:len(b)-1], func(Message) {}) {
+		t.Error("a message that is not whole")
+	}
+}
+
 func TestErrno(t *testing.T) {
 	for _, tt := range []struct {
 		body []byte

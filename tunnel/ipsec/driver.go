@@ -147,10 +147,7 @@ func (d *Driver) Apply(ctx context.Context, c tunnel.Config) error {
 		return fmt.Errorf("applying tunnel %s: %w", c.Name, err)
 	}
 	defer d.nudge(connection(c.Name))
-	if err := d.o.Links.Ensure(compileLink(c)); err != nil {
-		return fmt.Errorf("applying tunnel %s: %w", c.Name, err)
-	}
-	if err := d.loadOne(ctx, c, conn, want); err != nil {
+	if err := d.create(ctx, c, conn, want); err != nil {
 		return fmt.Errorf("applying tunnel %s: %w", c.Name, err)
 	}
 	return nil

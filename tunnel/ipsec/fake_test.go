@@ -803,6 +803,61 @@ func TestFakeSwappedPeers(t *testing.T) {
 	})
 }
 
+// TestFakeOutdated checks that an Apply which a Remove or another Apply has overtaken makes no
+// interface and loads nothing: a connection without a record would stay until the next prune, and
+// its peer could bring it up.
+func TestFakeOutdated(t *testing.T) {
+	links := &fakeLinks{links: map[string]link.Wanted{}}
+	b := runFake(t, newFake(t), "", links)
+	c := numbered(1)
+	if err := b.d.Apply(t.Context(), numbered(2)); err != nil { // connects to charon
+		t.Fatal(err)
+	}
+	written := func() int {
+		links.mu.Lock()
+		defer links.mu.Unlock()
+		return links.writes
+	}
+	overtake := func(what string, by func() error) {
+		conn, err := compile(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := digests(c, conn)
+		if err := b.d.want(c, want); err != nil {
+			t.Fatal(err)
+		}
+		if err := by(); err != nil {
+			t.Fatal(err)
+		}
+		loads, made := b.count("load-conn"), written()
+		if err := b.d.create(t.Context(), c, conn, want); !errors.Is(err, errOutdated) {
+			t.Errorf("%s: create: %v", what, err)
+		}
+		if err := b.d.loadOne(t.Context(), c, conn, want); !errors.Is(err, errOutdated) {
+			t.Errorf("%s: loadOne: %v", what, err)
+		}
+		if n, m := b.count("load-conn"), written(); n != loads || m != made {
+			t.Errorf("%s: %d connections loaded, %d links written", what, n-loads, m-made)
+		}
+	}
+	overtake("removed", func() error { return b.d.Remove(t.Context(), c.Name) })
+	overtake("changed", func() error {
+		changed := numbered(1)
+		changed.IPsec.ESPProposals = []string{"aes128gcm16"}
+		return b.d.Apply(t.Context(), changed)
+	})
+	// Remove fails after the record is gone, so that the ledger still has the tunnel.
+	c.IPsec.RemoteIdentity = "peer-new"
+	overtake("removed in vain", func() error {
+		b.crash()
+		if err := b.d.Remove(t.Context(), c.Name); err == nil {
+			return errors.New("removed without a charon")
+		}
+		return nil
+	})
+}
+
 // TestFakeCharonHangs checks that tunnels do not wait one after another for a charon that accepts
 // connections but does not answer.
 func TestFakeCharonHangs(t *testing.T) {

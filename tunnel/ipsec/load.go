@@ -14,22 +14,58 @@ import (
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
+// create makes the interface of a tunnel, unless Remove has removed the tunnel meanwhile, and loads
+// the tunnel.
+func (d *Driver) create(ctx context.Context, c tunnel.Config, conn *vici.Message, want loaded) error {
+	err := func() error {
+		d.load.RLock() // so that Remove does not run meanwhile
+		defer d.load.RUnlock()
+		if _, err := d.wanted(c, want); err != nil {
+			return err
+		}
+		return d.o.Links.Ensure(compileLink(c))
+	}()
+	if err != nil {
+		return err
+	}
+	return d.loadOne(ctx, c, conn, want)
+}
+
+// wanted returns the record of a tunnel, or an error if another call has removed or changed the
+// tunnel meanwhile.
+func (d *Driver) wanted(c tunnel.Config, want loaded) (*record, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if r := d.records[c.Name]; r != nil && r.want == want {
+		return r, nil
+	}
+	return nil, errOutdated
+}
+
 // loadOne loads a tunnel, in parallel with others if the ledger is that of the running charon.
 func (d *Driver) loadOne(ctx context.Context, c tunnel.Config, conn *vici.Message, want loaded) error {
 	d.load.RLock()
 	same, err := d.connected()
-	d.mu.Lock()
-	r := d.records[c.Name]
-	d.mu.Unlock()
-	if err == nil && same && r != nil {
+	r, outdated := d.wanted(c, want)
+	if outdated != nil {
+		d.load.RUnlock()
+		return outdated
+	}
+	if err == nil && same {
 		defer d.load.RUnlock()
 		r.loading.Lock()
 		defer r.loading.Unlock()
+		if _, err := d.wanted(c, want); err != nil {
+			return err // a later Apply was faster
+		}
 		return d.put(ctx, &d.loaders[d.turn.Add(1)%uint32(len(d.loaders))], c, conn, want)
 	}
 	d.load.RUnlock()
 	d.load.Lock()
 	defer d.load.Unlock()
+	if _, err := d.wanted(c, want); err != nil {
+		return err
+	}
 	return d.loadLocked(ctx, c, conn, want)
 }
 
@@ -106,7 +142,10 @@ func (d *Driver) put(ctx context.Context, session *client, c tunnel.Config, conn
 	return d.ledger.put(want)
 }
 
-var errClosed = errors.New("the driver is closed")
+var (
+	errClosed   = errors.New("the driver is closed")
+	errOutdated = errors.New("another call has changed or removed the tunnel meanwhile")
+)
 
 // retire marks the current SAs of a tunnel for replacement.
 func (d *Driver) retire(ctx context.Context, name string) error {
