@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The programs of the former revision are in a directory of this name, beside those of this one.
+// The programs of the former revision are in a directory of this name, next to those of this one.
 const formerDir = "former"
 
 func init() { payload = append(payload, "../../.cache/former/bin") }

@@ -8,7 +8,7 @@ import (
 	"github.com/isthmus-net/isthmus/test/vm"
 )
 
-// payload are the files that the guest needs beside the test binary.
+// payload are the files that the guest needs besides the test binary.
 var payload = []string{"../../bin/isthmusd", "../../bin/isthmus", "../../router/spec/testdata/fifteen.yaml"}
 
 // TestMain builds the programs, and runs the tests in the guest of test/vm where this kernel lacks
