@@ -7,9 +7,12 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/isthmus-net/isthmus/test/root"
 )
 
 func TestAliasBombEnds(t *testing.T) {
+	root.NeedTime(t)
 	text := "tunnels: [&l {inside: [" + strings.Repeat("{local: a}, ", 2000) + "]}, " + strings.Repeat("*l, ", 5000) + "]"
 	spent := func() time.Duration { // CPU time, because other processes may use the processor
 		var u syscall.Rusage
