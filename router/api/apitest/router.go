@@ -317,7 +317,7 @@ func (r *Router) EditPolicies(_ context.Context, author string, q *isthmusv1.Edi
 		return nil, err
 	}
 	if r.generationLocked() == 0 {
-		return nil, fmt.Errorf("%w: there is no document that can be edited; apply one", api.ErrPrecondition)
+		return nil, fmt.Errorf("%w: no document can be edited: apply one first", api.ErrPrecondition)
 	}
 	if q.DryRun {
 		return &isthmusv1.ApplyResponse{Generation: r.generationLocked(), Changes: changes}, nil
