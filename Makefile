@@ -100,8 +100,8 @@ lint: ## gofmt, go vet, staticcheck
 	@test -z "$$(gofmt -l . | tee /dev/stderr)"
 	go vet ./...
 	go run $(STATICCHECK) ./...
-	@# Compiles what make unit runs on a Mac.
-	GOOS=darwin go vet $$(GOOS=darwin test/unit list)
+	@# Compiles what make unit runs on a Mac and on Windows.
+	for os in darwin windows; do GOOS=$$os go vet $$(GOOS=$$os test/unit list) || exit 1; done
 
 generate: ## Go from .proto, docs/spec.md, docs/topology.md and docs/cli.md
 	@test/setup generate

@@ -36,7 +36,7 @@ func (c *Config) Explain(f Flow) string {
 		}
 	}
 	if best == nil {
-		return "there is no policy"
+		return "no policies are configured"
 	}
 	return fmt.Sprintf("no policy has it; %s comes nearest, for %s", best.Policy.Name, why)
 }

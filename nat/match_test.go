@@ -141,7 +141,7 @@ func TestExplain(t *testing.T) {
 			t.Errorf("%+v:\n%s, want\n%s", f, got, k.want)
 		}
 	}
-	if got := (&Config{}).Explain(Flow{Source: addr("10.0.0.1")}); got != "there is no policy" {
+	if got := (&Config{}).Explain(Flow{Source: addr("10.0.0.1")}); got != "no policies are configured" {
 		t.Error(got)
 	}
 }

@@ -76,7 +76,7 @@ type Options struct {
 	NAT     NAT
 	// Flows places new flows by the use of the pools' ports, and ends flows. Nil: neither is done.
 	Flows Flows
-	// Translations logs which source used which outside address. Nil: there is no log.
+	// Translations logs which source used which outside address. Nil: nothing is logged.
 	Translations Translations
 	Addresses    Addresses
 	Host         Host

@@ -29,6 +29,7 @@ import (
 	"github.com/isthmus-net/isthmus/router/plan"
 	"github.com/isthmus-net/isthmus/router/spec"
 	"github.com/isthmus-net/isthmus/router/store"
+	"github.com/isthmus-net/isthmus/test/root"
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
@@ -638,6 +639,7 @@ func TestGoesBackWhileCharonHangs(t *testing.T) {
 
 // TestMessageTooLarge checks that a document that could not be read again is not stored.
 func TestMessageTooLarge(t *testing.T) {
+	root.NeedTime(t)
 	synctest.Test(t, func(t *testing.T) {
 		m := newMachine(t)
 		r, stop := m.boot(t.TempDir())

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/isthmus-net/isthmus/router/document"
+	"github.com/isthmus-net/isthmus/test/root"
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
@@ -99,7 +100,7 @@ func (m *machine) kernel() kernel {
 // TestRandomWalk checks that after random documents, confirmations, faults and restarts, a node
 // that has come to rest is the same as one that starts on an empty machine with the last document.
 func TestRandomWalk(t *testing.T) {
-	steps, seeds := 200, uint64(4)
+	steps, seeds := 200, root.Count(uint64(4), 1)
 	for seed := range seeds {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) { walk(t, rand.New(rand.NewPCG(seed, 11)), steps) })

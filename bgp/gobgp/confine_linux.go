@@ -105,7 +105,7 @@ func ownNetwork() error {
 		err := netlinkCall(fd, unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, route)
 		if err != nil && family == unix.AF_INET {
 			return fmt.Errorf("making all addresses local: %w", err)
-		} // without IPv6 in the kernel there are no IPv6 sessions
+		} // a kernel without IPv6 has no IPv6 sessions
 	}
 	return nil
 }

@@ -13,8 +13,10 @@ import (
 	"time"
 
 	"github.com/google/nftables"
+
 	"github.com/isthmus-net/isthmus/nat"
 	"github.com/isthmus-net/isthmus/test/netns"
+	"github.com/isthmus-net/isthmus/test/root"
 	"github.com/isthmus-net/isthmus/test/traffic"
 )
 
@@ -73,7 +75,8 @@ func TestAmendIsCompile(t *testing.T) {
 	made, left := 0, 0
 	moves, chains, timeouts := 0, 0, 0
 	kinds := map[nat.Action]int{}
-	for seed := range uint64(24) {
+	seeds := root.Count(uint64(24), 6)
+	for seed := range seeds {
 		r := traffic.Random{Rand: rand.New(rand.NewPCG(seed, 11))}
 		c := nat.Config{Underlay: "up0", Attachments: inside("tun0"), Pools: []nat.Pool{pool("one", "192.0.2.11", "2001:db8:ff::11"), pool("many", "192.0.2.21"), pool("four-only", "192.0.2.31")}}
 		for i := range []int{5, 40, 120}[seed%3] {
@@ -117,11 +120,11 @@ func TestAmendIsCompile(t *testing.T) {
 		}
 	}
 	t.Log(made, "amended with", moves, "elements,", chains, "chains and", timeouts, "timeouts,", left, "compiled;", kinds)
-	if made < 200 || left < 100 || chains < 40 {
+	if n := int(seeds); made < 200*n/24 || left < 100*n/24 || chains < 40*n/24 {
 		t.Errorf("not enough of one kind")
 	}
 	for _, action := range []nat.Action{nat.SNAT, nat.NoNAT, nat.Deny, nat.Reject, nat.DNAT, nat.Redirect} {
-		if kinds[action] < 20 {
+		if kinds[action] < 20*int(seeds)/24 {
 			t.Errorf("%d policies with %s amended", kinds[action], action)
 		}
 	}

@@ -21,7 +21,7 @@ func (d *Driver) Departures(ctx context.Context, underlay string, sources, desti
 		return nil, err
 	}
 	if have == nil {
-		return nil, errors.New("there are no rules")
+		return nil, errors.New("the table of the rules is missing")
 	}
 	var index uint32
 	d.mu.Lock()

@@ -26,7 +26,7 @@ func (d *Driver) Differences(ctx context.Context, c nat.Config) ([]string, error
 		return nil, err
 	}
 	if have == nil {
-		return []string{"there are no rules"}, nil
+		return []string{"the table of the rules is missing"}, nil
 	}
 	if placed == nil {
 		placed = have.placements()

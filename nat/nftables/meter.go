@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-var errNotApplied = errors.New("there are no rules yet")
+var errNotApplied = errors.New("the rules are not applied yet")
 
 // Place replaces the placements. See nat.PortKeeper.
 func (d *Driver) Place(ctx context.Context, placed []nat.Placement) error {

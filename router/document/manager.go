@@ -80,7 +80,7 @@ type Manager struct {
 	// of the inputs of plans: present, spec, target, ledger and the secrets
 	version  uint64
 	present  store.Revision
-	spec     *spec.Spec // nil: there is no document, or it cannot be used
+	spec     *spec.Spec // nil: the document is missing or cannot be used
 	target   plan.Target
 	ledger   plan.Ledger
 	textUses map[uint64][]spec.SecretUse // see usesIn

@@ -122,7 +122,7 @@ func (s *Surroundings) Doubts(underlay string, to netip.Prefix) (why []string) {
 		}
 	}
 	if best < 0 {
-		why = append(why, "there is no route to "+to.String())
+		why = append(why, "no route leads to "+to.String())
 	}
 	metric := uint32(math.MaxUint32)
 	for _, r := range s.Routes {

@@ -9,6 +9,8 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+
+	"github.com/isthmus-net/isthmus/test/root"
 )
 
 func key(s string) Key { return Main(netip.MustParsePrefix(s)) }
@@ -207,7 +209,7 @@ func TestDeadBeforeSynced(t *testing.T) {
 // TestRandomWalk makes random changes of every kind, with restarts and failures, on a kernel that
 // refuses the same changes as the real one, and compares the result with the wanted routes.
 func TestRandomWalk(t *testing.T) {
-	for seed := range uint64(300) {
+	for seed := range root.Count(uint64(300), 60) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) { walk(t, rand.New(rand.NewPCG(seed, 1))) })
 	}
 }

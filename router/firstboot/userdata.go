@@ -27,7 +27,7 @@ type UserData struct {
 	URL      string
 	SHA256   string
 	API      []netip.Prefix
-	Admin    *Admin // nil: there is no request to sign
+	Admin    *Admin // nil: no request is signed
 	Hosts    []string
 	Shell    bool
 	Quiet    bool // do not report to Azure that the node is ready

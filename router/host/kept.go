@@ -90,7 +90,7 @@ func writeKept(file string, kept map[string]string) error {
 	return disk.Replace(file, text, 0o600)
 }
 
-// readKept returns the content of a file; nil: there is no file. A damaged file is an error, and
+// readKept returns the content of a file; nil: the file is missing. A damaged file is an error, and
 // stays.
 func readKept(file string) (map[string]string, error) {
 	info, err := os.Stat(file)

@@ -123,7 +123,7 @@ func TestCanaryDies(t *testing.T) {
 		}
 		linktest.Run(t, "ip", "route", "add", "blackhole", "198.51.100.1")
 		fmt.Println("ready")
-		_, _ = dial(t.Context(), 80) // there is no answer
+		_, _ = dial(t.Context(), 80) // nothing answers
 		return
 	}
 	defer linktest.Run(t, "ip", "route", "del", "blackhole", "198.51.100.1")

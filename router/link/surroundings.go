@@ -24,7 +24,7 @@ func (l *Links) Surroundings() (fib.Surroundings, error) {
 	}
 	names := make(map[int]string, len(links))
 	s.Devices = make(map[string]fib.Device, len(links))
-	var canary int // index; there is no interface 0
+	var canary int // index; 0: none
 	for _, link := range links {
 		if isCanary(link) {
 			canary = link.Attrs().Index

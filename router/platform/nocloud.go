@@ -9,8 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-
-	"golang.org/x/sys/unix"
 )
 
 // noCloud reads a seed of cloud-init's NoCloud data source: files user-data and meta-data.
@@ -27,7 +25,7 @@ func HasSeed(dir string) bool {
 
 func (n *noCloud) read(name string, limit int64) ([]byte, error) {
 	at := filepath.Join(n.dir, name)
-	f, err := os.OpenFile(at, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	f, err := os.OpenFile(at, os.O_RDONLY|openFlags, 0)
 	if err != nil {
 		return nil, fmt.Errorf("reading the NoCloud seed: %w", err)
 	}

@@ -14,6 +14,7 @@ import (
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/egress"
+	"github.com/isthmus-net/isthmus/test/root"
 )
 
 const editHead = `# a node
@@ -115,7 +116,8 @@ func full(m *isthmusv1.Spec, e Edit) (*isthmusv1.Spec, Problems) {
 // for the whole text.
 func TestEditIsWhole(t *testing.T) {
 	edits, refused, inPlace := 0, 0, 0
-	for seed := range uint64(300) {
+	seeds := root.Count(uint64(300), 60)
+	for seed := range seeds {
 		r := rand.New(rand.NewPCG(seed, 1))
 		m := &isthmusv1.Spec{}
 		if _, problems := DecodeMessage([]byte(editHead), m); len(problems) > 0 {
@@ -231,7 +233,7 @@ func TestEditIsWhole(t *testing.T) {
 		}
 	}
 	t.Logf("%d edits, %d of them in place; %d refused", edits, inPlace, refused)
-	if edits < 300 || refused < 300 || inPlace < edits/2 {
+	if n := int(seeds); edits < n || refused < n || inPlace < edits/2 {
 		t.Error("these are too few")
 	}
 }

@@ -134,8 +134,8 @@ func (c *checker) countRules(policies []nat.Policy) (each []int, all int) {
 }
 
 // bounded finds the policies that make more rules than a document may have, alone or with those
-// before them. others is the number of rules of other policies. It reports whether there is no such
-// policy: only then may rules be made.
+// before them. others is the number of rules of other policies. It returns true if it finds
+// none: only then may rules be made.
 func (c *checker) bounded(policies []nat.Policy, paths []string, others int) bool {
 	each, all := c.countRules(policies)
 	c.s.rules = min(all, math.MaxInt-others) + others

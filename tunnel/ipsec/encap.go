@@ -16,7 +16,7 @@ import (
 // replacement has another port, to which ESP is diverted. IKE reaches the next charon as soon as
 // it listens.
 type encap struct {
-	divert func(port uint16) error // 0 ends the diversion; nil: there is no replacement
+	divert func(port uint16) error // 0 ends the diversion; nil: no replacement is made
 	fds    []int
 	clean  bool // nothing is diverted, not even by a former process
 }

@@ -141,7 +141,7 @@ func TestPeerLogWhileUp(t *testing.T) {
 func TestChangeClearsEvidence(t *testing.T) {
 	d, r := script(t, time.Now(), "7 isthmus:aws-0|received proposals: ESP:AES_CBC_128/HMAC_SHA1_96/NO_EXT_SEQ", "7 isthmus:aws-0|no acceptable proposal found")
 	if r.failure.Reason == "" {
-		t.Fatal("there is no evidence")
+		t.Fatal("the failure has no reason")
 	}
 	if err := d.want(example(), loaded{Name: "aws-0", Conn: "another"}); err != nil {
 		t.Fatal(err)

@@ -386,9 +386,9 @@ func TestDecide(t *testing.T) {
 	})
 }
 
-// TestDecideWalk feeds random SAs and holds. It checks that there is no initiation while an SA is
-// live, pending or begun, never two in a row without a pause, and Up exactly when a CHILD SA is
-// live.
+// TestDecideWalk feeds random SAs and holds. It checks that nothing is initiated while an SA is
+// live, pending or begun, nor twice in a row without a pause, and that a tunnel is Up exactly when
+// a CHILD SA is live.
 func TestDecideWalk(t *testing.T) {
 	for seed := range uint64(200) {
 		rnd := rand.New(rand.NewPCG(seed, 7))

@@ -55,7 +55,7 @@ func (d *Driver) Run(ctx context.Context, report func(tunnel.State)) error {
 	defer r.standIn.end()
 	for _, six := range []bool{false, true} {
 		c, err := newCatcher(d.o.Log, six, d.o.Links.Inbound)
-		// without IPv6 in the kernel there are no such tunnels
+		// a kernel without IPv6 has no such tunnels
 		if errors.Is(err, unix.EAFNOSUPPORT) {
 			continue
 		}

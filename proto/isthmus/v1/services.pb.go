@@ -3455,7 +3455,7 @@ type EgressProof struct {
 	Destinations []string               `protobuf:"bytes,5,rep,name=destinations,proto3" json:"destinations,omitempty"`
 	// Public addresses under which the flows may be seen, as in the request or by the policies.
 	Expected []string `protobuf:"bytes,6,rep,name=expected,proto3" json:"expected,omitempty"`
-	// Whether there are no violations.
+	// Whether nothing is violated.
 	Holds bool `protobuf:"varint,7,opt,name=holds,proto3" json:"holds,omitempty"`
 	// The violations: rules in the kernel that are not those of the document, an address that is not
 	// expected, flows that may leave untranslated, a canary that was seen under another address.

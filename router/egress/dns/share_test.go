@@ -168,6 +168,7 @@ func (f *rules) apply(context.Context) error {
 // answered in time, with addresses that are in the rules before the answer and stay there, and the
 // rules change little more than the limit of one attachment.
 func TestFloodOfNewNames(t *testing.T) {
+	root.NeedTime(t)
 	s := newServer(t)
 	s.set(func() { s.any = true })
 	f := &rules{cost: 50 * time.Millisecond}

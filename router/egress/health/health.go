@@ -215,7 +215,7 @@ func (c *Checker) logLocked(w *worker) {
 // PoolState is the state of a pool.
 type PoolState struct {
 	egress.ProbedPool
-	// Members are the probed addresses, in the order of Addresses; none when there are no probes.
+	// Members are the probed addresses, in the order of Addresses; none without probes.
 	Members []Member
 }
 

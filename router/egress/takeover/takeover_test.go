@@ -5,8 +5,6 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -135,24 +133,3 @@ func TestWatcher(t *testing.T) {
 
 func (w *world) die()  { w.set("169.254.80.1", false); w.set("169.254.81.1", false) }
 func (w *world) live() { w.set("169.254.81.1", true) }
-
-func TestCommand(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "mover")
-	script := func(text string) Command {
-		if err := os.WriteFile(file, []byte("#!/bin/sh\n"+text), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		return Command(file)
-	}
-	if err := script(`[ "$*" = "take 10.0.0.5=203.0.113.5" ]`).Take(t.Context(), addresses); err != nil {
-		t.Error(err)
-	}
-	if err := script("echo no quota; exit 3").Take(t.Context(), addresses); err == nil || !strings.Contains(err.Error(), "no quota") {
-		t.Error(err)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	if err := script("sleep 30 & wait").Take(ctx, addresses); err == nil {
-		t.Error("a program that hangs succeeded")
-	}
-}

@@ -205,7 +205,7 @@ func TestRecordsOfPings(t *testing.T) {
 	defer stop()
 	s.Run("ip addr add 10.0.0.6/32 dev sink")
 	for _, source := range []string{"10.0.0.5", "10.0.0.6"} {
-		// there is no reply
+		// without a reply
 		if out, _ := s.Try("ping -q -c 1 -W 0.1 -e 4711 -I " + source + " 198.18.0.1"); !strings.Contains(out, "1 packets transmitted") {
 			t.Fatal(out)
 		}

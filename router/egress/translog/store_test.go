@@ -19,6 +19,7 @@ import (
 
 	"github.com/isthmus-net/isthmus/nat"
 	"github.com/isthmus-net/isthmus/router/egress"
+	"github.com/isthmus-net/isthmus/test/root"
 )
 
 var epoch = time.Date(2026, 11, 20, 0, 0, 0, 0, time.UTC)
@@ -119,7 +120,7 @@ func TestFindAgreesWithModel(t *testing.T) {
 	check := func(what string) {
 		t.Helper()
 		answers := 0
-		for range 150 {
+		for range root.Count(150, 30) {
 			p := all[r.IntN(len(all))]
 			at := p.Start.Add(time.Duration(r.Float64() * 1.2 * float64(p.End.Sub(p.Start))))
 			if p.Start.IsZero() {
@@ -153,7 +154,7 @@ func TestFindAgreesWithModel(t *testing.T) {
 				t.Fatalf("%s: %+v: %d answers, want %d; %v", what, q, len(got), min(q.Limit, len(want)), err)
 			}
 		}
-		if answers < 50 {
+		if answers < root.Count(50, 10) {
 			t.Errorf("%s: only %d answers", what, answers)
 		}
 	}

@@ -219,7 +219,7 @@ func TestRandomWalk(t *testing.T) {
 			}
 		case k == 5:
 			what = "rollback"
-			n.CLI(t.Context(), "", "rollback") // fails where there is no earlier document
+			n.CLI(t.Context(), "", "rollback") // fails without an earlier document
 		case k == 6:
 			what = "kill"
 			n.Kill()

@@ -123,7 +123,7 @@ func (r *Result) gcpTunnel(d document, o gcpObjects) {
 	if router, ok := named(o.routers, d.string("router")); ok {
 		r.gcpSession(d, router, name, &t)
 	} else if url := d.string("router"); url != "" {
-		r.note(d, d.node, "%s: its router %s is not among the files; give gcloud compute routers describe as well, or there is no peer, and the node allocates inside addresses that Google does not know", name, lastOf(url))
+		r.note(d, d.node, "%s: its router %s is not among the files; give gcloud compute routers describe as well; without it, the tunnel has no peer, and the node allocates inside addresses that Google does not know", name, lastOf(url))
 	} else {
 		r.note(d, d.node, "%s: has no Cloud Router; write static routes for the VPC through it", name)
 	}
@@ -176,7 +176,7 @@ func (r *Result) gcpSession(d, router document, name string, t *Tunnel) {
 		}
 		return
 	}
-	r.note(router, iface, "%s: there is no BGP peer on its interface %s", name, called(iface))
+	r.note(router, iface, "%s: its interface %s has no BGP peer", name, called(iface))
 }
 
 var (

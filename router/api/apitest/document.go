@@ -1,0 +1,230 @@
+package apitest
+
+import (
+	"context"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/api"
+	"github.com/isthmus-net/isthmus/router/store"
+)
+
+func (r *Router) generationLocked() uint64 { return uint64(len(r.revisions)) }
+
+func names(text string) []string {
+	var out []string
+	for line := range strings.Lines(text) {
+		if line = strings.TrimSpace(line); line != "" && line[0] != '#' {
+			out = append(out, line)
+		}
+	}
+	return out
+}
+
+func text(s *isthmusv1.Source) string {
+	if s.GetSpec() == nil {
+		return s.GetText()
+	}
+	var out []string
+	for _, t := range s.GetSpec().GetTunnels() {
+		out = append(out, t.Name)
+	}
+	return strings.Join(out, "\n")
+}
+
+func (r *Router) Validate(_ context.Context, s *isthmusv1.Source) (*isthmusv1.ValidateResponse, error) {
+	out := &isthmusv1.ValidateResponse{}
+	for i, name := range names(text(s)) {
+		switch path, line := fmt.Sprintf("tunnels[%d].name", i), uint32(i+1); {
+		case name == "panic":
+			panic("panic of the fake router")
+		case strings.HasPrefix(name, "bad"):
+			out.Problems = append(out.Problems, &isthmusv1.Problem{Path: path, Value: name, Rule: "must not begin with bad", Remedy: "choose a better name", Line: line})
+		case strings.HasPrefix(name, "lone"):
+			out.Notes = append(out.Notes, &isthmusv1.Problem{Path: path, Value: name, Rule: "has no second one", Remedy: "add it", Line: line})
+		}
+	}
+	return out, nil
+}
+
+func (r *Router) changesLocked(to string) []*isthmusv1.Change {
+	var was []string
+	if n := len(r.revisions); n > 0 {
+		was = names(r.revisions[n-1].Text)
+	}
+	now := names(to)
+	var out []*isthmusv1.Change
+	for _, n := range now {
+		if !slices.Contains(was, n) {
+			out = append(out, &isthmusv1.Change{Action: isthmusv1.Change_ACTION_ADD, Kind: "tunnel", Name: n})
+		}
+	}
+	for _, n := range was {
+		if !slices.Contains(now, n) {
+			out = append(out, &isthmusv1.Change{Action: isthmusv1.Change_ACTION_REMOVE, Kind: "tunnel", Name: n, Interrupts: "traffic through it stops"})
+		}
+	}
+	return out
+}
+
+func (r *Router) Plan(ctx context.Context, s *isthmusv1.Source) (*isthmusv1.PlanResponse, error) {
+	v, _ := r.Validate(ctx, s)
+	if len(v.Problems) > 0 {
+		return nil, &api.Refused{Problems: v.Problems}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return &isthmusv1.PlanResponse{Generation: r.generationLocked(), Changes: r.changesLocked(text(s)), Notes: v.Notes}, nil
+}
+
+func (r *Router) Apply(ctx context.Context, author string, q *isthmusv1.ApplyRequest) (*isthmusv1.ApplyResponse, error) {
+	v, _ := r.Validate(ctx, q.Source)
+	if len(v.Problems) > 0 {
+		return nil, &api.Refused{Problems: v.Problems}
+	}
+	var confirm time.Time
+	if q.ConfirmWithin != nil {
+		confirm = r.now().Add(q.ConfirmWithin.AsDuration())
+	}
+	a, err := r.accept(author, "apply", text(q.Source), q.ExpectedGeneration, confirm)
+	if err == nil {
+		a.Notes = v.Notes
+	}
+	return a, err
+}
+
+var nameField = regexp.MustCompile(`name: ([a-z0-9-]+)`)
+
+// EditPolicies takes the names of policies from the text and ignores the rest of it.
+func (r *Router) EditPolicies(_ context.Context, author string, q *isthmusv1.EditPoliciesRequest) (*isthmusv1.ApplyResponse, error) {
+	var changes []*isthmusv1.Change
+	add := func(name string) {
+		changes = append(changes, &isthmusv1.Change{Action: isthmusv1.Change_ACTION_ADD, Kind: "policy", Name: name})
+	}
+	for _, p := range q.Set {
+		add(p.Name)
+	}
+	for _, match := range nameField.FindAllStringSubmatch(q.Text, -1) {
+		add(match[1])
+	}
+	var problems []*isthmusv1.Problem
+	for i, c := range changes {
+		if strings.HasPrefix(c.Name, "bad") {
+			problems = append(problems, &isthmusv1.Problem{Path: fmt.Sprintf("policies[%d].name", i), Value: c.Name, Rule: "must not begin with bad", Line: uint32(i + 2)})
+		}
+	}
+	if len(problems) > 0 {
+		return nil, &api.Refused{Problems: problems}
+	}
+	for _, name := range q.Delete {
+		changes = append(changes, &isthmusv1.Change{Action: isthmusv1.Change_ACTION_REMOVE, Kind: "policy", Name: name, Interrupts: "other policies decide its new flows"})
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.expectsLocked(q.ExpectedGeneration); err != nil {
+		return nil, err
+	}
+	if r.generationLocked() == 0 {
+		return nil, fmt.Errorf("%w: no document can be edited: apply one first", api.ErrPrecondition)
+	}
+	if q.DryRun {
+		return &isthmusv1.ApplyResponse{Generation: r.generationLocked(), Changes: changes}, nil
+	}
+	var confirm time.Time
+	if q.ConfirmWithin != nil {
+		confirm = r.now().Add(q.ConfirmWithin.AsDuration())
+	}
+	return r.acceptLocked(author, "policies", r.revisions[len(r.revisions)-1].Text, changes, confirm), nil
+}
+
+func (r *Router) expectsLocked(generation *uint64) error {
+	if generation != nil && *generation != r.generationLocked() {
+		return fmt.Errorf("%w: expected %d, present is %d", store.ErrStale, *generation, r.generationLocked())
+	}
+	return nil
+}
+
+func (r *Router) accept(author, reason, text string, expected *uint64, confirm time.Time) (*isthmusv1.ApplyResponse, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.expectsLocked(expected); err != nil {
+		return nil, err
+	}
+	changes := r.changesLocked(text)
+	if len(changes) == 0 {
+		return &isthmusv1.ApplyResponse{Generation: r.generationLocked(), GoesBackIn: r.goesBackInLocked()}, nil
+	}
+	return r.acceptLocked(author, reason, text, changes, confirm), nil
+}
+
+func (r *Router) acceptLocked(author, reason, text string, changes []*isthmusv1.Change, confirm time.Time) *isthmusv1.ApplyResponse {
+	defer r.changed.Ring()
+	spec := &isthmusv1.Spec{}
+	for _, n := range names(text) {
+		spec.Tunnels = append(spec.Tunnels, &isthmusv1.Tunnel{Name: n})
+	}
+	g := r.generationLocked() + 1
+	r.revisions = append(r.revisions, &isthmusv1.GetSpecResponse{Generation: g, Spec: spec, Text: text})
+	r.history = slices.Insert(r.history, 0, &isthmusv1.Revision{
+		Generation: g, Time: timestamppb.New(r.now()), Author: author, Reason: reason, Changes: uint32(len(changes)),
+	})
+	r.confirm = confirm
+	return &isthmusv1.ApplyResponse{Generation: g, Changes: changes, GoesBackIn: r.goesBackInLocked()}
+}
+
+func (r *Router) goesBackInLocked() *durationpb.Duration {
+	if r.confirm.IsZero() {
+		return nil
+	}
+	return durationpb.New(r.confirm.Sub(r.now()))
+}
+
+func (r *Router) Confirm(_ context.Context, _ string, generation uint64) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if generation != r.generationLocked() {
+		return fmt.Errorf("%w: confirming %d, present is %d", store.ErrStale, generation, r.generationLocked())
+	}
+	r.confirm = time.Time{}
+	return nil
+}
+
+func (r *Router) Rollback(ctx context.Context, author string, q *isthmusv1.RollbackRequest) (*isthmusv1.ApplyResponse, error) {
+	to := q.ToGeneration
+	if to == 0 {
+		r.mu.Lock()
+		to = r.generationLocked() - 1
+		r.mu.Unlock()
+	}
+	was, err := r.Spec(ctx, to)
+	if err != nil || to == 0 {
+		return nil, fmt.Errorf("generation %d: %w", to, api.ErrNotFound)
+	}
+	return r.accept(author, fmt.Sprintf("rollback to %d", to), was.Text, q.ExpectedGeneration, time.Time{})
+}
+
+func (r *Router) Spec(_ context.Context, generation uint64) (*isthmusv1.GetSpecResponse, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if generation == 0 {
+		generation = r.generationLocked()
+	}
+	if generation == 0 || generation > r.generationLocked() {
+		return nil, fmt.Errorf("generation %d: %w", generation, api.ErrNotFound)
+	}
+	return r.revisions[generation-1], nil
+}
+
+// History returns the accepted documents, newest first.
+func (r *Router) History() []*isthmusv1.Revision {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.history)
+}

@@ -1,0 +1,66 @@
+package apitest
+
+import (
+	"context"
+	"io"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/isthmus-net/isthmus/router/api"
+	"github.com/isthmus-net/isthmus/router/auth"
+	"github.com/isthmus-net/isthmus/router/store"
+)
+
+// Server is an API server on the loopback address and on a unix socket, with a fake Router and
+// Machine.
+type Server struct {
+	Machine   *Machine
+	Router    *Router
+	Authority *auth.Authority
+	Address   string
+	Socket    string
+	Context   string // file of the first admin
+	Audit     string // file
+}
+
+// Serve starts a server that stops with the test. now is the clock of the certificates and of the
+// audit log.
+func Serve(t testing.TB, now func() time.Time, router *Router) *Server {
+	t.Helper()
+	dir := t.TempDir()
+	s := &Server{
+		Router: router, Machine: NewMachine(), Socket: filepath.Join(dir, "api.sock"),
+		Context: filepath.Join(dir, "admin.yaml"), Audit: filepath.Join(dir, "audit.log"),
+	}
+	st, err := store.Open(filepath.Join(dir, "store"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	audit, err := auth.OpenAudit(s.Audit, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The context needs an address before the listener has one, so it has a placeholder.
+	s.Authority, err = auth.New(auth.Options{Store: st, Address: "node-1.example:7443", Bundle: s.Context, Notice: io.Discard, Audit: audit, Now: now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, err := api.Listen(api.Options{Router: s.Router, Machine: s.Machine, Authority: s.Authority, Address: "127.0.0.1:0", Socket: s.Socket})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Address = server.Address().String()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- server.Serve(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("serving: %v", err)
+		}
+		audit.Close()
+		st.Close()
+	})
+	return s
+}
