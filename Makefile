@@ -99,6 +99,7 @@ bench: setup ## figures side by side with other implementations (five minutes), 
 lint: ## gofmt, go vet, staticcheck
 	@test -z "$$(gofmt -l . | tee /dev/stderr)"
 	go vet ./...
+	go vet -tags former ./test/e2e
 	go run $(STATICCHECK) ./...
 	@# Compiles what make unit runs on a Mac and on Windows.
 	for os in darwin windows; do GOOS=$$os go vet $$(GOOS=$$os test/unit list) || exit 1; done
