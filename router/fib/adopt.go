@@ -86,8 +86,8 @@ func (t *Table) Adopt(s State) {
 			e.kernel = stranger
 		}
 	}
-	for _, e := range t.routes {
-		t.mark(e)
+	for k, e := range t.routes {
+		t.mark(k, e)
 	}
 	for _, g := range t.groups {
 		t.markGroup(g)

@@ -88,21 +88,25 @@ func (t *Table) Ops(limit int) []Op {
 	// much as in any other order.
 	for limit += len(ops); len(ops) < limit && len(t.dirty) > 0; {
 		i, last := t.random.IntN(len(t.dirty)), len(t.dirty)-1
-		e := t.dirty[i]
+		k := t.dirty[i]
 		t.dirty[i] = t.dirty[last]
 		t.dirty = t.dirty[:last]
+		e := t.routes[k]
 		e.dirty = false
 		w := e.winner()
 		switch {
 		case w == nil && e.kernel != nothing:
-			ops = append(ops, Op{Kind: DeleteRoute, Key: e.key})
+			ops = append(ops, Op{Kind: DeleteRoute, Key: k})
 		case w != nil && e.kernel == nothing:
-			ops = append(ops, Op{Kind: AddRoute, Key: e.key, ID: routeID(w)})
+			ops = append(ops, Op{Kind: AddRoute, Key: k, ID: routeID(w)})
 		case w != nil && !w.has(e):
-			ops = append(ops, Op{Kind: ReplaceRoute, Key: e.key, ID: routeID(w)})
+			ops = append(ops, Op{Kind: ReplaceRoute, Key: k, ID: routeID(w)})
 		default:
-			t.forget(e)
+			t.forget(k, e)
 		}
+	}
+	if len(t.dirty) == 0 {
+		t.dirty = nil // it may have had every route
 	}
 	if len(ops) == 0 {
 		ops = t.deletions()
@@ -259,5 +263,5 @@ func (t *Table) point(k Key, id uint32) {
 		before.used--
 		t.retire(before)
 	}
-	t.forget(e)
+	t.forget(k, e)
 }

@@ -21,8 +21,8 @@ func (t *Table) SetReserved(all []Reserved) {
 	t.reservations, t.reserved = all, newReserve(all)
 	for k, e := range t.routes {
 		before := e.winner()
-		e.takes = t.reserved.taken(k)
-		t.update(e, before)
+		e.withheld = t.reserved.taken(k) != nil
+		t.update(k, e, before)
 	}
 }
 

@@ -38,7 +38,7 @@ type Table struct {
 	epoch    uint32
 	isSynced bool
 
-	dirty       []*entry
+	dirty       []Key
 	dirtyGroups []*group
 	idle        []*group // candidates for deletion
 	sweep       bool     // nexthop objects may have become unused
@@ -46,13 +46,13 @@ type Table struct {
 	key         []byte
 }
 
-// entry is a route: the groups that the sources want, and the one that the kernel has.
+// entry is a route: the groups that the sources want, and the one that the kernel has. There may be
+// a hundred thousand.
 type entry struct {
-	key         Key
 	static, bgp *group
-	takes       *Reserved // why it is withheld; nil: it is not
-	kernel      uint32    // id of a group, or nothing, blackhole, stranger
-	epoch       uint32    // in which bgp was reported
+	kernel      uint32 // id of a group, or nothing, blackhole, stranger
+	epoch       uint32 // in which bgp was reported
+	withheld    bool   // because of t.reserved
 	dirty       bool
 }
 
@@ -183,7 +183,7 @@ func (t *Table) Synced() {
 		if e.bgp != nil && e.epoch != t.epoch {
 			t.set(k, BGP, nil)
 		}
-		t.mark(e)
+		t.mark(k, e)
 	}
 }
 
@@ -259,14 +259,14 @@ func (t *Table) set(k Key, s Source, g *group) {
 		defer t.retire(*old)
 	}
 	*old = g
-	t.update(e, before)
+	t.update(k, e, before)
 }
 
 // update does what follows when the winner of an entry may differ from before.
-func (t *Table) update(e *entry, before *group) {
+func (t *Table) update(k Key, e *entry, before *group) {
 	after := e.winner()
 	if after == before {
-		t.forget(e)
+		t.forget(k, e)
 		return
 	}
 	if after != nil {
@@ -277,12 +277,12 @@ func (t *Table) update(e *entry, before *group) {
 		before.wanted--
 		t.retire(before)
 	}
-	t.markAlways(e)
+	t.markAlways(k, e)
 }
 
 // add adds an entry without routes. It is withheld or not until SetReserved is called again.
 func (t *Table) add(k Key) *entry {
-	e := &entry{key: k, takes: t.reserved.taken(k)}
+	e := &entry{withheld: t.reserved.taken(k) != nil}
 	t.routes[k] = e
 	return e
 }
@@ -290,7 +290,7 @@ func (t *Table) add(k Key) *entry {
 // winner returns the group that the kernel should use; nil: none.
 func (e *entry) winner() *group {
 	switch {
-	case e.takes != nil:
+	case e.withheld:
 		return nil
 	case e.static != nil:
 		return e.static
@@ -299,28 +299,28 @@ func (e *entry) winner() *group {
 }
 
 // mark puts an entry on the list of changes if the kernel differs from the winner.
-func (t *Table) mark(e *entry) {
+func (t *Table) mark(k Key, e *entry) {
 	if w := e.winner(); w == nil && (e.kernel == nothing || !t.isSynced) || w != nil && w.has(e) {
-		t.forget(e)
+		t.forget(k, e)
 		return
 	}
-	t.markAlways(e)
+	t.markAlways(k, e)
 }
 
 // has reports whether the kernel's route uses the group.
 func (g *group) has(e *entry) bool { return e.kernel != nothing && e.kernel == g.id }
 
-func (t *Table) markAlways(e *entry) {
+func (t *Table) markAlways(k Key, e *entry) {
 	if !e.dirty {
 		e.dirty = true
-		t.dirty = append(t.dirty, e)
+		t.dirty = append(t.dirty, k)
 	}
 }
 
 // forget removes an entry that neither a source nor the kernel has.
-func (t *Table) forget(e *entry) {
+func (t *Table) forget(k Key, e *entry) {
 	if e.static == nil && e.bgp == nil && e.kernel == nothing && !e.dirty {
-		delete(t.routes, e.key)
+		delete(t.routes, k)
 	}
 }
 
@@ -340,8 +340,11 @@ func (t *Table) retire(g *group) {
 
 // Routes returns every route, in no order, until yield returns false.
 func (t *Table) Routes(yield func(RouteState) bool) {
-	for _, e := range t.routes {
-		s := RouteState{Key: e.key, Takes: e.takes}
+	for k, e := range t.routes {
+		s := RouteState{Key: k}
+		if e.withheld {
+			s.Takes = t.reserved.taken(k)
+		}
 		g := e.bgp
 		if g != nil {
 			s.Source = BGP
