@@ -1,7 +1,7 @@
 // Command bench compares isthmus with other implementations of the same task, in network namespaces
 // of this kernel.
 //
-//	bench [-rounds N] [-quick] [-former PROGRAM]
+//	bench [-rounds N] [-quick] [-former DIRECTORY]
 //	      [fib | failover | ipsec | nat | packets | flowtable | idle ...]
 //
 // Without names it measures everything. The contenders of a figure take turns within a round, so
@@ -72,7 +72,7 @@ func main() {
 	b := &bench{}
 	flag.IntVar(&b.rounds, "rounds", 3, "`number` of rounds of each figure")
 	flag.BoolVar(&b.quick, "quick", false, "a tenth of the sizes, for a look at whether it works")
-	former := flag.String("former", "", "compare with another revision's bench `program`")
+	former := flag.String("former", "", "compare with the revision that test/former has built in `directory`")
 	flag.Parse()
 	names := flag.Args()
 	for _, n := range names {

@@ -105,7 +105,8 @@ func short(v float64) string {
 	return strconv.FormatFloat(v, 'g', 2, 64)
 }
 
-// processes are those that run in a node, without this one.
+// processes are those that run in a node, without this one, and their children: isthmusd's BGP
+// process has a network namespace of its own.
 func processes(n *lab.Node) (pids []int, err error) {
 	var want, have unix.Stat_t
 	if err := unix.Stat("/run/netns/"+n.Namespace, &want); err != nil {
@@ -116,6 +117,17 @@ func processes(n *lab.Node) (pids []int, err error) {
 		pid, _ := strconv.Atoi(filepath.Base(p))
 		if pid != os.Getpid() && unix.Stat(p+"/ns/net", &have) == nil && have.Ino == want.Ino {
 			pids = append(pids, pid)
+		}
+	}
+	for i := 0; i < len(pids); i++ { // pids grows
+		lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pids[i]))
+		for _, list := range lists {
+			text, _ := os.ReadFile(list)
+			for _, word := range strings.Fields(string(text)) {
+				if pid, err := strconv.Atoi(word); err == nil && !slices.Contains(pids, pid) {
+					pids = append(pids, pid)
+				}
+			}
 		}
 	}
 	return pids, err

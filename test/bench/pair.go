@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -14,9 +15,17 @@ import (
 )
 
 // pair runs this program and the one of another revision by turns, part by part and round by round,
-// and prints what both have measured of isthmus, with the ratio taken within a round.
+// and prints what both have measured, with the ratio taken within a round. The rows that do not
+// depend on the revision, such as BIRD, show how much the machine varies. The directory former has
+// the other program, bench, and its source.
 func (b *bench) pair(ctx context.Context, former string, names []string) error {
-	fmt.Printf("%s, rounds: %d; this revision next to %s\n", machine(), b.rounds, former)
+	fmt.Printf("%s, rounds: %d; this revision, and the one in %s\n", machine(), b.rounds, former)
+	programs := [2]string{b.self, filepath.Join(former, "bench")}
+	// A part builds isthmusd from the source in its working directory.
+	directories := [2]string{"", filepath.Join(former, "source")}
+	if _, err := os.Stat(directories[1]); err != nil {
+		return fmt.Errorf("finding the other revision: %w; test/former builds it", err)
+	}
 	var errs []error
 	for _, p := range parts {
 		if len(names) > 0 && !slices.Contains(names, p.name) {
@@ -29,7 +38,7 @@ func (b *bench) pair(ctx context.Context, former string, names []string) error {
 				order = []int{1, 0}
 			}
 			for _, i := range order {
-				out, err := b.round(ctx, []string{b.self, former}[i], p.name)
+				out, err := b.round(ctx, programs[i], directories[i], p.name)
 				if err == nil {
 					err = both[i].add(out)
 				}
@@ -45,14 +54,14 @@ func (b *bench) pair(ctx context.Context, former string, names []string) error {
 	return errors.Join(errs...)
 }
 
-// round runs one round of a part by a program, and returns what it prints.
-func (b *bench) round(ctx context.Context, program, part string) (string, error) {
+// round runs one round of a part by a program in a directory, and returns what it prints.
+func (b *bench) round(ctx context.Context, program, dir, part string) (string, error) {
 	args := []string{"-rounds", "1"}
 	if b.quick {
 		args = append(args, "-quick")
 	}
 	cmd := exec.CommandContext(ctx, program, append(args, part)...)
-	cmd.Stderr = os.Stderr
+	cmd.Dir, cmd.Stderr = dir, os.Stderr
 	out, err := cmd.Output()
 	return string(out), err
 }
@@ -65,7 +74,7 @@ type figures struct {
 // cells separates the cells of a line that tabwriter has aligned.
 var cells = regexp.MustCompile(`\s{2,}`)
 
-// add reads the tables of one round. Of a table it keeps isthmus's own rows.
+// add reads the tables of one round, without their ratios.
 func (f *figures) add(out string) error {
 	var now []*table
 	var t *table
@@ -82,7 +91,7 @@ func (f *figures) add(out string) error {
 		case t == nil && cell[0] == "":
 			t, columns = newTable("%s", title), cell[1:]
 			now = append(now, t)
-		case t != nil && strings.HasPrefix(line, "isthmus") && !strings.Contains(cell[0], " / "):
+		case t != nil && !strings.Contains(cell[0], " / "):
 			for i, c := range cell[1:] {
 				if v, err := strconv.ParseFloat(c, 64); err == nil && i < len(columns) {
 					t.add(cell[0], columns[i], v)
@@ -120,16 +129,18 @@ func (f *figures) compare(w io.Writer, other *figures) error {
 		if len(t.rows) != len(o.rows) || len(t.columns) != len(o.columns) {
 			return fmt.Errorf("comparing %q: %q by %q, the other revision has %q by %q", t.title, t.rows, t.columns, o.rows, o.columns)
 		}
+		both := newTable("%s", t.title)
 		for j, r := range t.rows {
-			both := newTable("%s: %s", t.title, r)
 			for k, c := range t.columns {
-				both.columns = append(both.columns, c)
-				both.cells[[2]string{"this", c}] = t.cells[[2]string{r, c}]
-				both.cells[[2]string{"former", c}] = o.cells[[2]string{o.rows[j], o.columns[k]}]
+				now, then := t.cells[[2]string{r, c}], o.cells[[2]string{o.rows[j], o.columns[k]}]
+				for row, values := range map[string][]float64{"": now, ", former": then, ", this / former": ratios(now, then)} {
+					both.cells[[2]string{r + row, c}] = values
+				}
 			}
-			both.rows = []string{"this", "former"}
-			both.print(w, "former")
+			both.rows = append(both.rows, r, r+", former", r+", this / former")
 		}
+		both.columns = t.columns
+		both.print(w)
 	}
 	return nil
 }

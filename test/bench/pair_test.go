@@ -38,17 +38,17 @@ func TestPair(t *testing.T) {
 		t.Fatal(err)
 	}
 	const want = `
-BGP to FIB: isthmus
-               load s            peak MiB
-this           1.50 (1.00-2.00)  20.0 (20.0-20.0)
-former         2.00 (2.00-2.00)  10.0 (10.0-10.0)
-this / former  0.75 (0.50-1.00)  2.00 (2.00-2.00)
-
-BGP to FIB: isthmus, no log
-               load s            peak MiB
-this           3.00 (3.00-3.00)  30.0 (30.0-30.0)
-former         3.00 (3.00-3.00)  30.0 (30.0-30.0)
-this / former  1.00 (1.00-1.00)  1.00 (1.00-1.00)
+BGP to FIB
+                                load s            peak MiB
+isthmus                         1.50 (1.00-2.00)  20.0 (20.0-20.0)
+isthmus, former                 2.00 (2.00-2.00)  10.0 (10.0-10.0)
+isthmus, this / former          0.75 (0.50-1.00)  2.00 (2.00-2.00)
+FRR                             7.00 (7.00-7.00)  7.00 (7.00-7.00)
+FRR, former                     9.00 (9.00-9.00)  9.00 (9.00-9.00)
+FRR, this / former              0.78 (0.78-0.78)  0.78 (0.78-0.78)
+isthmus, no log                 3.00 (3.00-3.00)  30.0 (30.0-30.0)
+isthmus, no log, former         3.00 (3.00-3.00)  30.0 (30.0-30.0)
+isthmus, no log, this / former  1.00 (1.00-1.00)  1.00 (1.00-1.00)
 `
 	if b.String() != want {
 		t.Errorf("compared:\n%s", b.String())
