@@ -15,9 +15,10 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/isthmus-net/isthmus/nat"
 	"github.com/isthmus-net/isthmus/test/netns"
-	"golang.org/x/sys/unix"
 )
 
 // Ring: namespace.
@@ -51,11 +52,11 @@ func TestRejectIsSeen(t *testing.T) {
 		var err error
 		s.inside.Do(func() {
 			var conn net.Conn
-			if conn, err = net.DialTimeout(k.network, k.to, 2*time.Second); err != nil {
+			if conn, err = net.DialTimeout(k.network, k.to, waitTime(true)); err != nil {
 				return
 			}
 			defer conn.Close()
-			conn.SetDeadline(time.Now().Add(2 * time.Second))
+			conn.SetDeadline(time.Now().Add(waitTime(true)))
 			if _, err = conn.Write([]byte("x")); err == nil {
 				_, err = conn.Read(make([]byte, 1))
 			}
@@ -129,7 +130,7 @@ func TestLateConnections(t *testing.T) {
 			t.Errorf("flags %#x: passed: %v %v, want %v", flags, passed, got, want)
 		}
 	}
-	for deadline := time.Now().Add(5 * time.Second); len(samples) == 0 && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(waitTime(true)); len(samples) == 0 && time.Now().Before(deadline); {
 		send(ack, false)
 	}
 	send(syn|ack, false)
@@ -184,11 +185,11 @@ func TestUnknownFlowsGetNoAnswer(t *testing.T) {
 		var err error
 		s.outside.Do(func() {
 			var conn net.Conn
-			if conn, err = net.DialTimeout(k.network, k.to, 300*time.Millisecond); err != nil {
+			if conn, err = net.DialTimeout(k.network, k.to, waitTime(k.answered)); err != nil {
 				return
 			}
 			defer conn.Close()
-			conn.SetDeadline(time.Now().Add(300 * time.Millisecond))
+			conn.SetDeadline(time.Now().Add(waitTime(k.answered)))
 			if _, err = conn.Write([]byte("x")); err == nil {
 				_, err = conn.Read(make([]byte, 1))
 			}
@@ -315,7 +316,7 @@ func TestPortForward(t *testing.T) {
 	defer server.Close()
 	ask := func(from *netns.NS, source, to, seen string) {
 		t.Helper()
-		dialer := net.Dialer{Timeout: 500 * time.Millisecond, LocalAddr: &net.TCPAddr{IP: net.ParseIP(source)}}
+		dialer := net.Dialer{Timeout: waitTime(seen != ""), LocalAddr: &net.TCPAddr{IP: net.ParseIP(source)}}
 		var client net.Conn
 		from.Do(func() { client, err = dialer.Dial("tcp", to) })
 		if seen == "" {
@@ -338,7 +339,7 @@ func TestPortForward(t *testing.T) {
 			t.Errorf("from %s to %s: the server sees %v, want %s", source, to, got, seen)
 		}
 		conn.Write([]byte("hello"))
-		client.SetDeadline(time.Now().Add(2 * time.Second))
+		client.SetDeadline(time.Now().Add(waitTime(true)))
 		if b := make([]byte, 5); err == nil {
 			if _, err = io.ReadFull(client, b); err != nil {
 				t.Errorf("from %s to %s: %v", source, to, err)
@@ -385,7 +386,7 @@ func TestRedirectToProxy(t *testing.T) {
 	dial := func(to string) (net.Conn, error) {
 		var conn net.Conn
 		var err error
-		s.inside.Do(func() { conn, err = net.DialTimeout("tcp", to, time.Second) })
+		s.inside.Do(func() { conn, err = net.DialTimeout("tcp", to, waitTime(true)) })
 		return conn, err
 	}
 	client, err := dial("198.51.100.1:80")
@@ -435,7 +436,7 @@ func TestRedirectToProxy(t *testing.T) {
 	}
 	t.Log("the flow to the proxy is still there")
 	client.Write([]byte("x"))
-	conn.SetDeadline(time.Now().Add(2 * time.Second))
+	conn.SetDeadline(time.Now().Add(waitTime(true)))
 	if _, err := conn.Read(make([]byte, 1)); err != nil {
 		t.Error(err)
 	}

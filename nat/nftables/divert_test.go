@@ -42,7 +42,7 @@ func TestDivert(t *testing.T) {
 		if _, err := sender.WriteTo(packet, ike.LocalAddr()); err != nil {
 			t.Fatal(err)
 		}
-		at.SetReadDeadline(time.Now().Add(2 * time.Second))
+		at.SetReadDeadline(time.Now().Add(waitTime(true)))
 		if _, _, err := at.ReadFrom(make([]byte, 100)); err != nil {
 			t.Errorf("%s: %v", what, err)
 		}

@@ -11,9 +11,10 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/isthmus-net/isthmus/nat"
 	"github.com/isthmus-net/isthmus/test/netns"
-	"golang.org/x/sys/unix"
 )
 
 // Ring: namespace.
@@ -52,7 +53,7 @@ func TestTwoSpokesWithOnePrefix(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer l.Close()
-		dialer := net.Dialer{Timeout: 2 * time.Second, LocalAddr: &net.TCPAddr{IP: net.IPv4(10, 0, 0, 1), Port: port}}
+		dialer := net.Dialer{Timeout: waitTime(true), LocalAddr: &net.TCPAddr{IP: net.IPv4(10, 0, 0, 1), Port: port}}
 		from.Do(func() { client, err = dialer.Dial("tcp", to) })
 		if err != nil {
 			t.Errorf("%s: %v", what, err)
@@ -68,7 +69,7 @@ func TestTwoSpokesWithOnePrefix(t *testing.T) {
 			t.Errorf("%s: the server sees %v, want %s", what, got, seen)
 		}
 		for _, ends := range [][2]net.Conn{{client, server}, {server, client}} {
-			ends[1].SetDeadline(time.Now().Add(2 * time.Second))
+			ends[1].SetDeadline(time.Now().Add(waitTime(true)))
 			ends[0].Write(make([]byte, 5000))
 			if _, err := io.ReadFull(ends[1], make([]byte, 5000)); err != nil {
 				t.Errorf("%s: %v", what, err)
@@ -95,7 +96,7 @@ func TestTwoSpokesWithOnePrefix(t *testing.T) {
 			if err == nil {
 				_, err = conn.Write(first)
 			}
-			conn.SetDeadline(time.Now().Add(time.Second))
+			conn.SetDeadline(time.Now().Add(waitTime(true)))
 			if err == nil {
 				_, err = conn.Read(make([]byte, 10))
 			}

@@ -144,7 +144,9 @@ func TestLengths(t *testing.T) {
 // TestAnswer: an answer has the messages with its sequence number up to its end, and any of them
 // may say that it is inconsistent.
 func TestAnswer(t *testing.T) {
-	one := func(kind, flags uint16, sequence uint32) []byte { return Request(kind, flags, sequence, []byte{1, 2, 3, 4}) }
+	one := func(kind, flags uint16, sequence uint32) []byte {
+		return Request(kind, flags, sequence, []byte{1, 2, 3, 4})
+	}
 	const intr = unix.NLM_F_DUMP_INTR
 	for name, tt := range map[string]struct {
 		datagrams          [][]byte

@@ -9,7 +9,7 @@ import (
 )
 
 // payload are the files that the guest needs next to the test binary.
-var payload = []string{"../../bin/isthmusd", "../../bin/isthmus", "../../router/spec/testdata/fifteen.yaml"}
+var payload = []string{"../../bin/e2e/isthmusd", "../../bin/e2e/isthmus", "../../router/spec/testdata/fifteen.yaml"}
 
 // TestMain builds the programs, and runs the tests in the guest of test/vm where this kernel lacks
 // something.

@@ -249,11 +249,11 @@ func (r *Router) Up(ctx context.Context) error {
 	return nil
 }
 
-// Build builds the programs that tests run, for the guest as well, in the directory bin of the
-// project at root.
+// Build builds the programs that tests run, for the guest as well, in the directory bin/e2e of the
+// project at root. They have a directory of their own because other tests build bin at that time.
 func Build(root string) error {
 	for _, name := range []string{"isthmusd", "isthmus"} {
-		cmd := exec.Command("go", "build", "-trimpath", "-o", filepath.Join(root, "bin", name), filepath.Join(root, "cmd", name))
+		cmd := exec.Command("go", "build", "-trimpath", "-o", filepath.Join(root, "bin/e2e", name), filepath.Join(root, "cmd", name))
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("building %s: %w\n%s", name, err, out)
@@ -263,5 +263,5 @@ func Build(root string) error {
 	if err != nil {
 		return fmt.Errorf("building: %w", err)
 	}
-	return os.WriteFile(filepath.Join(root, "bin", CharonConf), conf, 0o644)
+	return os.WriteFile(filepath.Join(root, "bin/e2e", CharonConf), conf, 0o644)
 }

@@ -61,7 +61,7 @@ func programs() string {
 		dir, _ := os.Getwd()
 		return dir
 	}
-	dir, _ := filepath.Abs("../../bin")
+	dir, _ := filepath.Abs("../../bin/e2e")
 	return dir
 }
 

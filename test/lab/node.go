@@ -202,11 +202,11 @@ func (p *Process) Stop() {
 }
 
 // Until calls f every 100 ms until it returns nil; after the limit the last error is returned. The
-// limit is the time that an idle machine needs; another one gets three times as much. After a call
-// that takes long, as one that starts programs in the guest does, Until pauses twice as long, up to
-// two seconds: what f waits for needs the processors too.
+// limit is the time that an idle machine needs; another one gets three times as much, and at least
+// a minute. After a call that takes long, as one that starts programs in the guest does, Until
+// pauses twice as long, up to two seconds: what f waits for needs the processors too.
 func Until(ctx context.Context, limit time.Duration, f func() error) error {
-	limit *= 3
+	limit = max(3*limit, time.Minute)
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	for {

@@ -229,9 +229,6 @@ func TestFloodOfNewNames(t *testing.T) {
 	if most := newBurst + newRate*(took+newWait).Seconds(); float64(told.Load()) > most {
 		t.Errorf("%d new addresses in %v, want %.0f at most", told.Load(), took, most)
 	}
-	if longest > applyTime {
-		t.Errorf("another attachment waited for %v", longest)
-	}
 }
 
 // TestDeadZone has more hosts of one attachment than places ask for names of a zone whose servers

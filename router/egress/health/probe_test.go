@@ -87,7 +87,11 @@ func TestProbe(t *testing.T) {
 		if k.from != "" {
 			source = netip.MustParseAddr(k.from)
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+		limit := 10 * time.Second
+		if k.want == "no answer in time" {
+			limit = 500 * time.Millisecond
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), limit)
 		err := p.Probe(ctx, k.iface, source, target(t, k.target))
 		cancel()
 		switch {

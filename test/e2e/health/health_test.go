@@ -160,7 +160,7 @@ type flow struct {
 
 // open connects from a source of the site to an address of the partner.
 func (w *world) open(source int, to string) (*flow, error) {
-	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(172, 16, 1, byte(10+source))}, Timeout: time.Second}
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(172, 16, 1, byte(10+source))}, Timeout: 3 * time.Second}
 	f := &flow{}
 	err := w.site.Do(func() (err error) { f.Conn, err = d.DialContext(w.Context(), "tcp", to+":443"); return err })
 	if err != nil {
@@ -168,7 +168,7 @@ func (w *world) open(source int, to string) (*flow, error) {
 	}
 	w.Cleanup(func() { f.Close() })
 	f.r = bufio.NewReader(f)
-	f.SetDeadline(time.Now().Add(2 * time.Second))
+	f.SetDeadline(time.Now().Add(30 * time.Second))
 	line, err := f.r.ReadString('\n')
 	f.seen = strings.TrimSpace(line)
 	return f, err
@@ -176,7 +176,7 @@ func (w *world) open(source int, to string) (*flow, error) {
 
 // alive sends data there and back.
 func (f *flow) alive() error {
-	f.SetDeadline(time.Now().Add(2 * time.Second))
+	f.SetDeadline(time.Now().Add(30 * time.Second))
 	if _, err := fmt.Fprintln(f, "ping"); err != nil {
 		return err
 	}

@@ -16,5 +16,5 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 	}
-	vm.TestMain(m, "../../../bin/isthmusd", "../../../bin/isthmus", "../../../bin/"+e2e.CharonConf)
+	vm.TestMain(m, "../../../bin/e2e/isthmusd", "../../../bin/e2e/isthmus", "../../../bin/e2e/"+e2e.CharonConf)
 }

@@ -84,7 +84,7 @@ func TestMatrix(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !vm.Inside() {
-		dir += "/../../../bin"
+		dir += "/../../../bin/e2e"
 	}
 	b := &bench{T: t, start: time.Now()}
 	b.matrix, err = newMatrix(t.Context())

@@ -45,7 +45,7 @@ type world struct {
 // newWorld makes a world without clouds.
 func newWorld(t *testing.T) *world {
 	w := &world{T: t, start: time.Now(), keys: map[string]string{}, outside: map[string]netip.Addr{}, spokes: map[string]e2e.Spoke{}}
-	w.bin, w.examples = "../../../bin", "../../../docs/examples"
+	w.bin, w.examples = "../../../bin/e2e", "../../../docs/examples"
 	if vm.Inside() {
 		w.bin, w.examples = ".", "."
 	}
