@@ -20,6 +20,10 @@ import (
 // the other program, bench, and its source.
 func (b *bench) pair(ctx context.Context, former string, names []string) error {
 	fmt.Printf("%s, rounds: %d; this revision, and the one in %s\n", machine(), b.rounds, former)
+	former, err := filepath.Abs(former) // the program runs in another directory
+	if err != nil {
+		return err
+	}
 	programs := [2]string{b.self, filepath.Join(former, "bench")}
 	// A part builds isthmusd from the source in its working directory.
 	directories := [2]string{"", filepath.Join(former, "source")}
