@@ -30,12 +30,19 @@ func TestPortKeeperLeavesDeadAddress(t *testing.T) {
 	u.use(c.Config, outside)
 
 	var udp net.Conn
-	var tcp, server net.Conn
+	var tcp net.Conn
+	accepted := make(chan net.Conn, 1)
 	var err error
 	c.Server.Do(func() {
 		var l net.Listener
 		if l, err = net.Listen("tcp", "198.51.100.1:443"); err == nil {
-			go func() { server, _ = l.Accept(); l.Close() }()
+			go func() {
+				defer close(accepted)
+				if conn, err := l.Accept(); err == nil {
+					accepted <- conn
+				}
+				l.Close()
+			}()
 		}
 	})
 	if err != nil {
@@ -54,7 +61,7 @@ func TestPortKeeperLeavesDeadAddress(t *testing.T) {
 	t.Cleanup(func() {
 		udp.Close()
 		tcp.Close()
-		if server != nil {
+		if server := <-accepted; server != nil {
 			server.Close()
 		}
 	})

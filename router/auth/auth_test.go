@@ -565,12 +565,16 @@ func TestRefusalIsHeard(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
+	ended := make(chan struct{})
 	go func() {
+		defer close(ended)
 		for conn, err := l.Accept(); err == nil; conn, err = l.Accept() {
 			_, _, _ = a.Credentials().ServerHandshake(conn)
 		}
 	}()
+	// A refusal is written to the audit log after the client has it, and the log's directory must
+	// not be removed before.
+	defer func() { l.Close(); <-ended }()
 	for range 20 {
 		conn, err := tls.Dial("tcp", l.Addr().String(), &tls.Config{RootCAs: a.roots(), ServerName: ServerName, NextProtos: []string{"h2"}, Time: a.now})
 		if err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -23,8 +24,14 @@ func (hangingMover) Take(ctx context.Context, _ []egress.SharedAddress) error {
 // failed attempt is not retried under the new one.
 func TestTakeoverFailureEndsWithItsConfig(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		answers := errors.New("no answer in time")
-		r := &Runner{Mover: hangingMover{}, Echo: func(context.Context, egress.Path) error { return answers }, Changed: func() {}, Log: slog.New(slog.DiscardHandler)}
+		var answers atomic.Bool
+		echo := func(context.Context, egress.Path) error {
+			if answers.Load() {
+				return nil
+			}
+			return errors.New("no answer in time")
+		}
+		r := &Runner{Mover: hangingMover{}, Echo: echo, Changed: func() {}, Log: slog.New(slog.DiscardHandler)}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() { defer close(done); r.Run(ctx) }()
@@ -33,7 +40,7 @@ func TestTakeoverFailureEndsWithItsConfig(t *testing.T) {
 		r.Use(c)
 		time.Sleep(time.Minute)
 		c.Fall = 5
-		answers = nil
+		answers.Store(true)
 		r.Use(c)
 		time.Sleep(time.Minute)
 		if s := r.State(); s.Paths != 1 || s.Err != nil || !s.Tried.IsZero() {
