@@ -225,7 +225,7 @@ func TestRoles(t *testing.T) {
 	}
 	for name := range minimum {
 		if !names[name] {
-			t.Errorf("there is no method %s", name)
+			t.Errorf("unknown method %s", name)
 		}
 	}
 	if len(methods) < 30 {

@@ -35,17 +35,7 @@ func TestFormer(t *testing.T) {
 		time.Sleep(5 * time.Second) // a wrong change of the first passes would show by then
 	})
 	b.step("this revision: %s", b.cli("version"))
-	for name, t := range b.tunnels() {
-		// charon reports ages in whole seconds.
-		if d := t.GetEstablished().AsTime().Sub(before[name].GetEstablished().AsTime()); d > 2*time.Second {
-			b.Errorf("tunnel %s was established again: %v, %v later than before", name, t.GetEstablished(), d)
-		}
-	}
-	for name, s := range b.sessions() {
-		if n := s.Withdrawals - sessions[name].Withdrawals; n != 0 {
-			b.Errorf("session %s has seen %d withdrawals", name, n)
-		}
-	}
+	b.survived(before, sessions)
 	b.oneAddress()
 	b.noLeak()
 	b.sameDocument()

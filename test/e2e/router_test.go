@@ -586,6 +586,13 @@ func (b *bench) killDaemon() {
 		b.up()
 		time.Sleep(5 * time.Second)
 	})
+	b.survived(before, sessions)
+}
+
+// survived checks after a start of isthmusd that no tunnel was established again, and that no peer
+// has seen a withdrawal.
+func (b *bench) survived(before map[string]*isthmusv1.TunnelStatus, sessions map[string]peer.Session) {
+	b.Helper()
 	for name, t := range b.tunnels() {
 		// charon reports ages in whole seconds.
 		if d := t.GetEstablished().AsTime().Sub(before[name].GetEstablished().AsTime()); d > 2*time.Second {
