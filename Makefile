@@ -65,8 +65,9 @@ test: setup build ## every test; what needs a fuller kernel than this one runs i
 	@rm -rf .cache/test
 	go vet ./...
 	$(VM) build >/dev/null # the tests of bgp/gobgp take BIRD and FRR from there
-	@# Either half leaves the processors idle for half of its time.
-	$(MAKE) -j2 test-host test-guest
+	@# Not at the same time: on two processors that takes as long, and tests wait longer.
+	$(MAKE) test-host
+	$(MAKE) test-guest
 	@$(RUN) -slowest
 
 test-host: ## of make test: what this kernel can do, and the image
