@@ -6,8 +6,6 @@ package debtest
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"io"
 	"os"
@@ -35,49 +33,13 @@ const rootVersion = 1 // of the steps below: increase it when they change the re
 // Root returns the directory of a Debian root, which must not be changed, and makes it if it is
 // missing. That takes half a minute and the network.
 func Root(ctx context.Context, suite string, progress io.Writer) (string, error) {
-	cache, err := vm.CacheDir()
-	if err != nil {
-		return "", err
-	}
-	h := sha256.New()
-	fmt.Fprintln(h, rootVersion, suite, included, depended)
-	dir := filepath.Join(cache, "deb-"+suite+"-"+hex.EncodeToString(h.Sum(nil))[:12])
-	if _, err := os.Stat(dir); err == nil {
-		return dir, nil
-	}
-	if err := os.MkdirAll(cache, 0o755); err != nil {
-		return "", fmt.Errorf("making the cache directory: %w", err)
-	}
-	unlock, err := vm.Lock(ctx, filepath.Join(cache, "deb.lock"))
-	if err != nil {
-		return "", err
-	}
-	defer unlock()
-	if _, err := os.Stat(dir); err == nil {
-		return dir, nil
-	}
-	fmt.Fprintf(progress, "debtest: making a root of %s (once, half a minute)\n", suite)
-	making := filepath.Join(cache, "making-"+suite)
-	if err := os.RemoveAll(making); err != nil { // from a run that was killed: we hold the lock
-		return "", err
-	}
-	args := []string{"--quiet", "--variant=minbase", "--include=" + strings.Join(included, ","), "--dpkgopt=force-unsafe-io",
-		"--skip=cleanup/apt", // keep the lists and the archive, so that apt needs no network
-		`--customize-hook=chroot "$1" apt-get -qq --no-install-recommends --download-only install ` + strings.Join(depended, " "),
-		suite, making}
-	if m := vm.Mirror(ctx); m != "" {
-		args = append(args, m)
-	}
-	cmd := exec.CommandContext(ctx, "mmdebstrap", args...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGTERM}
-	cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGTERM) } // lets it unmount
-	cmd.WaitDelay = 20 * time.Second
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		os.RemoveAll(making)
-		return "", fmt.Errorf("making a root of %s: %w: %s", suite, err, out)
-	}
-	return dir, os.Rename(making, dir)
+	name := "deb-" + suite + "-" + vm.Digest(fmt.Appendln(nil, rootVersion, suite, included, depended))
+	return vm.Kept(ctx, name, progress, func(dir string, step func(string)) error {
+		step("making a root of Debian " + suite + " (once, half a minute)")
+		return vm.Debian(ctx, suite, dir, "--variant=minbase", "--include="+strings.Join(included, ","), "--dpkgopt=force-unsafe-io",
+			"--skip=cleanup/apt", // keep the lists and the archive, so that apt needs no network
+			`--customize-hook=chroot "$1" apt-get -qq --no-install-recommends --download-only install `+strings.Join(depended, " "))
+	})
 }
 
 // boot makes a container: $1 is the lower directory, $2 the parent of the upper one. Process 1 is

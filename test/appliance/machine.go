@@ -103,10 +103,14 @@ func Start(ctx context.Context, c Config) (_ *Machine, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("starting a machine: %w", err)
 	}
+	qemu, err := vm.FindQEMU(ctx, os.Stderr)
+	if err != nil {
+		return nil, fmt.Errorf("starting a machine: %w", err)
+	}
 	if c.Log == nil {
 		c.Log = func(string, ...any) {}
 	}
-	m := &Machine{dir: dir, log: c.Log, cmd: exec.CommandContext(ctx, "qemu-system-x86_64", args...), started: time.Now(), done: make(chan struct{}), more: make(chan struct{})}
+	m := &Machine{dir: dir, log: c.Log, cmd: qemu.Command(ctx, args...), started: time.Now(), done: make(chan struct{}), more: make(chan struct{})}
 	m.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL, Setpgid: true}
 	m.cmd.ExtraFiles = c.Files
 	var stderr bytes.Buffer
@@ -328,10 +332,6 @@ func (m *Machine) Close() error {
 }
 
 func arguments(c Config, dir string) ([]string, error) {
-	accel, cpu := "tcg,thread=multi,tb-size=512", "max,la57=off,cx16=off" // see test/vm
-	if vm.KVM() {
-		accel, cpu = "kvm", "host"
-	}
 	memory := c.MemoryMiB
 	if memory == 0 {
 		memory = 1024
@@ -340,13 +340,13 @@ func arguments(c Config, dir string) ([]string, error) {
 	if c.Firmware == SecureBoot {
 		smm = "on"
 	}
-	args := []string{
-		"-accel", accel, "-cpu", cpu, "-smp", "2", "-m", fmt.Sprint(memory), "-M", "q35,usb=off,vmport=off,smm=" + smm,
+	args := append(vm.Processor(),
+		"-smp", "2", "-m", fmt.Sprint(memory), "-M", "q35,usb=off,vmport=off,smm="+smm,
 		"-nodefaults", "-no-user-config", "-display", "none",
-		"-qmp", "unix:" + filepath.Join(dir, "qmp") + ",server=on,wait=off",
-		"-chardev", "socket,id=console,path=" + filepath.Join(dir, "console"), "-serial", "chardev:console",
+		"-qmp", "unix:"+filepath.Join(dir, "qmp")+",server=on,wait=off",
+		"-chardev", "socket,id=console,path="+filepath.Join(dir, "console"), "-serial", "chardev:console",
 		"-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng",
-	}
+	)
 	// QEMU's writes are in the page cache of this machine at once, and outlive QEMU. To flush them
 	// would only wait for this machine's disk.
 	args = append(append(args, c.First...), "-drive", "if=none,id=disk,format=raw,cache=unsafe,file="+c.Disk, "-device", "virtio-blk-pci,drive=disk,bootindex=1")

@@ -7,11 +7,9 @@ package vm
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"debug/elf"
 	_ "embed"
 	"encoding/binary"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -21,8 +19,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -67,19 +63,6 @@ func (i *Image) disk() string      { return filepath.Join(i.Dir, "root.ext4") }
 func (i *Image) initramfs() string { return filepath.Join(i.Dir, "initramfs.cpio") }
 func (i *Image) kernel() string    { return filepath.Join(i.Dir, "kernel") }
 
-// CacheDir is where images are kept: $ISTHMUS_CACHE, else
-// $XDG_CACHE_HOME/isthmus, else ~/.cache/isthmus.
-func CacheDir() (string, error) {
-	if d := os.Getenv("ISTHMUS_CACHE"); d != "" {
-		return filepath.Abs(d)
-	}
-	d, err := os.UserCacheDir()
-	if err != nil {
-		return "", fmt.Errorf("finding the cache directory: %w", err)
-	}
-	return filepath.Join(d, "isthmus"), nil
-}
-
 // packages returns those of a suite: a line may name the suite that it is for.
 func packages(suite string) []string {
 	var p []string
@@ -104,52 +87,14 @@ func buildSuite(ctx context.Context, suite string, progress io.Writer) (*Image, 
 	if suite != Trixie && suite != Bookworm {
 		return nil, fmt.Errorf("building the guest root: suite %q: it is %s or %s", suite, Trixie, Bookworm)
 	}
-	cache, err := CacheDir()
-	if err != nil {
-		return nil, err
-	}
-	h := sha256.New()
-	fmt.Fprintln(h, version, suite, packages(suite), bootModules, keptModules)
-	h.Write(guestInit)
-	img := &Image{Dir: filepath.Join(cache, "root-"+hex.EncodeToString(h.Sum(nil))[:12])}
-	if _, err := os.Stat(img.Dir); err == nil {
-		return img, nil
-	}
-	if err := os.MkdirAll(cache, 0o755); err != nil {
-		return nil, fmt.Errorf("making the cache directory: %w", err)
-	}
-	unlock, err := Lock(ctx, filepath.Join(cache, "build.lock"))
-	if err != nil {
-		return nil, err
-	}
-	defer unlock()
-	if _, err := os.Stat(img.Dir); err == nil {
-		return img, nil
-	}
-	stale, _ := filepath.Glob(filepath.Join(cache, "build-*"))
-	for _, d := range stale { // of a build that was killed: we hold the lock
-		if fi, err := os.Stat(d); err == nil && fi.IsDir() {
-			os.RemoveAll(d)
-		}
-	}
-	tmp, err := os.MkdirTemp(cache, "build-")
+	h := append(fmt.Appendln(nil, version, suite, packages(suite), bootModules, keptModules), guestInit...)
+	dir, err := Kept(ctx, "root-"+Digest(h), progress, func(dir string, step func(string)) error {
+		return build(ctx, suite, &Image{Dir: dir}, step)
+	})
 	if err != nil {
 		return nil, fmt.Errorf("building the guest root: %w", err)
 	}
-	defer os.RemoveAll(tmp)
-	start := time.Now()
-	step := func(s string) { fmt.Fprintf(progress, "vm: %4.0f s  %s\n", time.Since(start).Seconds(), s) }
-	if err := build(ctx, suite, &Image{Dir: tmp}, step); err != nil {
-		return nil, fmt.Errorf("building the guest root: %w", err)
-	}
-	if err := os.Chmod(tmp, 0o755); err != nil {
-		return nil, fmt.Errorf("building the guest root: %w", err)
-	}
-	if err := os.Rename(tmp, img.Dir); err != nil {
-		return nil, fmt.Errorf("building the guest root: %w", err)
-	}
-	step("guest root ready in " + img.Dir)
-	return img, nil
+	return &Image{Dir: dir}, nil
 }
 
 func build(ctx context.Context, suite string, img *Image, step func(string)) error {
@@ -158,16 +103,12 @@ func build(ctx context.Context, suite string, img *Image, step func(string)) err
 	// dpkg-deb -x would replace the symbolic link /lib by a directory, hence tar.
 	libreswan := `cd "$1/tmp" && APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" apt-get -qq download libreswan &&` +
 		` dpkg-deb --fsys-tarfile libreswan_*.deb | tar -x --keep-directory-symlink -C "$1" && rm -f libreswan_*.deb`
-	args := []string{"--quiet", "--variant=minbase", "--include=" + strings.Join(packages(suite), ","),
+	err := Debian(ctx, suite, tree, "--variant=minbase", "--include="+strings.Join(packages(suite), ","),
 		"--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/doc/*",
 		"--dpkgopt=path-exclude=/usr/share/locale/*", "--dpkgopt=force-unsafe-io",
-		"--customize-hook=" + libreswan,
-		"--customize-hook=rm -rf \"$1\"/var/cache/apt/* \"$1\"/var/lib/apt/lists/*",
-		suite, tree}
-	if m := Mirror(ctx); m != "" {
-		args = append(args, m)
-	}
-	if err := run(ctx, "mmdebstrap", args...); err != nil {
+		"--customize-hook="+libreswan,
+		"--customize-hook=rm -rf \"$1\"/var/cache/apt/* \"$1\"/var/lib/apt/lists/*")
+	if err != nil {
 		return err
 	}
 	if fi, err := os.Lstat(filepath.Join(tree, "lib")); err != nil || fi.Mode()&fs.ModeSymlink == 0 {
@@ -214,26 +155,6 @@ func build(ctx context.Context, suite string, img *Image, step func(string)) err
 	}
 	return run(ctx, "mke2fs", "-q", "-t", "ext4", "-O", "^has_journal,^metadata_csum", "-m", "0", "-b", "4096",
 		"-E", "root_owner=0:0", "-d", tree, img.disk(), fmt.Sprintf("%dM", size*12/10>>20+64))
-}
-
-// Mirror is the Debian mirror that this machine's apt is configured with, or
-// "" where there is none (mmdebstrap then uses its own default).
-func Mirror(ctx context.Context) string { return mirror(ctx, "Debian") }
-
-// SecurityMirror is that of Debian's security updates, or "".
-func SecurityMirror(ctx context.Context) string { return mirror(ctx, "Debian-Security") }
-
-func mirror(ctx context.Context, of string) string {
-	out, err := exec.CommandContext(ctx, "apt-get", "indextargets", "--format", "$(LABEL) $(REPO_URI)", "Created-By: Packages").Output()
-	if err != nil {
-		return ""
-	}
-	for line := range strings.Lines(string(out)) {
-		if label, uri, _ := strings.Cut(strings.TrimSpace(line), " "); label == of {
-			return uri
-		}
-	}
-	return ""
 }
 
 // prepareModules keeps the modules that a router can use, unpacked (Debian 13 compresses modules)
@@ -404,51 +325,4 @@ func writeInitramfs(tree, kver, dst string) error {
 	}
 	add("TRAILER!!!", 0, nil)
 	return os.WriteFile(dst, w.Bytes(), 0o644)
-}
-
-// run starts a program of this machine and puts its output into the error.
-func run(ctx context.Context, name string, args ...string) error {
-	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGTERM}
-	cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGTERM) } // lets mmdebstrap unmount
-	cmd.WaitDelay = 20 * time.Second
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		if ctx.Err() != nil {
-			return fmt.Errorf("running %s: %w", name, ctx.Err())
-		}
-		return fmt.Errorf("running %s: %w: %s", name, err, tail(out))
-	}
-	return nil
-}
-
-// tail is the last few lines of a program's output.
-func tail(out []byte) string {
-	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
-	return strings.Join(lines[max(0, len(lines)-15):], "\n")
-}
-
-// Lock takes an exclusive lock on path and waits for it until ctx ends. The
-// kernel drops the lock of a process that dies.
-func Lock(ctx context.Context, path string) (unlock func(), err error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
-	if err != nil {
-		return nil, fmt.Errorf("locking: %w", err)
-	}
-	for {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			return func() { f.Close() }, nil
-		}
-		if !errors.Is(err, unix.EWOULDBLOCK) {
-			f.Close()
-			return nil, fmt.Errorf("locking %s: %w", path, err)
-		}
-		select {
-		case <-ctx.Done():
-			f.Close()
-			return nil, fmt.Errorf("waiting for %s: %w", path, ctx.Err())
-		case <-time.After(100 * time.Millisecond):
-		}
-	}
 }

@@ -10,9 +10,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -49,6 +47,8 @@ type Config struct {
 	Modules []string
 	// Progress receives lines about building and booting. Nil discards them.
 	Progress io.Writer
+
+	qemu *QEMU // of tests; FindQEMU's if nil
 }
 
 // DefaultModules are the modules that the topologies need. Loading them all before anything is
@@ -82,6 +82,11 @@ func Run(ctx context.Context, c Config) (status int, err error) {
 	img, err := buildSuite(ctx, c.Suite, c.Progress)
 	if err != nil {
 		return 0, err
+	}
+	if c.qemu == nil {
+		if c.qemu, err = FindQEMU(ctx, c.Progress); err != nil {
+			return 0, err
+		}
 	}
 	unlock, err := Lock(ctx, filepath.Join(filepath.Dir(img.Dir), "run.lock"))
 	if err != nil {
@@ -156,7 +161,7 @@ func boot(ctx context.Context, c Config, img *Image) (status int, err error) {
 		ports[name] = l
 	}
 	args := qemuArgs(c, img, dir)
-	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", args...)
+	cmd := c.qemu.Command(ctx, args...)
 	// a terminal's ^C is ours to handle
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL, Setpgid: true}
 	var qemuErr strings.Builder
@@ -245,25 +250,19 @@ func qemuArgs(c Config, img *Image, dir string) []string {
 	if mem == 0 {
 		mem = 2048
 	}
-	// Without cx16=off about one boot in ten died: this QEMU's cmpxchg16b can leave
-	// garbage in the flags when an interrupt follows it.
-	accel, cpu := "tcg,thread=multi,tb-size=512", "max,la57=off,cx16=off"
-	if KVM() {
-		accel, cpu = "kvm", "host"
-	}
-	args := []string{
-		"-accel", accel, "-cpu", cpu, "-smp", strconv.Itoa(cpus), "-m", strconv.Itoa(mem),
+	args := append(Processor(),
+		"-smp", strconv.Itoa(cpus), "-m", strconv.Itoa(mem),
 		// q35 boots several seconds faster than pc under emulation; microvm does not boot Debian's
 		// kernel.
 		"-M", "q35,usb=off,vmport=off,i8042=off,smbus=off,sata=off",
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-kernel", img.kernel(), "-initrd", img.initramfs(),
-		"-append", "console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=reliable no_timer_check cryptomgr.notests" +
+		"-append", "console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=reliable no_timer_check cryptomgr.notests"+
 			" apparmor=0 audit=0 noreplace-smp random.trust_cpu=on 8250.nr_uarts=1",
-		"-chardev", "file,id=console,path=" + filepath.Join(dir, "console"), "-serial", "chardev:console",
+		"-chardev", "file,id=console,path="+filepath.Join(dir, "console"), "-serial", "chardev:console",
 		"-device", "virtio-serial-pci",
-		"-chardev", "socket,id=tty,path=" + filepath.Join(dir, "tty"), "-device", "virtconsole,chardev=tty",
-	}
+		"-chardev", "socket,id=tty,path="+filepath.Join(dir, "tty"), "-device", "virtconsole,chardev=tty",
+	)
 	for _, name := range []string{"status", "out", "err"} {
 		args = append(args, "-chardev", "socket,id="+name+",path="+filepath.Join(dir, name),
 			"-device", "virtserialport,chardev="+name+",name="+name)
@@ -274,36 +273,6 @@ func qemuArgs(c Config, img *Image, dir string) []string {
 		args = append(args, "-drive", fmt.Sprintf("%s,if=none,id=d%d,format=raw,cache=unsafe", d, i), "-device", fmt.Sprintf("virtio-blk-pci,drive=d%d", i))
 	}
 	return args
-}
-
-var hardwareVirtualisation = regexp.MustCompile(`(?m)^flags\b.*\s(vmx|svm)\b`)
-
-// KVM reports whether this machine runs guests in hardware: the processor has the extension and the
-// kernel makes a virtual CPU. A device node, or a virtual CPU, alone proves too little: containers
-// have the one without permission, and paravirtual replacements (kvm-pvm) make the other but do not
-// run a Debian kernel. ISTHMUS_KVM=0 turns it off where a broken nested KVM passes all this.
-func KVM() bool {
-	cpu, err := os.ReadFile("/proc/cpuinfo")
-	if err != nil || !hardwareVirtualisation.Match(cpu) || os.Getenv("ISTHMUS_KVM") == "0" {
-		return false
-	}
-	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
-	if err != nil {
-		return false
-	}
-	defer f.Close()
-	const createVM, createVCPU = 0xae01, 0xae41 // linux/kvm.h
-	vm, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), createVM, 0)
-	if errno != 0 {
-		return false
-	}
-	defer unix.Close(int(vm))
-	vcpu, _, errno := unix.Syscall(unix.SYS_IOCTL, vm, createVCPU, 0)
-	if errno != 0 {
-		return false
-	}
-	unix.Close(int(vcpu))
-	return true
 }
 
 // guestEnv is a shell script that the guest reads before it runs the command.

@@ -5,11 +5,11 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -90,31 +90,28 @@ func TestUnpackStaysInside(t *testing.T) {
 
 // TestRun boots one guest, whose first boot fails, and checks everything that Run promises.
 func TestRun(t *testing.T) {
-	qemu, err := exec.LookPath("qemu-system-x86_64")
-	if err != nil || os.Getuid() != 0 {
-		t.Fatal("needs QEMU and root; run `make setup` as root first")
+	if os.Getuid() != 0 {
+		t.Fatal("needs root")
+	}
+	qemu, err := FindQEMU(t.Context(), t.Output())
+	if err != nil {
+		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	// dies is a QEMU whose guest dies so many times while it boots.
-	dies := func(times int) (count func() int) {
-		t.Helper()
-		bin := t.TempDir()
-		log := filepath.Join(bin, "boots")
-		text := fmt.Sprintf("#!/bin/sh\necho >> %[1]s\n[ $(wc -l < %[1]s) -gt %[2]d ] || exit 1\nexec %[3]s \"$@\"\n", log, times, qemu)
-		if err := os.WriteFile(filepath.Join(bin, "qemu-system-x86_64"), []byte(text), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
-		return func() int {
+	// dies returns a QEMU whose guest dies so many times while it boots.
+	dies := func(times int) (_ *QEMU, count func() int) {
+		log := filepath.Join(t.TempDir(), "boots")
+		script := `echo >> "$0"; [ $(wc -l < "$0") -gt $1 ] || exit 1; shift; exec "$@"`
+		return &QEMU{append([]string{"sh", "-c", script, log, strconv.Itoa(times)}, qemu.command...), qemu.env}, func() int {
 			b, _ := os.ReadFile(log)
 			return len(b)
 		}
 	}
-	boots := dies(100)
-	if _, err := Run(context.Background(), Config{Command: []string{"true"}}); !errors.Is(err, ErrGuest) || boots() != maxBoots {
+	never, boots := dies(100)
+	if _, err := Run(context.Background(), Config{Command: []string{"true"}, qemu: never}); !errors.Is(err, ErrGuest) || boots() != maxBoots {
 		t.Errorf("a guest that never boots: %v after %d boots", err, boots())
 	}
-	boots = dies(1)
+	second, boots := dies(1)
 	file := filepath.Join(dir, "hello")
 	if err := os.WriteFile(file, []byte("from the host"), 0o644); err != nil {
 		t.Fatal(err)
@@ -126,7 +123,7 @@ func TestRun(t *testing.T) {
 	out := filepath.Join(dir, "out")
 	status, err := Run(context.Background(), Config{
 		Command: []string{"sh", "-c", script}, Payload: []string{file}, Env: []string{"GREETING=it's me"}, Out: out,
-		Stdout: &stdout, Stderr: &stderr, Limit: 3 * time.Second, Progress: t.Output(),
+		Stdout: &stdout, Stderr: &stderr, Limit: 3 * time.Second, Progress: t.Output(), qemu: second,
 	})
 	if err != nil {
 		t.Fatal(err)
