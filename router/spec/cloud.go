@@ -30,8 +30,8 @@ func (c *checker) cloud(path string, t *isthmusv1.Tunnel) cloud.Preset {
 	switch {
 	case !ok:
 		c.Problem(path, t.GetCloud(), "is not a known cloud", "give one of "+strings.Join(cloud.Names(), ", ")+", or leave it out")
-	case t.GetWireguard() != nil:
-		c.Problem(path, t.GetCloud(), "excludes `wireguard`, which no cloud's gateway supports", "leave it out, or use `ipsec`")
+	case t.GetIpsec() == nil && t.GetEncryption() != nil:
+		c.Problem(path, t.GetCloud(), "needs `ipsec`, the only kind that the clouds' gateways support", "leave it out, or use `ipsec`")
 		return cloud.Preset{}
 	}
 	return p

@@ -192,7 +192,7 @@ peers:
 	}
 	for _, test := range []struct{ name, from, to, want string }{
 		{"cloud", "cloud: aws", "cloud: amazon", `tunnels[0].cloud: "amazon" is not a known cloud; give one of aws, azure, azure-vwan, gcp, oci`},
-		{"wireguard", "ipsec: {remoteAddress: 198.51.100.1, psk: aws-0}", "wireguard: {}", "tunnels[0].cloud: \"aws\" excludes `wireguard`"},
+		{"wireguard", "ipsec: {remoteAddress: 198.51.100.1, psk: aws-0}", "wireguard: {}", "tunnels[0].cloud: \"aws\" needs `ipsec`"},
 		{"host order", "169.254.64.2/30", "169.254.64.1/30", `tunnels[0].inside[0]: "169.254.64.1/30" is refused by aws's gateway: has 169.254.64.1 for this node and 169.254.64.2 for the gateway`},
 		{"reserved", "169.254.64.2/30", "169.254.5.2/30", "169.254.5.0/30, which is reserved"},
 		{"not link-local", "169.254.64.2/30", "10.0.0.2/30", "is refused by aws's gateway: has 10.0.0.2, which is not in 169.254.0.0/16"},
