@@ -11,7 +11,7 @@ PROTOC_GEN_GO      := google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
 PROTOC_GEN_GO_GRPC := google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
 STATICCHECK        := honnef.co/go/tools/cmd/staticcheck@v0.7.0
 
-.PHONY: help build image test-image test-image-all test-former deb setup demo lab unit race test test-host test-guest fuzz bench lint generate check-generated golden clean
+.PHONY: help build image test-image test-image-all test-former deb setup demo lab unit race test test-host test-guest soak fuzz bench lint generate check-generated golden clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,17 +65,15 @@ test: setup build ## every test; what needs a fuller kernel than this one runs i
 	@rm -rf .cache/test
 	go vet ./...
 	$(VM) build >/dev/null # the tests of bgp/gobgp take BIRD and FRR from there
-	@# Not at the same time: on two processors that takes as long, and tests wait longer.
-	$(MAKE) test-host
-	$(MAKE) test-guest
+	@# Each is idle for 40 % of its time on two processors.
+	$(MAKE) -j3 test-host test-image test-guest
 	@$(RUN) -slowest
 
-test-host: ## of make test: what this kernel can do, and the image
+test-host: ## of make test: what this kernel can do
 	$(RUN) -timeout 20m $$(go list ./... | grep -vE '/test/(e2e|appliance)|/tunnel/(ipsec|wireguard)$$')
 	$(RUN) -timeout 20m -skip '$(INGUEST)' ./tunnel/ipsec ./tunnel/wireguard
 	@# Never from go's cache: it does not know that the tests build the programs.
 	$(RUN) -again $$(go list ./test/e2e/... | grep -vE '/test/e2e$(E2EINGUEST)$$')
-	$(MAKE) test-image
 
 test-guest: ## of make test: what runs in a VM unless this kernel has everything
 	$(RUN) -guest -t 15m -p image/debian/strongswan.d/isthmus.conf ./tunnel/ipsec -test.run '$(INGUEST)'
@@ -88,6 +86,11 @@ E2EINGUEST := (/native|/rendered)?
 
 # Of tunnel/ipsec and tunnel/wireguard: the tests that need what only the guest's kernel has.
 INGUEST := ^(TestTunnel.*|TestReasons|TestExplained|TestKernel)$$
+
+RUNS ?= 10
+
+soak: setup ## every test RUNS times next to stress-ng, or IDLE=1: alone; a table of the runs, with the tests that failed
+	test/soak $(if $(IDLE),-idle) $(RUNS)
 
 FUZZTIME ?= 100000x
 

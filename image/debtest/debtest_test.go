@@ -54,22 +54,43 @@ var prepare = sync.OnceValue(func() error {
 	return nil
 })
 
-// build makes the packages of a version in a separate directory. They are compressed at the lowest
-// level, because compression takes most of the time.
-func build(t *testing.T, version string) string {
+// build makes the packages of a version in a directory. They are compressed at the lowest level,
+// because compression takes most of the time.
+func build(t *testing.T, version, dir string) string {
 	t.Helper()
 	if err := prepare(); err != nil {
 		t.Fatal(err)
 	}
-	dir := t.TempDir()
 	sh(t, "DPKG_DEB_COMPRESSOR_TYPE=gzip DPKG_DEB_COMPRESSOR_LEVEL=1 image/debian/build '"+version+"' "+dir)
 	return dir
+}
+
+// current is the directory with the packages of this version.
+var current string
+
+func built(t *testing.T) string {
+	t.Helper()
+	if have, _ := filepath.Glob(current + "/*.deb"); len(have) == 0 {
+		build(t, "", current)
+	}
+	return current
+}
+
+func TestMain(m *testing.M) {
+	var err error
+	if current, err = os.MkdirTemp("", "ist-deb-"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	status := m.Run()
+	os.RemoveAll(current)
+	os.Exit(status)
 }
 
 // TestBuild checks that the packages pass lintian, have the listed files and modes, and are
 // reproducible.
 func TestBuild(t *testing.T) {
-	one, two := build(t, ""), build(t, "")
+	one, two := built(t), build(t, "", t.TempDir())
 	if a, b := sh(t, "cd "+one+" && sha256sum *.deb"), sh(t, "cd "+two+" && sha256sum *.deb"); a != b {
 		t.Errorf("built twice:\n%s%s", a, b)
 	}
@@ -79,8 +100,8 @@ func TestBuild(t *testing.T) {
 	if err != nil || list != string(want) {
 		t.Errorf("files (%v):\n%s", err, list)
 	}
-	if left, _ := filepath.Glob(module + "/.cache/deb-*"); len(left) > 0 {
-		t.Errorf("left: %v", left)
+	if files, _ := filepath.Glob(two + "/*"); len(files) != 2 {
+		t.Errorf("left: %v", files)
 	}
 }
 
@@ -248,7 +269,7 @@ func (m *machine) files() string {
 // TestChroot checks that in a root where services must not start, such as an image under
 // construction, the packages can be installed and purged, the programs run, and nothing is left.
 func TestChroot(t *testing.T) {
-	debs := build(t, "")
+	debs := built(t)
 	for _, suite := range suites {
 		t.Run(suite, func(t *testing.T) {
 			m := start(t, suite, "/bin/sleep", "1000")
@@ -324,7 +345,7 @@ func (m *machine) kernel() string {
 // a document, through an upgrade without a lost packet, the end of processes, a reboot, and
 // removal.
 func TestLife(t *testing.T) {
-	lower, debs := build(t, low), build(t, "")
+	lower, debs := build(t, low, t.TempDir()), built(t)
 	for _, suite := range suites {
 		t.Run(suite, func(t *testing.T) {
 			m := start(t, suite)

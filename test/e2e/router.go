@@ -19,6 +19,7 @@ import (
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/test/lab"
 	"github.com/isthmus-net/isthmus/test/peer"
+	"github.com/isthmus-net/isthmus/test/vm"
 )
 
 // Router is isthmusd with its charon on the node of Clouds, used in the same way as by a user:
@@ -252,6 +253,16 @@ func (r *Router) Up(ctx context.Context) error {
 // Build builds the programs that tests run, for the guest as well, in the directory bin/e2e of the
 // project at root. They have a directory of their own because other tests build bin at that time.
 func Build(root string) error {
+	dir := filepath.Join(root, "bin/e2e")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("building: %w", err)
+	}
+	// The tests of another package may build them at the same time.
+	unlock, err := vm.Lock(context.Background(), filepath.Join(dir, "lock"))
+	if err != nil {
+		return fmt.Errorf("building: %w", err)
+	}
+	defer unlock()
 	for _, name := range []string{"isthmusd", "isthmus"} {
 		cmd := exec.Command("go", "build", "-trimpath", "-o", filepath.Join(root, "bin/e2e", name), filepath.Join(root, "cmd", name))
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")

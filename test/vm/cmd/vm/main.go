@@ -1,7 +1,7 @@
 // Command vm runs a program as root in a throw-away Debian machine; see package
 // test/vm and docs/testing.md.
 //
-//	vm build                              build the cached root, print its directory
+//	vm build                              make the cached root, print its directory
 //	vm run [flags] COMMAND [ARG...]       run COMMAND in the guest
 //	vm test [flags] PACKAGE [TESTFLAG...] build the package's tests and run them there
 //	vm shell [flags]                      a shell on this terminal
@@ -74,6 +74,9 @@ func run(ctx context.Context) (int, error) {
 		if err != nil {
 			return 0, err
 		}
+		if _, err := vm.FindQEMU(ctx, os.Stderr); err != nil {
+			return 0, err
+		}
 		fmt.Println(img.Dir)
 		return 0, nil
 	case "shell":
@@ -92,7 +95,7 @@ func run(ctx context.Context) (int, error) {
 		}
 		defer os.RemoveAll(dir)
 		binary := filepath.Join(dir, "package.test")
-		build := exec.CommandContext(ctx, "go", "test", "-c", "-o", binary, args[0])
+		build := exec.CommandContext(ctx, "go", "test", "-c", "-vet=off", "-ldflags=-w", "-o", binary, args[0])
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
 		build.Stdout, build.Stderr = os.Stderr, os.Stderr
 		if err := build.Run(); err != nil {
