@@ -3,6 +3,8 @@ package api
 import (
 	"context"
 	"fmt"
+	"path"
+	"strings"
 
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
@@ -82,14 +84,16 @@ func (n Noun) Lists(request proto.Message) bool {
 // served registers services, with the calls of nouns in place of the generated handlers.
 type served struct {
 	grpc.ServiceRegistrar
-	unary  map[string]func(context.Context, proto.Message) (proto.Message, error) // by path
+	services map[string]bool // the registered ones
+	// by path
+	unary  map[string]func(context.Context, proto.Message) (proto.Message, error)
 	stream map[string]func(grpc.ServerStream) error
 	calls  map[string]*nouns.Call
 }
 
 // serveNouns returns a registrar for the services of r.
 func (s *services) serveNouns(r grpc.ServiceRegistrar) *served {
-	v := &served{r, map[string]func(context.Context, proto.Message) (proto.Message, error){}, map[string]func(grpc.ServerStream) error{}, map[string]*nouns.Call{}}
+	v := &served{r, map[string]bool{}, map[string]func(context.Context, proto.Message) (proto.Message, error){}, map[string]func(grpc.ServerStream) error{}, map[string]*nouns.Call{}}
 	for _, n := range s.router.Nouns() {
 		list := n.calls.List
 		v.calls[list.Path] = list
@@ -118,19 +122,45 @@ func (s *services) serveNouns(r grpc.ServiceRegistrar) *served {
 	return v
 }
 
+// registerRest registers the services that have only calls of nouns, which need no implementation.
+func (v *served) registerRest() {
+	rest := map[string]*grpc.ServiceDesc{}
+	for full := range v.calls {
+		service, method := path.Split(strings.TrimPrefix(full, "/"))
+		service = strings.TrimSuffix(service, "/")
+		if v.services[service] {
+			continue
+		}
+		d := rest[service]
+		if d == nil {
+			d = &grpc.ServiceDesc{ServiceName: service, HandlerType: (*any)(nil)}
+			rest[service] = d
+		}
+		if v.stream[full] != nil {
+			d.Streams = append(d.Streams, grpc.StreamDesc{StreamName: method, ServerStreams: true})
+		} else {
+			d.Methods = append(d.Methods, grpc.MethodDesc{MethodName: method})
+		}
+	}
+	for _, d := range rest {
+		v.RegisterService(d, v)
+	}
+}
+
 // RegisterService implements grpc.ServiceRegistrar.
 func (v *served) RegisterService(d *grpc.ServiceDesc, impl any) {
+	v.services[d.ServiceName] = true
 	service := *d
 	service.Methods = append([]grpc.MethodDesc(nil), d.Methods...)
 	for i := range service.Methods {
 		m := &service.Methods[i]
-		path := fmt.Sprintf("/%s/%s", d.ServiceName, m.MethodName)
-		call := v.unary[path]
+		full := fmt.Sprintf("/%s/%s", d.ServiceName, m.MethodName)
+		call := v.unary[full]
 		if call == nil {
 			continue
 		}
 		m.Handler = func(srv any, ctx context.Context, decode func(any) error, intercept grpc.UnaryServerInterceptor) (any, error) {
-			request := v.calls[path].Request()
+			request := v.calls[full].Request()
 			if err := decode(request); err != nil {
 				return nil, err
 			}
@@ -138,19 +168,19 @@ func (v *served) RegisterService(d *grpc.ServiceDesc, impl any) {
 			if intercept == nil {
 				return handle(ctx, request)
 			}
-			return intercept(ctx, request, &grpc.UnaryServerInfo{Server: srv, FullMethod: path}, handle)
+			return intercept(ctx, request, &grpc.UnaryServerInfo{Server: srv, FullMethod: full}, handle)
 		}
 	}
 	service.Streams = append([]grpc.StreamDesc(nil), d.Streams...)
 	for i := range service.Streams {
 		m := &service.Streams[i]
-		path := fmt.Sprintf("/%s/%s", d.ServiceName, m.StreamName)
-		call := v.stream[path]
+		full := fmt.Sprintf("/%s/%s", d.ServiceName, m.StreamName)
+		call := v.stream[full]
 		if call == nil {
 			continue
 		}
 		m.Handler = func(_ any, stream grpc.ServerStream) error {
-			if err := stream.RecvMsg(v.calls[path].Request()); err != nil {
+			if err := stream.RecvMsg(v.calls[full].Request()); err != nil {
 				return err
 			}
 			return call(stream)

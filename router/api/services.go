@@ -37,13 +37,8 @@ type services struct {
 	reading, writing *gate
 
 	isthmusv1.UnimplementedSpecServiceServer
-	isthmusv1.UnimplementedTunnelServiceServer
 	isthmusv1.UnimplementedBGPServiceServer
-	isthmusv1.UnimplementedRouteServiceServer
 	isthmusv1.UnimplementedNATServiceServer
-	isthmusv1.UnimplementedPoolServiceServer
-	isthmusv1.UnimplementedNameServiceServer
-	isthmusv1.UnimplementedEgressServiceServer
 	isthmusv1.UnimplementedSystemServiceServer
 	isthmusv1.UnimplementedSecretServiceServer
 	isthmusv1.UnimplementedAccessServiceServer
@@ -52,16 +47,12 @@ type services struct {
 func (s *services) register(server grpc.ServiceRegistrar) {
 	r := s.serveNouns(server)
 	isthmusv1.RegisterSpecServiceServer(r, s)
-	isthmusv1.RegisterTunnelServiceServer(r, s)
 	isthmusv1.RegisterBGPServiceServer(r, s)
-	isthmusv1.RegisterRouteServiceServer(r, s)
 	isthmusv1.RegisterNATServiceServer(r, s)
-	isthmusv1.RegisterPoolServiceServer(r, s)
-	isthmusv1.RegisterNameServiceServer(r, s)
-	isthmusv1.RegisterEgressServiceServer(r, s)
 	isthmusv1.RegisterSystemServiceServer(r, s)
 	isthmusv1.RegisterSecretServiceServer(r, s)
 	isthmusv1.RegisterAccessServiceServer(r, s)
+	r.registerRest()
 }
 
 // trial describes a change that the node reverts by itself unless it is confirmed.

@@ -18,6 +18,9 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
+	"google.golang.org/protobuf/proto"
+
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 )
 
 // Role is a set of permissions. A higher role includes all lower ones.
@@ -57,76 +60,32 @@ type rule struct {
 }
 
 // rules has every method of the API. Any other method is refused.
-var rules = map[string]rule{
-	"/isthmus.v1.SpecService/Validate":     {role: Reader},
-	"/isthmus.v1.SpecService/Plan":         {role: Reader},
-	"/isthmus.v1.SpecService/Apply":        {role: Operator, write: true},
-	"/isthmus.v1.SpecService/EditPolicies": {role: Operator, write: true},
-	"/isthmus.v1.SpecService/Confirm":      {role: Operator, write: true},
-	"/isthmus.v1.SpecService/GetSpec":      {role: Reader},
-	"/isthmus.v1.SpecService/ListHistory":  {role: Reader},
-	"/isthmus.v1.SpecService/Rollback":     {role: Operator, write: true},
+var rules = func() map[string]rule {
+	all := map[string]rule{
+		"/grpc.health.v1.Health/Check": {role: Reader},
+		"/grpc.health.v1.Health/List":  {role: Reader},
+		"/grpc.health.v1.Health/Watch": {role: Reader},
 
-	"/isthmus.v1.TunnelService/ListTunnels":  {role: Reader},
-	"/isthmus.v1.TunnelService/GetTunnel":    {role: Reader},
-	"/isthmus.v1.TunnelService/WatchTunnels": {role: Reader},
+		"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo":      {role: Reader},
+		"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": {role: Reader},
+	}
+	// The contract gives each method its role.
+	services := isthmusv1.File_isthmus_v1_services_proto.Services()
+	for i := range services.Len() {
+		methods := services.Get(i).Methods()
+		for j := range methods.Len() {
+			m := methods.Get(j)
+			role := Role(proto.GetExtension(m.Options(), isthmusv1.E_Role).(isthmusv1.Role))
+			if role < Reader || role > Admin {
+				continue // see Check
+			}
+			all[fmt.Sprintf("/%s/%s", services.Get(i).FullName(), m.Name())] = rule{role, proto.GetExtension(m.Options(), isthmusv1.E_Audited).(bool)}
+		}
+	}
+	return all
+}()
 
-	"/isthmus.v1.BGPService/ListPeers":  {role: Reader},
-	"/isthmus.v1.BGPService/GetPeer":    {role: Reader},
-	"/isthmus.v1.BGPService/WatchPeers": {role: Reader},
-	"/isthmus.v1.BGPService/ResetPeer":  {role: Operator, write: true},
-
-	"/isthmus.v1.RouteService/ListRoutes":  {role: Reader},
-	"/isthmus.v1.RouteService/WatchRoutes": {role: Reader},
-
-	"/isthmus.v1.NATService/ListPolicies":  {role: Reader},
-	"/isthmus.v1.NATService/WatchPolicies": {role: Reader},
-	// signs, and may call a URL
-	"/isthmus.v1.NATService/ProveEgress": {role: Operator, write: true},
-
-	"/isthmus.v1.PoolService/ListPools":  {role: Reader},
-	"/isthmus.v1.PoolService/GetPool":    {role: Reader},
-	"/isthmus.v1.PoolService/WatchPools": {role: Reader},
-
-	"/isthmus.v1.NameService/ListNames":  {role: Reader},
-	"/isthmus.v1.NameService/WatchNames": {role: Reader},
-
-	"/isthmus.v1.EgressService/ListPorts":  {role: Reader},
-	"/isthmus.v1.EgressService/WatchPorts": {role: Reader},
-	"/isthmus.v1.NATService/EndFlows":      {role: Operator, write: true},
-	// the audit log records the query
-	"/isthmus.v1.NATService/Who": {role: Operator, write: true},
-
-	"/isthmus.v1.SystemService/GetStatus":    {role: Reader},
-	"/isthmus.v1.SystemService/GetMachine":   {role: Reader},
-	"/isthmus.v1.SystemService/Upgrade":      {role: Admin, write: true},
-	"/isthmus.v1.SystemService/RollbackSlot": {role: Admin, write: true},
-	"/isthmus.v1.SystemService/Reboot":       {role: Admin, write: true},
-	"/isthmus.v1.SystemService/PowerOff":     {role: Admin, write: true},
-	"/isthmus.v1.SystemService/Seal":         {role: Admin, write: true},
-	"/isthmus.v1.SystemService/Unseal":       {role: Admin, write: true},
-
-	"/isthmus.v1.SecretService/SetSecret":      {role: Operator, write: true},
-	"/isthmus.v1.SecretService/RollbackSecret": {role: Operator, write: true},
-	"/isthmus.v1.SecretService/ListSecrets":    {role: Reader},
-	"/isthmus.v1.SecretService/DeleteSecret":   {role: Operator, write: true},
-
-	"/isthmus.v1.AccessService/IssueClient":    {role: Admin, write: true},
-	"/isthmus.v1.AccessService/ListClients":    {role: Admin},
-	"/isthmus.v1.AccessService/RevokeClient":   {role: Admin, write: true},
-	"/isthmus.v1.AccessService/RenewAuthority": {role: Admin, write: true},
-	// only the caller's own
-	"/isthmus.v1.AccessService/RenewClient": {role: Reader, write: true},
-
-	"/grpc.health.v1.Health/Check": {role: Reader},
-	"/grpc.health.v1.Health/List":  {role: Reader},
-	"/grpc.health.v1.Health/Watch": {role: Reader},
-
-	"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo":      {role: Reader},
-	"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": {role: Reader},
-}
-
-// Check returns an error that lists each method of a server without a rule, and each rule without a
+// Check returns an error that lists each method of a server without a role, and each role without a
 // method.
 func Check(services map[string]grpc.ServiceInfo) error {
 	var errs []error
@@ -136,7 +95,7 @@ func Check(services map[string]grpc.ServiceInfo) error {
 			full := "/" + name + "/" + m.Name
 			served[full] = true
 			if r, ok := rules[full]; !ok {
-				errs = append(errs, fmt.Errorf("method %s has no rule", full))
+				errs = append(errs, fmt.Errorf("method %s has no role in its .proto file", full))
 			} else if r.write && m.IsServerStream {
 				errs = append(errs, fmt.Errorf("method %s writes and answers with a stream, which the audit log cannot show", full))
 			}
@@ -144,7 +103,7 @@ func Check(services map[string]grpc.ServiceInfo) error {
 	}
 	for full := range rules {
 		if !served[full] {
-			errs = append(errs, fmt.Errorf("rule for %s, which is not served", full))
+			errs = append(errs, fmt.Errorf("method %s has a role, and is not served", full))
 		}
 	}
 	slices.SortFunc(errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })

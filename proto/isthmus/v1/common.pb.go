@@ -9,6 +9,7 @@ package isthmusv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	descriptorpb "google.golang.org/protobuf/types/descriptorpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -21,6 +22,63 @@ const (
 	// Verify that runtime/protoimpl is sufficiently up-to-date.
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
+
+// Role is a set of permissions. A higher role includes all lower ones.
+type Role int32
+
+const (
+	// Not a role.
+	Role_ROLE_UNSPECIFIED Role = 0
+	// May read everything except secrets and the list of clients.
+	Role_ROLE_READER Role = 1
+	// May also change the document and secrets.
+	Role_ROLE_OPERATOR Role = 2
+	// May also grant and revoke access.
+	Role_ROLE_ADMIN Role = 3
+)
+
+// Enum value maps for Role.
+var (
+	Role_name = map[int32]string{
+		0: "ROLE_UNSPECIFIED",
+		1: "ROLE_READER",
+		2: "ROLE_OPERATOR",
+		3: "ROLE_ADMIN",
+	}
+	Role_value = map[string]int32{
+		"ROLE_UNSPECIFIED": 0,
+		"ROLE_READER":      1,
+		"ROLE_OPERATOR":    2,
+		"ROLE_ADMIN":       3,
+	}
+)
+
+func (x Role) Enum() *Role {
+	p := new(Role)
+	*p = x
+	return p
+}
+
+func (x Role) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Role) Descriptor() protoreflect.EnumDescriptor {
+	return file_isthmus_v1_common_proto_enumTypes[0].Descriptor()
+}
+
+func (Role) Type() protoreflect.EnumType {
+	return &file_isthmus_v1_common_proto_enumTypes[0]
+}
+
+func (x Role) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Role.Descriptor instead.
+func (Role) EnumDescriptor() ([]byte, []int) {
+	return file_isthmus_v1_common_proto_rawDescGZIP(), []int{0}
+}
 
 // EventType is the meaning of a watch event. A watch first sends the present objects as ADDED, then
 // one MARK, then every change.
@@ -68,11 +126,11 @@ func (x EventType) String() string {
 }
 
 func (EventType) Descriptor() protoreflect.EnumDescriptor {
-	return file_isthmus_v1_common_proto_enumTypes[0].Descriptor()
+	return file_isthmus_v1_common_proto_enumTypes[1].Descriptor()
 }
 
 func (EventType) Type() protoreflect.EnumType {
-	return &file_isthmus_v1_common_proto_enumTypes[0]
+	return &file_isthmus_v1_common_proto_enumTypes[1]
 }
 
 func (x EventType) Number() protoreflect.EnumNumber {
@@ -81,7 +139,7 @@ func (x EventType) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EventType.Descriptor instead.
 func (EventType) EnumDescriptor() ([]byte, []int) {
-	return file_isthmus_v1_common_proto_rawDescGZIP(), []int{0}
+	return file_isthmus_v1_common_proto_rawDescGZIP(), []int{1}
 }
 
 // Condition is a typed fact about an object that an operator may have to act on.
@@ -326,12 +384,43 @@ func (x *ClientContext) GetKey() string {
 	return ""
 }
 
+var file_isthmus_v1_common_proto_extTypes = []protoimpl.ExtensionInfo{
+	{
+		ExtendedType:  (*descriptorpb.MethodOptions)(nil),
+		ExtensionType: (*Role)(nil),
+		Field:         50490,
+		Name:          "isthmus.v1.role",
+		Tag:           "varint,50490,opt,name=role,enum=isthmus.v1.Role",
+		Filename:      "isthmus/v1/common.proto",
+	},
+	{
+		ExtendedType:  (*descriptorpb.MethodOptions)(nil),
+		ExtensionType: (*bool)(nil),
+		Field:         50491,
+		Name:          "isthmus.v1.audited",
+		Tag:           "varint,50491,opt,name=audited",
+		Filename:      "isthmus/v1/common.proto",
+	},
+}
+
+// Extension fields to descriptorpb.MethodOptions.
+var (
+	// The role that a caller of the method needs. Each method has one.
+	//
+	// optional isthmus.v1.Role role = 50490;
+	E_Role = &file_isthmus_v1_common_proto_extTypes[0]
+	// The audit log records each call of the method.
+	//
+	// optional bool audited = 50491;
+	E_Audited = &file_isthmus_v1_common_proto_extTypes[1]
+)
+
 var File_isthmus_v1_common_proto protoreflect.FileDescriptor
 
 const file_isthmus_v1_common_proto_rawDesc = "" +
 	"\n" +
 	"\x17isthmus/v1/common.proto\x12\n" +
-	"isthmus.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x87\x01\n" +
+	"isthmus.v1\x1a google/protobuf/descriptor.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x87\x01\n" +
 	"\tCondition\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x120\n" +
@@ -349,13 +438,21 @@ const file_isthmus_v1_common_proto_rawDesc = "" +
 	"serverName\x12\x1c\n" +
 	"\tauthority\x18\x03 \x01(\tR\tauthority\x12 \n" +
 	"\vcertificate\x18\x04 \x01(\tR\vcertificate\x12\x10\n" +
-	"\x03key\x18\x05 \x01(\tR\x03key*\x82\x01\n" +
+	"\x03key\x18\x05 \x01(\tR\x03key*P\n" +
+	"\x04Role\x12\x14\n" +
+	"\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n" +
+	"\vROLE_READER\x10\x01\x12\x11\n" +
+	"\rROLE_OPERATOR\x10\x02\x12\x0e\n" +
+	"\n" +
+	"ROLE_ADMIN\x10\x03*\x82\x01\n" +
 	"\tEventType\x12\x1a\n" +
 	"\x16EVENT_TYPE_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10EVENT_TYPE_ADDED\x10\x01\x12\x16\n" +
 	"\x12EVENT_TYPE_UPDATED\x10\x02\x12\x16\n" +
 	"\x12EVENT_TYPE_REMOVED\x10\x03\x12\x13\n" +
-	"\x0fEVENT_TYPE_MARK\x10\x04B;Z9github.com/isthmus-net/isthmus/proto/isthmus/v1;isthmusv1b\x06proto3"
+	"\x0fEVENT_TYPE_MARK\x10\x04:F\n" +
+	"\x04role\x12\x1e.google.protobuf.MethodOptions\x18\xba\x8a\x03 \x01(\x0e2\x10.isthmus.v1.RoleR\x04role::\n" +
+	"\aaudited\x12\x1e.google.protobuf.MethodOptions\x18\xbb\x8a\x03 \x01(\bR\aauditedB;Z9github.com/isthmus-net/isthmus/proto/isthmus/v1;isthmusv1b\x06proto3"
 
 var (
 	file_isthmus_v1_common_proto_rawDescOnce sync.Once
@@ -369,21 +466,26 @@ func file_isthmus_v1_common_proto_rawDescGZIP() []byte {
 	return file_isthmus_v1_common_proto_rawDescData
 }
 
-var file_isthmus_v1_common_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_isthmus_v1_common_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
 var file_isthmus_v1_common_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
 var file_isthmus_v1_common_proto_goTypes = []any{
-	(EventType)(0),                // 0: isthmus.v1.EventType
-	(*Condition)(nil),             // 1: isthmus.v1.Condition
-	(*Problem)(nil),               // 2: isthmus.v1.Problem
-	(*ClientContext)(nil),         // 3: isthmus.v1.ClientContext
-	(*timestamppb.Timestamp)(nil), // 4: google.protobuf.Timestamp
+	(Role)(0),                          // 0: isthmus.v1.Role
+	(EventType)(0),                     // 1: isthmus.v1.EventType
+	(*Condition)(nil),                  // 2: isthmus.v1.Condition
+	(*Problem)(nil),                    // 3: isthmus.v1.Problem
+	(*ClientContext)(nil),              // 4: isthmus.v1.ClientContext
+	(*timestamppb.Timestamp)(nil),      // 5: google.protobuf.Timestamp
+	(*descriptorpb.MethodOptions)(nil), // 6: google.protobuf.MethodOptions
 }
 var file_isthmus_v1_common_proto_depIdxs = []int32{
-	4, // 0: isthmus.v1.Condition.since:type_name -> google.protobuf.Timestamp
-	1, // [1:1] is the sub-list for method output_type
-	1, // [1:1] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
+	5, // 0: isthmus.v1.Condition.since:type_name -> google.protobuf.Timestamp
+	6, // 1: isthmus.v1.role:extendee -> google.protobuf.MethodOptions
+	6, // 2: isthmus.v1.audited:extendee -> google.protobuf.MethodOptions
+	0, // 3: isthmus.v1.role:type_name -> isthmus.v1.Role
+	4, // [4:4] is the sub-list for method output_type
+	4, // [4:4] is the sub-list for method input_type
+	3, // [3:4] is the sub-list for extension type_name
+	1, // [1:3] is the sub-list for extension extendee
 	0, // [0:1] is the sub-list for field type_name
 }
 
@@ -397,15 +499,16 @@ func file_isthmus_v1_common_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isthmus_v1_common_proto_rawDesc), len(file_isthmus_v1_common_proto_rawDesc)),
-			NumEnums:      1,
+			NumEnums:      2,
 			NumMessages:   3,
-			NumExtensions: 0,
+			NumExtensions: 2,
 			NumServices:   0,
 		},
 		GoTypes:           file_isthmus_v1_common_proto_goTypes,
 		DependencyIndexes: file_isthmus_v1_common_proto_depIdxs,
 		EnumInfos:         file_isthmus_v1_common_proto_enumTypes,
 		MessageInfos:      file_isthmus_v1_common_proto_msgTypes,
+		ExtensionInfos:    file_isthmus_v1_common_proto_extTypes,
 	}.Build()
 	File_isthmus_v1_common_proto = out.File
 	file_isthmus_v1_common_proto_goTypes = nil

@@ -8666,72 +8666,72 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"bytes_sent\x18\n" +
 	" \x01(\x04R\tbytesSent\x12)\n" +
 	"\x10packets_received\x18\v \x01(\x04R\x0fpacketsReceived\x12%\n" +
-	"\x0ebytes_received\x18\f \x01(\x04R\rbytesReceived2\xb5\x04\n" +
-	"\vSpecService\x12E\n" +
-	"\bValidate\x12\x1b.isthmus.v1.ValidateRequest\x1a\x1c.isthmus.v1.ValidateResponse\x129\n" +
-	"\x04Plan\x12\x17.isthmus.v1.PlanRequest\x1a\x18.isthmus.v1.PlanResponse\x12<\n" +
-	"\x05Apply\x12\x18.isthmus.v1.ApplyRequest\x1a\x19.isthmus.v1.ApplyResponse\x12J\n" +
-	"\fEditPolicies\x12\x1f.isthmus.v1.EditPoliciesRequest\x1a\x19.isthmus.v1.ApplyResponse\x12B\n" +
-	"\aConfirm\x12\x1a.isthmus.v1.ConfirmRequest\x1a\x1b.isthmus.v1.ConfirmResponse\x12B\n" +
-	"\aGetSpec\x12\x1a.isthmus.v1.GetSpecRequest\x1a\x1b.isthmus.v1.GetSpecResponse\x12N\n" +
-	"\vListHistory\x12\x1e.isthmus.v1.ListHistoryRequest\x1a\x1f.isthmus.v1.ListHistoryResponse\x12B\n" +
-	"\bRollback\x12\x1b.isthmus.v1.RollbackRequest\x1a\x19.isthmus.v1.ApplyResponse2\xf0\x01\n" +
-	"\rTunnelService\x12N\n" +
-	"\vListTunnels\x12\x1e.isthmus.v1.ListTunnelsRequest\x1a\x1f.isthmus.v1.ListTunnelsResponse\x12C\n" +
-	"\tGetTunnel\x12\x1c.isthmus.v1.GetTunnelRequest\x1a\x18.isthmus.v1.TunnelStatus\x12J\n" +
-	"\fWatchTunnels\x12\x1f.isthmus.v1.WatchTunnelsRequest\x1a\x17.isthmus.v1.TunnelEvent0\x012\xa5\x02\n" +
+	"\x0ebytes_received\x18\f \x01(\x04R\rbytesReceived2\xf5\x04\n" +
+	"\vSpecService\x12K\n" +
+	"\bValidate\x12\x1b.isthmus.v1.ValidateRequest\x1a\x1c.isthmus.v1.ValidateResponse\"\x04\xd0\xd3\x18\x01\x12?\n" +
+	"\x04Plan\x12\x17.isthmus.v1.PlanRequest\x1a\x18.isthmus.v1.PlanResponse\"\x04\xd0\xd3\x18\x01\x12F\n" +
+	"\x05Apply\x12\x18.isthmus.v1.ApplyRequest\x1a\x19.isthmus.v1.ApplyResponse\"\b\xd0\xd3\x18\x02\xd8\xd3\x18\x01\x12T\n" +
+	"\fEditPolicies\x12\x1f.isthmus.v1.EditPoliciesRequest\x1a\x19.isthmus.v1.ApplyResponse\"\b\xd0\xd3\x18\x02\xd8\xd3\x18\x01\x12L\n" +
+	"\aConfirm\x12\x1a.isthmus.v1.ConfirmRequest\x1a\x1b.isthmus.v1.ConfirmResponse\"\b\xd0\xd3\x18\x02\xd8\xd3\x18\x01\x12H\n" +
+	"\aGetSpec\x12\x1a.isthmus.v1.GetSpecRequest\x1a\x1b.isthmus.v1.GetSpecResponse\"\x04\xd0\xd3\x18\x01\x12T\n" +
+	"\vListHistory\x12\x1e.isthmus.v1.ListHistoryRequest\x1a\x1f.isthmus.v1.ListHistoryResponse\"\x04\xd0\xd3\x18\x01\x12L\n" +
+	"\bRollback\x12\x1b.isthmus.v1.RollbackRequest\x1a\x19.isthmus.v1.ApplyResponse\"\b\xd0\xd3\x18\x02\xd8\xd3\x18\x012\x82\x02\n" +
+	"\rTunnelService\x12T\n" +
+	"\vListTunnels\x12\x1e.isthmus.v1.ListTunnelsRequest\x1a\x1f.isthmus.v1.ListTunnelsResponse\"\x04\xd0\xd3\x18\x01\x12I\n" +
+	"\tGetTunnel\x12\x1c.isthmus.v1.GetTunnelRequest\x1a\x18.isthmus.v1.TunnelStatus\"\x04\xd0\xd3\x18\x01\x12P\n" +
+	"\fWatchTunnels\x12\x1f.isthmus.v1.WatchTunnelsRequest\x1a\x17.isthmus.v1.TunnelEvent\"\x04\xd0\xd3\x18\x010\x012\xc1\x02\n" +
 	"\n" +
-	"BGPService\x12H\n" +
-	"\tListPeers\x12\x1c.isthmus.v1.ListPeersRequest\x1a\x1d.isthmus.v1.ListPeersResponse\x12=\n" +
-	"\aGetPeer\x12\x1a.isthmus.v1.GetPeerRequest\x1a\x16.isthmus.v1.PeerStatus\x12D\n" +
+	"BGPService\x12N\n" +
+	"\tListPeers\x12\x1c.isthmus.v1.ListPeersRequest\x1a\x1d.isthmus.v1.ListPeersResponse\"\x04\xd0\xd3\x18\x01\x12C\n" +
+	"\aGetPeer\x12\x1a.isthmus.v1.GetPeerRequest\x1a\x16.isthmus.v1.PeerStatus\"\x04\xd0\xd3\x18\x01\x12J\n" +
 	"\n" +
-	"WatchPeers\x12\x1d.isthmus.v1.WatchPeersRequest\x1a\x15.isthmus.v1.PeerEvent0\x01\x12H\n" +
-	"\tResetPeer\x12\x1c.isthmus.v1.ResetPeerRequest\x1a\x1d.isthmus.v1.ResetPeerResponse2\xa4\x01\n" +
-	"\fRouteService\x12K\n" +
+	"WatchPeers\x12\x1d.isthmus.v1.WatchPeersRequest\x1a\x15.isthmus.v1.PeerEvent\"\x04\xd0\xd3\x18\x010\x01\x12R\n" +
+	"\tResetPeer\x12\x1c.isthmus.v1.ResetPeerRequest\x1a\x1d.isthmus.v1.ResetPeerResponse\"\b\xd0\xd3\x18\x02\xd8\xd3\x18\x012\xb0\x01\n" +
+	"\fRouteService\x12Q\n" +
 	"\n" +
-	"ListRoutes\x12\x1d.isthmus.v1.ListRoutesRequest\x1a\x1e.isthmus.v1.ListRoutesResponse\x12G\n" +
-	"\vWatchRoutes\x12\x1e.isthmus.v1.WatchRoutesRequest\x1a\x16.isthmus.v1.RouteEvent0\x012\xfc\x02\n" +
+	"ListRoutes\x12\x1d.isthmus.v1.ListRoutesRequest\x1a\x1e.isthmus.v1.ListRoutesResponse\"\x04\xd0\xd3\x18\x01\x12M\n" +
+	"\vWatchRoutes\x12\x1e.isthmus.v1.WatchRoutesRequest\x1a\x16.isthmus.v1.RouteEvent\"\x04\xd0\xd3\x18\x010\x012\xa6\x03\n" +
 	"\n" +
-	"NATService\x12Q\n" +
-	"\fListPolicies\x12\x1f.isthmus.v1.ListPoliciesRequest\x1a .isthmus.v1.ListPoliciesResponse\x12L\n" +
-	"\rWatchPolicies\x12 .isthmus.v1.WatchPoliciesRequest\x1a\x17.isthmus.v1.PolicyEvent0\x01\x12N\n" +
-	"\vProveEgress\x12\x1e.isthmus.v1.ProveEgressRequest\x1a\x1f.isthmus.v1.ProveEgressResponse\x126\n" +
-	"\x03Who\x12\x16.isthmus.v1.WhoRequest\x1a\x17.isthmus.v1.WhoResponse\x12E\n" +
-	"\bEndFlows\x12\x1b.isthmus.v1.EndFlowsRequest\x1a\x1c.isthmus.v1.EndFlowsResponse2\xdc\x01\n" +
-	"\vPoolService\x12H\n" +
-	"\tListPools\x12\x1c.isthmus.v1.ListPoolsRequest\x1a\x1d.isthmus.v1.ListPoolsResponse\x12=\n" +
-	"\aGetPool\x12\x1a.isthmus.v1.GetPoolRequest\x1a\x16.isthmus.v1.PoolStatus\x12D\n" +
+	"NATService\x12W\n" +
+	"\fListPolicies\x12\x1f.isthmus.v1.ListPoliciesRequest\x1a .isthmus.v1.ListPoliciesResponse\"\x04\xd0\xd3\x18\x01\x12R\n" +
+	"\rWatchPolicies\x12 .isthmus.v1.WatchPoliciesRequest\x1a\x17.isthmus.v1.PolicyEvent\"\x04\xd0\xd3\x18\x010\x01\x12X\n" +
+	"\vProveEgress\x12\x1e.isthmus.v1.ProveEgressRequest\x1a\x1f.isthmus.v1.ProveEgressResponse\"\b\xd0\xd3\x18\x02\xd8\xd3\x18\x01\x12@\n" +
+	"\x03Who\x12\x16.isthmus.v1.WhoRequest\x1a\x17.isthmus.v1.WhoResponse\"\b\xd0\xd3\x18\x02\xd8\xd3\x18\x01\x12O\n" +
+	"\bEndFlows\x12\x1b.isthmus.v1.EndFlowsRequest\x1a\x1c.isthmus.v1.EndFlowsResponse\"\b\xd0\xd3\x18\x02\xd8\xd3\x18\x012\xee\x01\n" +
+	"\vPoolService\x12N\n" +
+	"\tListPools\x12\x1c.isthmus.v1.ListPoolsRequest\x1a\x1d.isthmus.v1.ListPoolsResponse\"\x04\xd0\xd3\x18\x01\x12C\n" +
+	"\aGetPool\x12\x1a.isthmus.v1.GetPoolRequest\x1a\x16.isthmus.v1.PoolStatus\"\x04\xd0\xd3\x18\x01\x12J\n" +
 	"\n" +
-	"WatchPools\x12\x1d.isthmus.v1.WatchPoolsRequest\x1a\x15.isthmus.v1.PoolEvent0\x012\x9d\x01\n" +
-	"\vNameService\x12H\n" +
-	"\tListNames\x12\x1c.isthmus.v1.ListNamesRequest\x1a\x1d.isthmus.v1.ListNamesResponse\x12D\n" +
+	"WatchPools\x12\x1d.isthmus.v1.WatchPoolsRequest\x1a\x15.isthmus.v1.PoolEvent\"\x04\xd0\xd3\x18\x010\x012\xa9\x01\n" +
+	"\vNameService\x12N\n" +
+	"\tListNames\x12\x1c.isthmus.v1.ListNamesRequest\x1a\x1d.isthmus.v1.ListNamesResponse\"\x04\xd0\xd3\x18\x01\x12J\n" +
 	"\n" +
-	"WatchNames\x12\x1d.isthmus.v1.WatchNamesRequest\x1a\x15.isthmus.v1.NameEvent0\x012\xb3\x04\n" +
-	"\rSystemService\x12C\n" +
-	"\tGetStatus\x12\x1c.isthmus.v1.GetStatusRequest\x1a\x18.isthmus.v1.SystemStatus\x12@\n" +
+	"WatchNames\x12\x1d.isthmus.v1.WatchNamesRequest\x1a\x15.isthmus.v1.NameEvent\"\x04\xd0\xd3\x18\x010\x012\xfb\x04\n" +
+	"\rSystemService\x12I\n" +
+	"\tGetStatus\x12\x1c.isthmus.v1.GetStatusRequest\x1a\x18.isthmus.v1.SystemStatus\"\x04\xd0\xd3\x18\x01\x12F\n" +
 	"\n" +
-	"GetMachine\x12\x1d.isthmus.v1.GetMachineRequest\x1a\x13.isthmus.v1.Machine\x12D\n" +
-	"\aUpgrade\x12\x1a.isthmus.v1.UpgradeRequest\x1a\x1b.isthmus.v1.UpgradeResponse(\x01\x12Q\n" +
-	"\fRollbackSlot\x12\x1f.isthmus.v1.RollbackSlotRequest\x1a .isthmus.v1.RollbackSlotResponse\x12?\n" +
-	"\x06Reboot\x12\x19.isthmus.v1.RebootRequest\x1a\x1a.isthmus.v1.RebootResponse\x12E\n" +
-	"\bPowerOff\x12\x1b.isthmus.v1.PowerOffRequest\x1a\x1c.isthmus.v1.PowerOffResponse\x129\n" +
-	"\x04Seal\x12\x17.isthmus.v1.SealRequest\x1a\x18.isthmus.v1.SealResponse\x12?\n" +
-	"\x06Unseal\x12\x19.isthmus.v1.UnsealRequest\x1a\x1a.isthmus.v1.UnsealResponse2\xc2\x02\n" +
-	"\rSecretService\x12A\n" +
-	"\tSetSecret\x12\x1c.isthmus.v1.SetSecretRequest\x1a\x16.isthmus.v1.SecretInfo\x12K\n" +
-	"\x0eRollbackSecret\x12!.isthmus.v1.RollbackSecretRequest\x1a\x16.isthmus.v1.SecretInfo\x12N\n" +
-	"\vListSecrets\x12\x1e.isthmus.v1.ListSecretsRequest\x1a\x1f.isthmus.v1.ListSecretsResponse\x12Q\n" +
-	"\fDeleteSecret\x12\x1f.isthmus.v1.DeleteSecretRequest\x1a .isthmus.v1.DeleteSecretResponse2\xab\x03\n" +
-	"\rAccessService\x12N\n" +
-	"\vIssueClient\x12\x1e.isthmus.v1.IssueClientRequest\x1a\x1f.isthmus.v1.IssueClientResponse\x12N\n" +
-	"\vListClients\x12\x1e.isthmus.v1.ListClientsRequest\x1a\x1f.isthmus.v1.ListClientsResponse\x12Q\n" +
-	"\fRevokeClient\x12\x1f.isthmus.v1.RevokeClientRequest\x1a .isthmus.v1.RevokeClientResponse\x12N\n" +
-	"\vRenewClient\x12\x1e.isthmus.v1.RenewClientRequest\x1a\x1f.isthmus.v1.RenewClientResponse\x12W\n" +
-	"\x0eRenewAuthority\x12!.isthmus.v1.RenewAuthorityRequest\x1a\".isthmus.v1.RenewAuthorityResponse2\x9f\x01\n" +
-	"\rEgressService\x12H\n" +
-	"\tListPorts\x12\x1c.isthmus.v1.ListPortsRequest\x1a\x1d.isthmus.v1.ListPortsResponse\x12D\n" +
+	"GetMachine\x12\x1d.isthmus.v1.GetMachineRequest\x1a\x13.isthmus.v1.Machine\"\x04\xd0\xd3\x18\x01\x12N\n" +
+	"\aUpgrade\x12\x1a.isthmus.v1.UpgradeRequest\x1a\x1b.isthmus.v1.UpgradeResponse\"\b\xd0\xd3\x18\x03\xd8\xd3\x18\x01(\x01\x12[\n" +
+	"\fRollbackSlot\x12\x1f.isthmus.v1.RollbackSlotRequest\x1a .isthmus.v1.RollbackSlotResponse\"\b\xd0\xd3\x18\x03\xd8\xd3\x18\x01\x12I\n" +
+	"\x06Reboot\x12\x19.isthmus.v1.RebootRequest\x1a\x1a.isthmus.v1.RebootResponse\"\b\xd0\xd3\x18\x03\xd8\xd3\x18\x01\x12O\n" +
+	"\bPowerOff\x12\x1b.isthmus.v1.PowerOffRequest\x1a\x1c.isthmus.v1.PowerOffResponse\"\b\xd0\xd3\x18\x03\xd8\xd3\x18\x01\x12C\n" +
+	"\x04Seal\x12\x17.isthmus.v1.SealRequest\x1a\x18.isthmus.v1.SealResponse\"\b\xd0\xd3\x18\x03\xd8\xd3\x18\x01\x12I\n" +
+	"\x06Unseal\x12\x19.isthmus.v1.UnsealRequest\x1a\x1a.isthmus.v1.UnsealResponse\"\b\xd0\xd3\x18\x03\xd8\xd3\x18\x012\xe6\x02\n" +
+	"\rSecretService\x12K\n" +
+	"\tSetSecret\x12\x1c.isthmus.v1.SetSecretRequest\x1a\x16.isthmus.v1.SecretInfo\"\b\xd0\xd3\x18\x02\xd8\xd3\x18\x01\x12U\n" +
+	"\x0eRollbackSecret\x12!.isthmus.v1.RollbackSecretRequest\x1a\x16.isthmus.v1.SecretInfo\"\b\xd0\xd3\x18\x02\xd8\xd3\x18\x01\x12T\n" +
+	"\vListSecrets\x12\x1e.isthmus.v1.ListSecretsRequest\x1a\x1f.isthmus.v1.ListSecretsResponse\"\x04\xd0\xd3\x18\x01\x12[\n" +
+	"\fDeleteSecret\x12\x1f.isthmus.v1.DeleteSecretRequest\x1a .isthmus.v1.DeleteSecretResponse\"\b\xd0\xd3\x18\x02\xd8\xd3\x18\x012\xd9\x03\n" +
+	"\rAccessService\x12X\n" +
+	"\vIssueClient\x12\x1e.isthmus.v1.IssueClientRequest\x1a\x1f.isthmus.v1.IssueClientResponse\"\b\xd0\xd3\x18\x03\xd8\xd3\x18\x01\x12T\n" +
+	"\vListClients\x12\x1e.isthmus.v1.ListClientsRequest\x1a\x1f.isthmus.v1.ListClientsResponse\"\x04\xd0\xd3\x18\x03\x12[\n" +
+	"\fRevokeClient\x12\x1f.isthmus.v1.RevokeClientRequest\x1a .isthmus.v1.RevokeClientResponse\"\b\xd0\xd3\x18\x03\xd8\xd3\x18\x01\x12X\n" +
+	"\vRenewClient\x12\x1e.isthmus.v1.RenewClientRequest\x1a\x1f.isthmus.v1.RenewClientResponse\"\b\xd0\xd3\x18\x01\xd8\xd3\x18\x01\x12a\n" +
+	"\x0eRenewAuthority\x12!.isthmus.v1.RenewAuthorityRequest\x1a\".isthmus.v1.RenewAuthorityResponse\"\b\xd0\xd3\x18\x03\xd8\xd3\x18\x012\xab\x01\n" +
+	"\rEgressService\x12N\n" +
+	"\tListPorts\x12\x1c.isthmus.v1.ListPortsRequest\x1a\x1d.isthmus.v1.ListPortsResponse\"\x04\xd0\xd3\x18\x01\x12J\n" +
 	"\n" +
-	"WatchPorts\x12\x1d.isthmus.v1.WatchPortsRequest\x1a\x15.isthmus.v1.PortEvent0\x01B;Z9github.com/isthmus-net/isthmus/proto/isthmus/v1;isthmusv1b\x06proto3"
+	"WatchPorts\x12\x1d.isthmus.v1.WatchPortsRequest\x1a\x15.isthmus.v1.PortEvent\"\x04\xd0\xd3\x18\x010\x01B;Z9github.com/isthmus-net/isthmus/proto/isthmus/v1;isthmusv1b\x06proto3"
 
 var (
 	file_isthmus_v1_services_proto_rawDescOnce sync.Once

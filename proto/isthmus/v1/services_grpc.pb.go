@@ -35,26 +35,24 @@ const (
 //
 // SpecService reads and changes the desired state of the node.
 type SpecServiceClient interface {
-	// Validate checks a document and changes nothing. Role: reader.
+	// Validate checks a document and changes nothing.
 	Validate(ctx context.Context, in *ValidateRequest, opts ...grpc.CallOption) (*ValidateResponse, error)
-	// Plan returns what applying a document would do and changes nothing. Role: reader.
+	// Plan returns what applying a document would do and changes nothing.
 	Plan(ctx context.Context, in *PlanRequest, opts ...grpc.CallOption) (*PlanResponse, error)
 	// Apply makes a document the desired state, as a whole or not at all. A document with problems is
 	// refused with INVALID_ARGUMENT and a Problems detail; a stale expected generation with ABORTED.
-	// Role: operator.
 	Apply(ctx context.Context, in *ApplyRequest, opts ...grpc.CallOption) (*ApplyResponse, error)
 	// EditPolicies sets and deletes single egress policies of the present document, all of them or
 	// none, and leaves the rest of its text as it is. Its cost depends on the size of the edit, not
 	// on the number of policies. Errors as with Apply; without a document FAILED_PRECONDITION.
-	// Role: operator.
 	EditPolicies(ctx context.Context, in *EditPoliciesRequest, opts ...grpc.CallOption) (*ApplyResponse, error)
-	// Confirm keeps a generation that was applied with a confirm timeout. Role: operator.
+	// Confirm keeps a generation that was applied with a confirm timeout.
 	Confirm(ctx context.Context, in *ConfirmRequest, opts ...grpc.CallOption) (*ConfirmResponse, error)
-	// GetSpec returns an accepted document. Role: reader.
+	// GetSpec returns an accepted document.
 	GetSpec(ctx context.Context, in *GetSpecRequest, opts ...grpc.CallOption) (*GetSpecResponse, error)
-	// ListHistory returns the accepted documents, newest first. Role: reader.
+	// ListHistory returns the accepted documents, newest first.
 	ListHistory(ctx context.Context, in *ListHistoryRequest, opts ...grpc.CallOption) (*ListHistoryResponse, error)
-	// Rollback applies an earlier document again, as a new generation. Role: operator.
+	// Rollback applies an earlier document again, as a new generation.
 	Rollback(ctx context.Context, in *RollbackRequest, opts ...grpc.CallOption) (*ApplyResponse, error)
 }
 
@@ -152,26 +150,24 @@ func (c *specServiceClient) Rollback(ctx context.Context, in *RollbackRequest, o
 //
 // SpecService reads and changes the desired state of the node.
 type SpecServiceServer interface {
-	// Validate checks a document and changes nothing. Role: reader.
+	// Validate checks a document and changes nothing.
 	Validate(context.Context, *ValidateRequest) (*ValidateResponse, error)
-	// Plan returns what applying a document would do and changes nothing. Role: reader.
+	// Plan returns what applying a document would do and changes nothing.
 	Plan(context.Context, *PlanRequest) (*PlanResponse, error)
 	// Apply makes a document the desired state, as a whole or not at all. A document with problems is
 	// refused with INVALID_ARGUMENT and a Problems detail; a stale expected generation with ABORTED.
-	// Role: operator.
 	Apply(context.Context, *ApplyRequest) (*ApplyResponse, error)
 	// EditPolicies sets and deletes single egress policies of the present document, all of them or
 	// none, and leaves the rest of its text as it is. Its cost depends on the size of the edit, not
 	// on the number of policies. Errors as with Apply; without a document FAILED_PRECONDITION.
-	// Role: operator.
 	EditPolicies(context.Context, *EditPoliciesRequest) (*ApplyResponse, error)
-	// Confirm keeps a generation that was applied with a confirm timeout. Role: operator.
+	// Confirm keeps a generation that was applied with a confirm timeout.
 	Confirm(context.Context, *ConfirmRequest) (*ConfirmResponse, error)
-	// GetSpec returns an accepted document. Role: reader.
+	// GetSpec returns an accepted document.
 	GetSpec(context.Context, *GetSpecRequest) (*GetSpecResponse, error)
-	// ListHistory returns the accepted documents, newest first. Role: reader.
+	// ListHistory returns the accepted documents, newest first.
 	ListHistory(context.Context, *ListHistoryRequest) (*ListHistoryResponse, error)
-	// Rollback applies an earlier document again, as a new generation. Role: operator.
+	// Rollback applies an earlier document again, as a new generation.
 	Rollback(context.Context, *RollbackRequest) (*ApplyResponse, error)
 	mustEmbedUnimplementedSpecServiceServer()
 }
@@ -428,12 +424,12 @@ const (
 //
 // TunnelService reads tunnels.
 type TunnelServiceClient interface {
-	// ListTunnels returns the tunnels in the order of their names. Role: reader.
+	// ListTunnels returns the tunnels in the order of their names.
 	ListTunnels(ctx context.Context, in *ListTunnelsRequest, opts ...grpc.CallOption) (*ListTunnelsResponse, error)
-	// GetTunnel returns one tunnel, or NOT_FOUND. Role: reader.
+	// GetTunnel returns one tunnel, or NOT_FOUND.
 	GetTunnel(ctx context.Context, in *GetTunnelRequest, opts ...grpc.CallOption) (*TunnelStatus, error)
 	// WatchTunnels follows the tunnels. A change of only the byte and packet counters is not an
-	// event. Role: reader.
+	// event.
 	WatchTunnels(ctx context.Context, in *WatchTunnelsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TunnelEvent], error)
 }
 
@@ -490,12 +486,12 @@ type TunnelService_WatchTunnelsClient = grpc.ServerStreamingClient[TunnelEvent]
 //
 // TunnelService reads tunnels.
 type TunnelServiceServer interface {
-	// ListTunnels returns the tunnels in the order of their names. Role: reader.
+	// ListTunnels returns the tunnels in the order of their names.
 	ListTunnels(context.Context, *ListTunnelsRequest) (*ListTunnelsResponse, error)
-	// GetTunnel returns one tunnel, or NOT_FOUND. Role: reader.
+	// GetTunnel returns one tunnel, or NOT_FOUND.
 	GetTunnel(context.Context, *GetTunnelRequest) (*TunnelStatus, error)
 	// WatchTunnels follows the tunnels. A change of only the byte and packet counters is not an
-	// event. Role: reader.
+	// event.
 	WatchTunnels(*WatchTunnelsRequest, grpc.ServerStreamingServer[TunnelEvent]) error
 	mustEmbedUnimplementedTunnelServiceServer()
 }
@@ -623,16 +619,15 @@ const (
 //
 // BGPService reads BGP sessions.
 type BGPServiceClient interface {
-	// ListPeers returns the sessions in the order of their names. Role: reader.
+	// ListPeers returns the sessions in the order of their names.
 	ListPeers(ctx context.Context, in *ListPeersRequest, opts ...grpc.CallOption) (*ListPeersResponse, error)
-	// GetPeer returns one session, or NOT_FOUND. Role: reader.
+	// GetPeer returns one session, or NOT_FOUND.
 	GetPeer(ctx context.Context, in *GetPeerRequest, opts ...grpc.CallOption) (*PeerStatus, error)
 	// WatchPeers follows the sessions. A change of only the message counters is not an event.
-	// Role: reader.
 	WatchPeers(ctx context.Context, in *WatchPeersRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PeerEvent], error)
 	// ResetPeer closes and reopens a session, or, when soft, applies the import policy again to the
 	// routes that the peer sent and sends our routes again. It also ends a quarantine and a
-	// prefix-limit hold-down. Role: operator.
+	// prefix-limit hold-down.
 	ResetPeer(ctx context.Context, in *ResetPeerRequest, opts ...grpc.CallOption) (*ResetPeerResponse, error)
 }
 
@@ -699,16 +694,15 @@ func (c *bGPServiceClient) ResetPeer(ctx context.Context, in *ResetPeerRequest, 
 //
 // BGPService reads BGP sessions.
 type BGPServiceServer interface {
-	// ListPeers returns the sessions in the order of their names. Role: reader.
+	// ListPeers returns the sessions in the order of their names.
 	ListPeers(context.Context, *ListPeersRequest) (*ListPeersResponse, error)
-	// GetPeer returns one session, or NOT_FOUND. Role: reader.
+	// GetPeer returns one session, or NOT_FOUND.
 	GetPeer(context.Context, *GetPeerRequest) (*PeerStatus, error)
 	// WatchPeers follows the sessions. A change of only the message counters is not an event.
-	// Role: reader.
 	WatchPeers(*WatchPeersRequest, grpc.ServerStreamingServer[PeerEvent]) error
 	// ResetPeer closes and reopens a session, or, when soft, applies the import policy again to the
 	// routes that the peer sent and sends our routes again. It also ends a quarantine and a
-	// prefix-limit hold-down. Role: operator.
+	// prefix-limit hold-down.
 	ResetPeer(context.Context, *ResetPeerRequest) (*ResetPeerResponse, error)
 	mustEmbedUnimplementedBGPServiceServer()
 }
@@ -859,9 +853,9 @@ const (
 //
 // RouteService reads the routes that this node uses.
 type RouteServiceClient interface {
-	// ListRoutes returns routes in the order of their prefixes. Role: reader.
+	// ListRoutes returns routes in the order of their prefixes.
 	ListRoutes(ctx context.Context, in *ListRoutesRequest, opts ...grpc.CallOption) (*ListRoutesResponse, error)
-	// WatchRoutes follows the routes. Role: reader.
+	// WatchRoutes follows the routes.
 	WatchRoutes(ctx context.Context, in *WatchRoutesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RouteEvent], error)
 }
 
@@ -908,9 +902,9 @@ type RouteService_WatchRoutesClient = grpc.ServerStreamingClient[RouteEvent]
 //
 // RouteService reads the routes that this node uses.
 type RouteServiceServer interface {
-	// ListRoutes returns routes in the order of their prefixes. Role: reader.
+	// ListRoutes returns routes in the order of their prefixes.
 	ListRoutes(context.Context, *ListRoutesRequest) (*ListRoutesResponse, error)
-	// WatchRoutes follows the routes. Role: reader.
+	// WatchRoutes follows the routes.
 	WatchRoutes(*WatchRoutesRequest, grpc.ServerStreamingServer[RouteEvent]) error
 	mustEmbedUnimplementedRouteServiceServer()
 }
@@ -1015,20 +1009,18 @@ const (
 // NATService reads source NAT.
 type NATServiceClient interface {
 	// ListPolicies returns the egress policies with their counters, in the order of their names.
-	// Role: reader.
 	ListPolicies(ctx context.Context, in *ListPoliciesRequest, opts ...grpc.CallOption) (*ListPoliciesResponse, error)
-	// WatchPolicies follows the policies; counters are read every few seconds. Role: reader.
+	// WatchPolicies follows the policies; counters are read every few seconds.
 	WatchPolicies(ctx context.Context, in *WatchPoliciesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PolicyEvent], error)
 	// ProveEgress derives, from the rules in the kernel, every address under which flows may be seen,
-	// now and with any one address of a pool gone, and signs the result. Role: operator.
+	// now and with any one address of a pool gone, and signs the result.
 	ProveEgress(ctx context.Context, in *ProveEgressRequest, opts ...grpc.CallOption) (*ProveEgressResponse, error)
 	// Who finds the source that had a public address and port at a time: among live flows, in the log
 	// of translations, and by formula where the port belongs to a block. Each call is in the audit
-	// log. Role: operator.
+	// log.
 	Who(ctx context.Context, in *WhoRequest, opts ...grpc.CallOption) (*WhoResponse, error)
 	// EndFlows ends flows under way through this node, selected by their first packet. They begin
 	// again unless a policy denies them: add that policy first. Flows of the node itself stay.
-	// Role: operator.
 	EndFlows(ctx context.Context, in *EndFlowsRequest, opts ...grpc.CallOption) (*EndFlowsResponse, error)
 }
 
@@ -1106,20 +1098,18 @@ func (c *nATServiceClient) EndFlows(ctx context.Context, in *EndFlowsRequest, op
 // NATService reads source NAT.
 type NATServiceServer interface {
 	// ListPolicies returns the egress policies with their counters, in the order of their names.
-	// Role: reader.
 	ListPolicies(context.Context, *ListPoliciesRequest) (*ListPoliciesResponse, error)
-	// WatchPolicies follows the policies; counters are read every few seconds. Role: reader.
+	// WatchPolicies follows the policies; counters are read every few seconds.
 	WatchPolicies(*WatchPoliciesRequest, grpc.ServerStreamingServer[PolicyEvent]) error
 	// ProveEgress derives, from the rules in the kernel, every address under which flows may be seen,
-	// now and with any one address of a pool gone, and signs the result. Role: operator.
+	// now and with any one address of a pool gone, and signs the result.
 	ProveEgress(context.Context, *ProveEgressRequest) (*ProveEgressResponse, error)
 	// Who finds the source that had a public address and port at a time: among live flows, in the log
 	// of translations, and by formula where the port belongs to a block. Each call is in the audit
-	// log. Role: operator.
+	// log.
 	Who(context.Context, *WhoRequest) (*WhoResponse, error)
 	// EndFlows ends flows under way through this node, selected by their first packet. They begin
 	// again unless a policy denies them: add that policy first. Flows of the node itself stay.
-	// Role: operator.
 	EndFlows(context.Context, *EndFlowsRequest) (*EndFlowsResponse, error)
 	mustEmbedUnimplementedNATServiceServer()
 }
@@ -1296,11 +1286,11 @@ const (
 //
 // PoolService reads the pools of source addresses.
 type PoolServiceClient interface {
-	// ListPools returns the pools in the order of their names. Role: reader.
+	// ListPools returns the pools in the order of their names.
 	ListPools(ctx context.Context, in *ListPoolsRequest, opts ...grpc.CallOption) (*ListPoolsResponse, error)
-	// GetPool returns one pool, or NOT_FOUND. Role: reader.
+	// GetPool returns one pool, or NOT_FOUND.
 	GetPool(ctx context.Context, in *GetPoolRequest, opts ...grpc.CallOption) (*PoolStatus, error)
-	// WatchPools follows the pools. A probe that changes no state is not an event. Role: reader.
+	// WatchPools follows the pools. A probe that changes no state is not an event.
 	WatchPools(ctx context.Context, in *WatchPoolsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PoolEvent], error)
 }
 
@@ -1357,11 +1347,11 @@ type PoolService_WatchPoolsClient = grpc.ServerStreamingClient[PoolEvent]
 //
 // PoolService reads the pools of source addresses.
 type PoolServiceServer interface {
-	// ListPools returns the pools in the order of their names. Role: reader.
+	// ListPools returns the pools in the order of their names.
 	ListPools(context.Context, *ListPoolsRequest) (*ListPoolsResponse, error)
-	// GetPool returns one pool, or NOT_FOUND. Role: reader.
+	// GetPool returns one pool, or NOT_FOUND.
 	GetPool(context.Context, *GetPoolRequest) (*PoolStatus, error)
-	// WatchPools follows the pools. A probe that changes no state is not an event. Role: reader.
+	// WatchPools follows the pools. A probe that changes no state is not an event.
 	WatchPools(*WatchPoolsRequest, grpc.ServerStreamingServer[PoolEvent]) error
 	mustEmbedUnimplementedPoolServiceServer()
 }
@@ -1487,9 +1477,9 @@ const (
 //
 // NameService reads the domain names of egress policies.
 type NameServiceClient interface {
-	// ListNames returns the names and wildcards in their order. Role: reader.
+	// ListNames returns the names and wildcards in their order.
 	ListNames(ctx context.Context, in *ListNamesRequest, opts ...grpc.CallOption) (*ListNamesResponse, error)
-	// WatchNames follows the names. A query without a new result is not an event. Role: reader.
+	// WatchNames follows the names. A query without a new result is not an event.
 	WatchNames(ctx context.Context, in *WatchNamesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[NameEvent], error)
 }
 
@@ -1536,9 +1526,9 @@ type NameService_WatchNamesClient = grpc.ServerStreamingClient[NameEvent]
 //
 // NameService reads the domain names of egress policies.
 type NameServiceServer interface {
-	// ListNames returns the names and wildcards in their order. Role: reader.
+	// ListNames returns the names and wildcards in their order.
 	ListNames(context.Context, *ListNamesRequest) (*ListNamesResponse, error)
-	// WatchNames follows the names. A query without a new result is not an event. Role: reader.
+	// WatchNames follows the names. A query without a new result is not an event.
 	WatchNames(*WatchNamesRequest, grpc.ServerStreamingServer[NameEvent]) error
 	mustEmbedUnimplementedNameServiceServer()
 }
@@ -1645,32 +1635,31 @@ const (
 //
 // SystemService reads and manages the node as a whole.
 type SystemServiceClient interface {
-	// GetStatus returns version, health and counters. Role: reader.
+	// GetStatus returns version, health and counters.
 	GetStatus(ctx context.Context, in *GetStatusRequest, opts ...grpc.CallOption) (*SystemStatus, error)
 	// GetMachine returns the state of the machine: slots, firmware and trusted keys. The answer has
 	// no slots on a machine without them, such as one that has isthmus from a Debian package.
-	// Role: reader.
 	GetMachine(ctx context.Context, in *GetMachineRequest, opts ...grpc.CallOption) (*Machine, error)
 	// Upgrade writes a signed image into the slot that is not running, reads it back, and has the
 	// machine try it at the next boot. The first message has the header, each further one bytes of
 	// the slot. INVALID_ARGUMENT when the node does not trust the signature, or it does not match the
 	// bytes; FAILED_PRECONDITION when the slot is older than the running one, when that is on trial
-	// itself, when another upgrade is under way, or when the machine has no slots. Role: admin.
+	// itself, when another upgrade is under way, or when the machine has no slots.
 	Upgrade(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[UpgradeRequest, UpgradeResponse], error)
-	// RollbackSlot has the machine try the other slot at the next boot, and reboots it. Role: admin.
+	// RollbackSlot has the machine try the other slot at the next boot, and reboots it.
 	RollbackSlot(ctx context.Context, in *RollbackSlotRequest, opts ...grpc.CallOption) (*RollbackSlotResponse, error)
-	// Reboot reboots the machine. Role: admin.
+	// Reboot reboots the machine.
 	Reboot(ctx context.Context, in *RebootRequest, opts ...grpc.CallOption) (*RebootResponse, error)
-	// PowerOff switches the machine off. Role: admin.
+	// PowerOff switches the machine off.
 	PowerOff(ctx context.Context, in *PowerOffRequest, opts ...grpc.CallOption) (*PowerOffResponse, error)
 	// Seal encrypts the secrets with a new key that is on the disk only in a form that the machine's
 	// TPM can unseal, or with the node key again. Certificates and keys of the API stay with the node
 	// key. The answer has the recovery string, which the node does not keep. FAILED_PRECONDITION when
 	// the machine has no TPM 2.0, when its firmware has not measured PCR 7, when secrets cannot be
-	// read and abandon is not set, or while a slot is on trial. Role: admin.
+	// read and abandon is not set, or while a slot is on trial.
 	Seal(ctx context.Context, in *SealRequest, opts ...grpc.CallOption) (*SealResponse, error)
 	// Unseal opens the seal with its recovery string, and seals its key for the machine as it is now.
-	// INVALID_ARGUMENT when it is not the string of a seal of this node. Role: admin.
+	// INVALID_ARGUMENT when it is not the string of a seal of this node.
 	Unseal(ctx context.Context, in *UnsealRequest, opts ...grpc.CallOption) (*UnsealResponse, error)
 }
 
@@ -1771,32 +1760,31 @@ func (c *systemServiceClient) Unseal(ctx context.Context, in *UnsealRequest, opt
 //
 // SystemService reads and manages the node as a whole.
 type SystemServiceServer interface {
-	// GetStatus returns version, health and counters. Role: reader.
+	// GetStatus returns version, health and counters.
 	GetStatus(context.Context, *GetStatusRequest) (*SystemStatus, error)
 	// GetMachine returns the state of the machine: slots, firmware and trusted keys. The answer has
 	// no slots on a machine without them, such as one that has isthmus from a Debian package.
-	// Role: reader.
 	GetMachine(context.Context, *GetMachineRequest) (*Machine, error)
 	// Upgrade writes a signed image into the slot that is not running, reads it back, and has the
 	// machine try it at the next boot. The first message has the header, each further one bytes of
 	// the slot. INVALID_ARGUMENT when the node does not trust the signature, or it does not match the
 	// bytes; FAILED_PRECONDITION when the slot is older than the running one, when that is on trial
-	// itself, when another upgrade is under way, or when the machine has no slots. Role: admin.
+	// itself, when another upgrade is under way, or when the machine has no slots.
 	Upgrade(grpc.ClientStreamingServer[UpgradeRequest, UpgradeResponse]) error
-	// RollbackSlot has the machine try the other slot at the next boot, and reboots it. Role: admin.
+	// RollbackSlot has the machine try the other slot at the next boot, and reboots it.
 	RollbackSlot(context.Context, *RollbackSlotRequest) (*RollbackSlotResponse, error)
-	// Reboot reboots the machine. Role: admin.
+	// Reboot reboots the machine.
 	Reboot(context.Context, *RebootRequest) (*RebootResponse, error)
-	// PowerOff switches the machine off. Role: admin.
+	// PowerOff switches the machine off.
 	PowerOff(context.Context, *PowerOffRequest) (*PowerOffResponse, error)
 	// Seal encrypts the secrets with a new key that is on the disk only in a form that the machine's
 	// TPM can unseal, or with the node key again. Certificates and keys of the API stay with the node
 	// key. The answer has the recovery string, which the node does not keep. FAILED_PRECONDITION when
 	// the machine has no TPM 2.0, when its firmware has not measured PCR 7, when secrets cannot be
-	// read and abandon is not set, or while a slot is on trial. Role: admin.
+	// read and abandon is not set, or while a slot is on trial.
 	Seal(context.Context, *SealRequest) (*SealResponse, error)
 	// Unseal opens the seal with its recovery string, and seals its key for the machine as it is now.
-	// INVALID_ARGUMENT when it is not the string of a seal of this node. Role: admin.
+	// INVALID_ARGUMENT when it is not the string of a seal of this node.
 	Unseal(context.Context, *UnsealRequest) (*UnsealResponse, error)
 	mustEmbedUnimplementedSystemServiceServer()
 }
@@ -2047,15 +2035,14 @@ const (
 type SecretServiceClient interface {
 	// SetSecret stores or replaces a secret. Tunnels and peers that use it change at once.
 	// INVALID_ARGUMENT when the value does not fit a field of the present document that names it. The
-	// former value is kept until the next document is accepted permanently. Role: operator.
+	// former value is kept until the next document is accepted permanently.
 	SetSecret(ctx context.Context, in *SetSecretRequest, opts ...grpc.CallOption) (*SecretInfo, error)
 	// RollbackSecret gives a secret the value that it had before it was set last; NOT_FOUND when that
-	// is not kept. Role: operator.
+	// is not kept.
 	RollbackSecret(ctx context.Context, in *RollbackSecretRequest, opts ...grpc.CallOption) (*SecretInfo, error)
-	// ListSecrets returns names and fingerprints. Role: reader.
+	// ListSecrets returns names and fingerprints.
 	ListSecrets(ctx context.Context, in *ListSecretsRequest, opts ...grpc.CallOption) (*ListSecretsResponse, error)
 	// DeleteSecret removes a secret; FAILED_PRECONDITION while the present document uses it.
-	// Role: operator.
 	DeleteSecret(ctx context.Context, in *DeleteSecretRequest, opts ...grpc.CallOption) (*DeleteSecretResponse, error)
 }
 
@@ -2115,15 +2102,14 @@ func (c *secretServiceClient) DeleteSecret(ctx context.Context, in *DeleteSecret
 type SecretServiceServer interface {
 	// SetSecret stores or replaces a secret. Tunnels and peers that use it change at once.
 	// INVALID_ARGUMENT when the value does not fit a field of the present document that names it. The
-	// former value is kept until the next document is accepted permanently. Role: operator.
+	// former value is kept until the next document is accepted permanently.
 	SetSecret(context.Context, *SetSecretRequest) (*SecretInfo, error)
 	// RollbackSecret gives a secret the value that it had before it was set last; NOT_FOUND when that
-	// is not kept. Role: operator.
+	// is not kept.
 	RollbackSecret(context.Context, *RollbackSecretRequest) (*SecretInfo, error)
-	// ListSecrets returns names and fingerprints. Role: reader.
+	// ListSecrets returns names and fingerprints.
 	ListSecrets(context.Context, *ListSecretsRequest) (*ListSecretsResponse, error)
 	// DeleteSecret removes a secret; FAILED_PRECONDITION while the present document uses it.
-	// Role: operator.
 	DeleteSecret(context.Context, *DeleteSecretRequest) (*DeleteSecretResponse, error)
 	mustEmbedUnimplementedSecretServiceServer()
 }
@@ -2282,11 +2268,11 @@ const (
 //
 // AccessService grants and revokes access.
 type AccessServiceClient interface {
-	// IssueClient signs a client certificate. Role: admin.
+	// IssueClient signs a client certificate.
 	IssueClient(ctx context.Context, in *IssueClientRequest, opts ...grpc.CallOption) (*IssueClientResponse, error)
-	// ListClients returns the certificates that were issued. Role: admin.
+	// ListClients returns the certificates that were issued.
 	ListClients(ctx context.Context, in *ListClientsRequest, opts ...grpc.CallOption) (*ListClientsResponse, error)
-	// RevokeClient refuses a certificate from now on, also on open connections. Role: admin. It
+	// RevokeClient refuses a certificate from now on, also on open connections. It
 	// refuses the certificates that were renewed from it too, and those that it was renewed from.
 	RevokeClient(ctx context.Context, in *RevokeClientRequest, opts ...grpc.CallOption) (*RevokeClientResponse, error)
 	// RenewClient signs a certificate that follows the one of the caller: the same name and role, and
@@ -2294,11 +2280,11 @@ type AccessServiceClient interface {
 	// while the authority that signed it is the former one; a certificate of less than 30 days is
 	// not. A second call with the same key returns the same certificate. A certificate and all those
 	// that it was renewed from are valid for 10 years in all. Over the unix socket the error is
-	// INVALID_ARGUMENT. Role: reader.
+	// INVALID_ARGUMENT.
 	RenewClient(ctx context.Context, in *RenewClientRequest, opts ...grpc.CallOption) (*RenewClientResponse, error)
 	// RenewAuthority makes a new certificate authority. For 30 days the server still presents a
 	// certificate of the former one, and clients of the former one get in; contexts that are issued
-	// from now on trust both. Role: admin.
+	// from now on trust both.
 	RenewAuthority(ctx context.Context, in *RenewAuthorityRequest, opts ...grpc.CallOption) (*RenewAuthorityResponse, error)
 }
 
@@ -2366,11 +2352,11 @@ func (c *accessServiceClient) RenewAuthority(ctx context.Context, in *RenewAutho
 //
 // AccessService grants and revokes access.
 type AccessServiceServer interface {
-	// IssueClient signs a client certificate. Role: admin.
+	// IssueClient signs a client certificate.
 	IssueClient(context.Context, *IssueClientRequest) (*IssueClientResponse, error)
-	// ListClients returns the certificates that were issued. Role: admin.
+	// ListClients returns the certificates that were issued.
 	ListClients(context.Context, *ListClientsRequest) (*ListClientsResponse, error)
-	// RevokeClient refuses a certificate from now on, also on open connections. Role: admin. It
+	// RevokeClient refuses a certificate from now on, also on open connections. It
 	// refuses the certificates that were renewed from it too, and those that it was renewed from.
 	RevokeClient(context.Context, *RevokeClientRequest) (*RevokeClientResponse, error)
 	// RenewClient signs a certificate that follows the one of the caller: the same name and role, and
@@ -2378,11 +2364,11 @@ type AccessServiceServer interface {
 	// while the authority that signed it is the former one; a certificate of less than 30 days is
 	// not. A second call with the same key returns the same certificate. A certificate and all those
 	// that it was renewed from are valid for 10 years in all. Over the unix socket the error is
-	// INVALID_ARGUMENT. Role: reader.
+	// INVALID_ARGUMENT.
 	RenewClient(context.Context, *RenewClientRequest) (*RenewClientResponse, error)
 	// RenewAuthority makes a new certificate authority. For 30 days the server still presents a
 	// certificate of the former one, and clients of the former one get in; contexts that are issued
-	// from now on trust both. Role: admin.
+	// from now on trust both.
 	RenewAuthority(context.Context, *RenewAuthorityRequest) (*RenewAuthorityResponse, error)
 	mustEmbedUnimplementedAccessServiceServer()
 }
@@ -2564,10 +2550,9 @@ const (
 // EgressService reads how many ports of the pools' addresses are in use.
 type EgressServiceClient interface {
 	// ListPorts returns the ports in use of each address, counted not more than a few seconds ago.
-	// Role: reader.
 	ListPorts(ctx context.Context, in *ListPortsRequest, opts ...grpc.CallOption) (*ListPortsResponse, error)
 	// WatchPorts follows the same; flows are counted every 30 seconds, and more often where ports run
-	// short. Role: reader.
+	// short.
 	WatchPorts(ctx context.Context, in *WatchPortsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PortEvent], error)
 }
 
@@ -2615,10 +2600,9 @@ type EgressService_WatchPortsClient = grpc.ServerStreamingClient[PortEvent]
 // EgressService reads how many ports of the pools' addresses are in use.
 type EgressServiceServer interface {
 	// ListPorts returns the ports in use of each address, counted not more than a few seconds ago.
-	// Role: reader.
 	ListPorts(context.Context, *ListPortsRequest) (*ListPortsResponse, error)
 	// WatchPorts follows the same; flows are counted every 30 seconds, and more often where ports run
-	// short. Role: reader.
+	// short.
 	WatchPorts(*WatchPortsRequest, grpc.ServerStreamingServer[PortEvent]) error
 	mustEmbedUnimplementedEgressServiceServer()
 }
