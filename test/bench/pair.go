@@ -97,6 +97,8 @@ func (f *figures) add(out string) error {
 			now = append(now, t)
 		case t != nil && !strings.Contains(cell[0], " / "):
 			for i, c := range cell[1:] {
+				// A part that measures several times in a round prints the median with the spread.
+				c, _, _ = strings.Cut(c, " (")
 				if v, err := strconv.ParseFloat(c, 64); err == nil && i < len(columns) {
 					t.add(cell[0], columns[i], v)
 				}

@@ -13,6 +13,10 @@ func TestPair(t *testing.T) {
 		x := newTable("%s", title)
 		for i, v := range of {
 			row := []string{"isthmus", "FRR", "isthmus, no log"}[i]
+			if i == 2 { // measured three times in a round
+				x.add(row, "load s", v[0]-1)
+				x.add(row, "load s", v[0]+1)
+			}
 			x.add(row, "load s", v[0])
 			x.add(row, "peak MiB", v[1])
 		}
