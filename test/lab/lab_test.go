@@ -168,6 +168,10 @@ func TestProcess(t *testing.T) {
 	if p.Err() == nil {
 		t.Error("a program that was killed has no error")
 	}
+	// As on a machine where the end of the output is late.
+	if out, err := inside.Exec(t.Context(), "sh", "-c", "sleep 2 & echo done"); err != nil || out != "done\n" {
+		t.Errorf("a program whose output another one holds: %q, %v", out, err)
+	}
 	if _, err := inside.Exec(t.Context(), "sh", "-c", "echo why >&2; exit 3"); err == nil || !strings.Contains(err.Error(), "why") {
 		t.Errorf("Exec of a failing program: %v", err)
 	}

@@ -95,7 +95,9 @@ func (n *Node) ExecPeer(ctx context.Context, argv ...string) (string, error) {
 func (n *Node) exec(_ context.Context, input string, cmd *exec.Cmd) (string, error) {
 	var stdout, stderr bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(input), &stdout, &stderr
-	cmd.WaitDelay = time.Second
+	// For a program that leaves its output to another one. Reading the output of one that has ended
+	// takes longer than a second under emulation on a busy machine.
+	cmd.WaitDelay = time.Minute
 	if err := n.Do(cmd.Start); err != nil {
 		return "", fmt.Errorf("running %s in %s: %w", cmd.Args[0], n.Name, err)
 	}
