@@ -70,12 +70,14 @@ test: setup build ## every test; what needs a fuller kernel than this one runs i
 	@$(RUN) -slowest
 
 test-host: ## of make test: what this kernel can do
-	$(RUN) -timeout 20m $$(go list ./... | grep -vE '/test/(e2e|appliance)|/tunnel/(ipsec|wireguard)$$')
+	$(RUN) -timeout 20m $$(go list ./... | grep -vE '/test/(e2e|appliance|vm)|/tunnel/(ipsec|wireguard)$$')
 	$(RUN) -timeout 20m -skip '$(INGUEST)' ./tunnel/ipsec ./tunnel/wireguard
 	@# Never from go's cache: it does not know that the tests build the programs.
 	$(RUN) -again $$(go list ./test/e2e/... | grep -vE '/test/e2e$(E2EINGUEST)$$')
 
 test-guest: ## of make test: what runs in a VM unless this kernel has everything
+	@# Here, since it would wait for the guests of the others.
+	$(RUN) -timeout 20m ./test/vm/...
 	$(RUN) -guest -t 15m -p image/debian/strongswan.d/isthmus.conf ./tunnel/ipsec -test.run '$(INGUEST)'
 	@# With Debian 12's kernel and charon, 5.9.8. The others pass there too.
 	$(RUN) -guest -suite bookworm -t 15m -p image/debian/strongswan.d/isthmus.conf ./tunnel/ipsec -test.run '^(TestTunnel|TestReasons)$$'
