@@ -83,8 +83,7 @@ func (n Noun) Lists(request proto.Message) bool {
 
 // served registers services, with the calls of nouns in place of the generated handlers.
 type served struct {
-	grpc.ServiceRegistrar
-	services map[string]bool // the registered ones
+	*grpc.Server
 	// by path
 	unary  map[string]func(context.Context, proto.Message) (proto.Message, error)
 	stream map[string]func(grpc.ServerStream) error
@@ -92,8 +91,8 @@ type served struct {
 }
 
 // serveNouns returns a registrar for the services of r.
-func (s *services) serveNouns(r grpc.ServiceRegistrar) *served {
-	v := &served{r, map[string]bool{}, map[string]func(context.Context, proto.Message) (proto.Message, error){}, map[string]func(grpc.ServerStream) error{}, map[string]*nouns.Call{}}
+func (s *services) serveNouns(r *grpc.Server) *served {
+	v := &served{r, map[string]func(context.Context, proto.Message) (proto.Message, error){}, map[string]func(grpc.ServerStream) error{}, map[string]*nouns.Call{}}
 	for _, n := range s.router.Nouns() {
 		list := n.calls.List
 		v.calls[list.Path] = list
@@ -124,11 +123,11 @@ func (s *services) serveNouns(r grpc.ServiceRegistrar) *served {
 
 // registerRest registers the services that have only calls of nouns, which need no implementation.
 func (v *served) registerRest() {
-	rest := map[string]*grpc.ServiceDesc{}
+	registered, rest := v.GetServiceInfo(), map[string]*grpc.ServiceDesc{}
 	for full := range v.calls {
 		service, method := path.Split(strings.TrimPrefix(full, "/"))
 		service = strings.TrimSuffix(service, "/")
-		if v.services[service] {
+		if _, ok := registered[service]; ok {
 			continue
 		}
 		d := rest[service]
@@ -149,7 +148,6 @@ func (v *served) registerRest() {
 
 // RegisterService implements grpc.ServiceRegistrar.
 func (v *served) RegisterService(d *grpc.ServiceDesc, impl any) {
-	v.services[d.ServiceName] = true
 	service := *d
 	service.Methods = append([]grpc.MethodDesc(nil), d.Methods...)
 	for i := range service.Methods {
@@ -186,5 +184,5 @@ func (v *served) RegisterService(d *grpc.ServiceDesc, impl any) {
 			return call(stream)
 		}
 	}
-	v.ServiceRegistrar.RegisterService(&service, impl)
+	v.Server.RegisterService(&service, impl)
 }

@@ -44,7 +44,7 @@ type services struct {
 	isthmusv1.UnimplementedAccessServiceServer
 }
 
-func (s *services) register(server grpc.ServiceRegistrar) {
+func (s *services) register(server *grpc.Server) {
 	r := s.serveNouns(server)
 	isthmusv1.RegisterSpecServiceServer(r, s)
 	isthmusv1.RegisterBGPServiceServer(r, s)

@@ -28,11 +28,11 @@ type Role int
 
 const (
 	// Reader may read everything except secrets and the list of clients.
-	Reader Role = iota + 1
+	Reader = Role(isthmusv1.Role_ROLE_READER)
 	// Operator may also change the document and secrets.
-	Operator
+	Operator = Role(isthmusv1.Role_ROLE_OPERATOR)
 	// Admin may also grant and revoke access.
-	Admin
+	Admin = Role(isthmusv1.Role_ROLE_ADMIN)
 )
 
 var roleNames = []string{Reader: "reader", Operator: "operator", Admin: "admin"}
