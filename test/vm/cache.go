@@ -38,10 +38,10 @@ func Digest(description []byte) string {
 }
 
 // Kept returns the directory with that name in the cache, which must not be changed. If it is
-// missing, make fills an empty directory, which gets the name once it is complete. Only one process
-// makes directories, others wait for it. Kept removes what an interrupted one has left.
-// Progress receives the steps that make reports, as short lines.
-func Kept(ctx context.Context, name string, progress io.Writer, make func(dir string, step func(string)) error) (string, error) {
+// missing, fill gets an empty directory, which gets the name once fill has returned. Only one
+// process makes directories, others wait for it. Kept removes what an interrupted one has left.
+// Progress receives the steps that fill reports, as short lines.
+func Kept(ctx context.Context, name string, progress io.Writer, fill func(dir string, step func(string)) error) (string, error) {
 	cache, err := CacheDir()
 	if err != nil {
 		return "", err
@@ -74,7 +74,7 @@ func Kept(ctx context.Context, name string, progress io.Writer, make func(dir st
 	defer os.RemoveAll(tmp)
 	start := time.Now()
 	step := func(s string) { fmt.Fprintf(progress, "vm: %4.0f s  %s\n", time.Since(start).Seconds(), s) }
-	if err := make(tmp, step); err != nil {
+	if err := fill(tmp, step); err != nil {
 		return "", err
 	}
 	if err := os.Chmod(tmp, 0o755); err != nil {
