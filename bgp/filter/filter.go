@@ -200,10 +200,13 @@ func (f *Filter) order(kind byte) *Notification {
 }
 
 // notification passes on code and subcode, and a limited part of the data: that of a shutdown is a
-// text for operators (RFC 9003).
+// text for operators (RFC 9003). A peer cannot pretend that this node ended its session.
 func (f *Filter) notification(body []byte) {
 	f.state = ended
 	code, sub, data := body[0], body[1], body[2:]
+	if code == 6 && sub == EndedHere {
+		sub = 0
+	}
 	if code == 6 && (sub == 2 || sub == 4) {
 		if len(data) == 0 || int(data[0]) != len(data)-1 || len(data) > 1+maxData {
 			data = nil
@@ -241,12 +244,14 @@ func (f *Filter) afi() uint16 {
 	return afiIPv4
 }
 
+// EndedHere is the subcode of the NOTIFICATION that Cease returns. IANA has not assigned it, and
+// Message removes it from the NOTIFICATION of a peer.
+const EndedHere = 255
+
 // Cease returns the NOTIFICATION that informs the speaker that its session was ended here, with
-// the reason as text (RFC 9003). It never leaves the node.
+// the reason as data. It never leaves the node.
 func Cease(reason string) []byte {
-	text := reason[:min(len(reason), maxData)]
-	m := append(header(nil, NotificationType), 6, 4, byte(len(text)))
-	return end(append(m, text...), 0)
+	return (&Notification{Code: 6, Subcode: EndedHere, Data: []byte(reason)}).Message()
 }
 
 // Collision is the NOTIFICATION for a connection that is closed in favour of another one (RFC 4271

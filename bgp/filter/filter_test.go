@@ -476,6 +476,7 @@ func TestOtherMessages(t *testing.T) {
 		"NOTIFICATION":       {msg(NotificationType, 4, 0), msg(NotificationType, 4, 0)},
 		"shutdown":           {msg(NotificationType, 6, 2, 2, 'h', 'i'), msg(NotificationType, 6, 2, 2, 'h', 'i')},
 		"shutdown that lies": {msg(NotificationType, 6, 2, 9, 'h', 'i'), msg(NotificationType, 6, 2)},
+		"not ended here":     {msg(NotificationType, 6, 255, 'h', 'i'), msg(NotificationType, 6, 0, 'h', 'i')},
 		"long data":          {msg(NotificationType, long...), msg(NotificationType, long[:2+maxData]...)},
 	} {
 		f.state = established
@@ -486,8 +487,11 @@ func TestOtherMessages(t *testing.T) {
 			t.Errorf("%s: established is %v", name, f.Established())
 		}
 	}
-	if got := Cease(strings.Repeat("x", 200)); len(got) != HeaderLength+3+maxData || got[21] != maxData {
+	if got, want := Cease("why"), msg(NotificationType, 6, 255, 'w', 'h', 'y'); !bytes.Equal(got, want) {
 		t.Errorf("%x", got)
+	}
+	if got := Cease(strings.Repeat("x", 5000)); len(got) != MaxLength {
+		t.Errorf("a NOTIFICATION of %d bytes", len(got))
 	}
 }
 

@@ -108,8 +108,6 @@ type Driver struct {
 
 	relay    *relay.Relay                // of proc; nil: none
 	counters map[string]*filter.Counters // by peer
-	// ends holds the relay's reasons for sessions that it has ended and GoBGP has not ended yet.
-	ends map[string]string
 
 	writes, starts uint64
 }
@@ -155,7 +153,6 @@ func New(o Options) *Driver {
 		replies: make(map[uint64]chan replyMessage),
 
 		counters: make(map[string]*filter.Counters),
-		ends:     make(map[string]string),
 	}
 }
 
@@ -235,7 +232,6 @@ func (d *Driver) Apply(ctx context.Context, c bgp.Config) error {
 			delete(d.keys, name)
 			delete(d.expect, name)
 			delete(d.counters, name)
-			delete(d.ends, name)
 		}
 	}
 	for _, name := range names {

@@ -1,7 +1,6 @@
 package gobgp
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -122,10 +121,7 @@ func (d *Driver) handleState(r bgp.Reporter, m stateMessage) {
 		return
 	}
 	if m.Error != "" {
-		s.LastError = cmp.Or(d.ends[name], clip(m.Error))
-	}
-	if m.State == bgp.OpenSent {
-		delete(d.ends, name)
+		s.LastError = clip(m.Error)
 	}
 	connections := d.relay
 	switch m.State {

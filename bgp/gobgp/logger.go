@@ -9,9 +9,11 @@ import (
 	"time"
 
 	"github.com/osrg/gobgp/v3/pkg/log"
+	packet "github.com/osrg/gobgp/v3/pkg/packet/bgp"
 	"github.com/osrg/gobgp/v3/pkg/server"
 
 	"github.com/isthmus-net/isthmus/bgp"
+	"github.com/isthmus-net/isthmus/bgp/filter"
 )
 
 // peerLabel is the goroutine label that names the peer whose message is being processed. The
@@ -60,6 +62,13 @@ func (l *logger) Warn(msg string, f log.Fields) {
 	case "graceful restart timer expired":
 		l.state(key, stateMessage{Expired: true, Error: "the peer did not come back within its restart time"})
 		return
+	case "received notification": // its "Peer Down" follows, if the session was up
+		text, relay := notification(f)
+		l.state(key, stateMessage{Error: text})
+		if !relay { // the daemon logs what its relay does
+			l.line("WARN", key, text)
+		}
+		return
 	case "prefix limit reached", // logged again for each further UPDATE
 		// for each rejected path
 		"No matching path for withdraw found, may be path was not installed into table":
@@ -78,6 +87,9 @@ func (l *logger) Info(msg string, f log.Fields) {
 		delete(l.expired, key)
 		l.mu.Unlock()
 		m := stateMessage{State: bgp.Idle, Down: true, Error: reason, Restarting: reason == "graceful-restart"}
+		if reason == "hard-reset" || strings.HasPrefix(reason, "notification-received") {
+			m.Error = "" // "received notification" has said more
+		}
 		if expired {
 			// GoBGP would keep the paths of a silent peer as if it had announced a restart.
 			m.Error, m.Restarting = "hold timer expired", false
@@ -144,6 +156,15 @@ const maxLines = 20
 
 // forward sends a line to the daemon, and makes it the last error of the peer that it is about.
 func (l *logger) forward(level, msg string, f log.Fields) {
+	key, _ := f["Key"].(string)
+	text := msg + detail(f)
+	if l.line(level, key, text) {
+		l.state(key, stateMessage{Error: text})
+	}
+}
+
+// line sends a line to the daemon. It returns false if there are too many.
+func (l *logger) line(level, key, text string) bool {
 	now := time.Now().Unix()
 	l.mu.Lock()
 	if l.second != now {
@@ -153,15 +174,29 @@ func (l *logger) forward(level, msg string, f log.Fields) {
 	drop := l.lines > maxLines
 	l.mu.Unlock()
 	if drop {
-		return
+		return false
 	}
-	key, _ := f["Key"].(string)
 	id, _ := l.id(key)
-	text := msg + detail(f)
 	l.out.put(frameLog, logMessage{Level: level, Text: text, Peer: id})
-	if id != 0 {
-		l.state(key, stateMessage{Error: text})
+	return true
+}
+
+// notification returns what a NOTIFICATION says, and whether the relay sent it. The relay says why
+// it has ended the session.
+func notification(f log.Fields) (text string, relay bool) {
+	code, _ := f["Code"].(uint8)
+	subcode, _ := f["Subcode"].(uint8)
+	data, _ := f["Data"].([]byte)
+	if code == packet.BGP_ERROR_CEASE && subcode == filter.EndedHere {
+		return string(data), true
 	}
+	text = fmt.Sprintf("received NOTIFICATION %d/%d: %v", code, subcode, packet.NewNotificationErrorCode(code, subcode))
+	if s, _ := f["Communicated-Reason"].(string); s != "" {
+		text += fmt.Sprintf(", reason %q", s)
+	} else if len(data) > 0 {
+		text += fmt.Sprintf(", data %x", data)
+	}
+	return text, false
 }
 
 // detail returns the fields that are useful to a reader.

@@ -62,17 +62,14 @@ func (d *Driver) openRelay(p *process) *relay.Relay {
 	})
 }
 
-// note stores the relay's error for a peer. When the relay has ended a session, its reason takes
-// precedence over the one that GoBGP reports later.
+// note stores the relay's error for a peer. If GoBGP has the session that ended, it gets the same
+// reason from the relay, and reports it in order with the states.
 func (d *Driver) note(name, text string, ended bool) {
 	text = clip(text)
 	d.mu.Lock()
 	s := d.peers[name]
 	if s != nil {
 		s.LastError = text
-		if ended {
-			d.ends[name] = text
-		}
 	}
 	d.mu.Unlock()
 	if s != nil && ended {

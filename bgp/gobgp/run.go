@@ -71,7 +71,6 @@ func (d *Driver) session(ctx context.Context, r bgp.Reporter, p *process, restar
 	d.mu.Lock()
 	d.starts++
 	d.relay = connections
-	clear(d.ends)
 	d.proc, d.replace, d.sent, d.restart = p, false, nil, restarting
 	d.synced, d.freed = false, false
 	d.rib = newRIB()

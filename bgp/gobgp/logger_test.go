@@ -1,0 +1,108 @@
+package gobgp
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"testing"
+
+	"github.com/osrg/gobgp/v3/pkg/log"
+
+	"github.com/isthmus-net/isthmus/bgp/filter"
+)
+
+// TestLastError logs as GoBGP does, and hands the reports to a Driver that has read none of them
+// when its relay ends the session.
+func TestLastError(t *testing.T) {
+	reason := (&filter.Notification{Code: 5, Subcode: 3, Reason: "too early or twice"}).Error()
+	fields := func(extra log.Fields) log.Fields {
+		f := log.Fields{"Topic": "Peer", "Key": "169.254.0.11"}
+		for k, v := range extra {
+			f[k] = v
+		}
+		return f
+	}
+	change := func(l *logger, old, next string) {
+		l.Debug("state changed", fields(log.Fields{"old": "BGP_FSM_" + old, "new": "BGP_FSM_" + next}))
+	}
+	up := func(l *logger) {
+		change(l, "ACTIVE", "OPENSENT")
+		change(l, "OPENSENT", "OPENCONFIRM")
+		change(l, "OPENCONFIRM", "ESTABLISHED")
+	}
+	down := func(l *logger, reason string) {
+		l.Info("Peer Down", fields(log.Fields{"Reason": reason}))
+		change(l, "ESTABLISHED", "IDLE")
+	}
+	own := log.Fields{"Code": uint8(6), "Subcode": uint8(filter.EndedHere), "Data": []byte(reason)}
+	for name, c := range map[string]struct {
+		log  func(l *logger)
+		want string
+	}{
+		"the relay ends a session": {func(l *logger) {
+			up(l)
+			l.Warn("received notification", fields(own))
+			down(l, "notification-received code 6(cease) subcode 255(undefined)")
+		}, reason},
+		"the relay ends a session that is not up": {func(l *logger) {
+			change(l, "ACTIVE", "OPENSENT")
+			l.Warn("received notification", fields(own))
+			change(l, "OPENSENT", "IDLE")
+		}, reason},
+		"the next session ends differently": {func(l *logger) {
+			change(l, "ACTIVE", "OPENSENT")
+			l.Warn("received notification", fields(own))
+			change(l, "OPENSENT", "IDLE")
+			up(l)
+			down(l, "read-failed")
+		}, "read-failed"},
+		"the peer shuts down": {func(l *logger) {
+			up(l)
+			l.Warn("received notification", fields(log.Fields{"Code": uint8(6), "Subcode": uint8(2), "Communicated-Reason": "upgrade\n", "Data": []byte{}}))
+			down(l, "notification-received code 6(cease) subcode 2(administrative shutdown)")
+		}, `received NOTIFICATION 6/2: code 6(cease) subcode 2(administrative shutdown), reason "upgrade\n"`},
+		"the peer refuses our AS number": {func(l *logger) {
+			change(l, "ACTIVE", "OPENSENT")
+			l.Warn("received notification", fields(log.Fields{"Code": uint8(2), "Subcode": uint8(2), "Data": []byte{0, 1}}))
+			change(l, "OPENSENT", "IDLE")
+		}, "received NOTIFICATION 2/2: code 2(open) subcode 2(bad peer as), data 0001"},
+		"a flood": {func(l *logger) {
+			for range maxLines + 1 {
+				l.Warn("something", fields(nil))
+			}
+			up(l)
+			l.Warn("received notification", fields(own))
+			down(l, "notification-received code 6(cease) subcode 255(undefined)")
+		}, reason},
+	} {
+		d := New(Options{Log: slog.New(slog.DiscardHandler)})
+		if err := d.Apply(t.Context(), config(loPeer("a", "169.254.0.11", 1))); err != nil {
+			t.Fatal(err)
+		}
+		l := &logger{
+			out: newOutbox(), id: func(string) (uint32, bool) { return 1, true }, established: func(string) {},
+			expired: make(map[string]bool), labels: make(map[string]context.Context),
+		}
+		c.log(l)
+		d.note("a", reason, true)
+		lines := 0
+		for _, f := range l.out.frames {
+			switch f.t {
+			case frameState:
+				var m stateMessage
+				if err := json.Unmarshal(f.body, &m); err != nil {
+					t.Fatal(err)
+				}
+				d.handleState(newRecorder(), m)
+			case frameLog:
+				lines++
+			}
+		}
+		if got := d.Peers()[0].LastError; got != c.want {
+			t.Errorf("%s: last error %q, want %q", name, got, c.want)
+		}
+		if lines > maxLines {
+			t.Errorf("%s: %d lines", name, lines)
+		}
+	}
+}
