@@ -39,9 +39,12 @@ func (b *builder) install() error {
 	}
 	args := []string{
 		"--quiet", "--mode=root", "--variant=essential", "--include=" + strings.Join(append(slices.Clone(installed), Kernels[b.Kernel]), ","),
-		"--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*", "--dpkgopt=path-exclude=/usr/share/info/*",
-		"--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-include=/usr/share/doc/*/copyright",
 		"--dpkgopt=force-confold", "--dpkgopt=force-unsafe-io",
+		// Not by --dpkgopt: mmdebstrap would then also filter the essential packages, which takes
+		// it half a minute. Their files are removed before dpkg installs them.
+		`--setup-hook=mkdir -p "$1"/etc/dpkg/dpkg.cfg.d; printf '%s\n' path-exclude=/usr/share/man/* path-exclude=/usr/share/locale/* path-exclude=/usr/share/info/* ` +
+			`path-exclude=/usr/share/doc/* path-include=/usr/share/doc/*/copyright > "$1"/etc/dpkg/dpkg.cfg.d/excluded`,
+		`--extract-hook=cd "$1"/usr/share && rm -rf man/* locale/* info/* doc/*`,
 		`--aptopt=Apt::Install-Recommends "false"`,
 		"--skip=download/empty", "--skip=essential/unlink",
 		`--setup-hook=mkdir -p "$1"/var/cache/apt/archives`,
