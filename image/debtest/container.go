@@ -136,7 +136,7 @@ func (c *Container) Run(ctx context.Context, script string) (string, error) {
 		"env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8", "HOME=/root", "DEBIAN_FRONTEND=noninteractive", "sh", "-euc", script)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	cmd.WaitDelay = time.Second
+	cmd.WaitDelay = time.Minute // a busy machine reads the last output late
 	if err := cmd.Run(); err != nil {
 		return stdout.String(), fmt.Errorf("%s: %w: %s%s", script, err, stderr.String(), stdout.String())
 	}

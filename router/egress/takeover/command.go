@@ -2,6 +2,7 @@ package takeover
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os/exec"
 	"strings"
@@ -29,7 +30,8 @@ func (c Command) Take(ctx context.Context, addresses []egress.SharedAddress) err
 	cmd := exec.CommandContext(ctx, string(c), args...)
 	cmd.WaitDelay = time.Second
 	out, err := cmd.CombinedOutput()
-	if err != nil {
+	// The program has exited with 0; what it has started, or a busy machine, keeps its output open.
+	if err != nil && !errors.Is(err, exec.ErrWaitDelay) {
 		return fmt.Errorf("running %s: %w: %.200s", c, err, strings.TrimSpace(string(out)))
 	}
 	return nil

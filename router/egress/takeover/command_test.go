@@ -25,6 +25,10 @@ func TestCommand(t *testing.T) {
 	if err := script("echo no quota; exit 3").Take(t.Context(), addresses); err == nil || !strings.Contains(err.Error(), "no quota") {
 		t.Error(err)
 	}
+	// A program may leave another one behind that has its output.
+	if err := script("sleep 3 & exit 0").Take(t.Context(), addresses); err != nil {
+		t.Error(err)
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	if err := script("sleep 30 & wait").Take(ctx, addresses); err == nil {
