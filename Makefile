@@ -11,7 +11,7 @@ PROTOC_GEN_GO      := google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
 PROTOC_GEN_GO_GRPC := google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
 STATICCHECK        := honnef.co/go/tools/cmd/staticcheck@v0.7.0
 
-.PHONY: help build image test-image test-image-all test-former deb setup demo lab unit race test test-host test-guest soak fuzz bench lint generate check-generated golden clean
+.PHONY: help build image test-image test-image-all test-former deb setup demo lab unit race test test-host test-nodes test-clouds test-guest soak fuzz bench lint generate check-generated golden clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,27 +65,34 @@ test: setup build ## every test; what needs a fuller kernel than this one runs i
 	@rm -rf .cache/test
 	go vet ./...
 	$(VM) build >/dev/null # the tests of bgp/gobgp take BIRD and FRR from there
-	@# Not at the same time: on two processors that saves a few minutes, and tests failed under its load.
-	$(MAKE) test-host
-	$(MAKE) test-image
-	$(MAKE) test-guest
+	@# Two parts at a time: the tests of one wait while those of the other work. The longest come first.
+	$(MAKE) --no-print-directory -j2 TWO=1 test-clouds test-host test-nodes test-guest test-image
 	@$(RUN) -slowest
 
-test-host: ## of make test: what this kernel can do
+test-host: ## of make test: what this kernel can do, without whole nodes
 	$(RUN) -timeout 20m $$(go list ./... | grep -vE '/test/(e2e|appliance|vm)|/tunnel/(ipsec|wireguard)$$')
 	$(RUN) -timeout 20m -skip '$(INGUEST)' ./tunnel/ipsec ./tunnel/wireguard
-	@# Never from go's cache: it does not know that the tests build the programs.
-	$(RUN) -again $$(go list ./test/e2e/... | grep -vE '/test/e2e$(E2EINGUEST)$$')
 
-test-guest: ## of make test: what runs in a VM unless this kernel has everything
+# Never from go's cache: it does not know that the tests of nodes build the programs.
+test-nodes: ## of make test: whole nodes on this kernel
+	$(RUN) -again $$(go list ./test/e2e/... | grep -vE '$(CLOUDS)')
+
+test-clouds: ## of make test: nodes with IPsec tunnels, in a VM unless this kernel has everything
+	$(RUN) -again $$(go list ./test/e2e/... | grep -E '$(CLOUDS)')
+
+CLOUDS := /test/e2e(/native|/rendered)?$$
+
+test-guest: ## of make test: the rest of what needs a fuller kernel, in a VM as well
 	$(RUN) -timeout 20m ./test/vm/...
 	$(RUN) -guest -t 15m -p image/debian/strongswan.d/isthmus.conf ./tunnel/ipsec -test.run '$(INGUEST)'
 	@# With Debian 12's kernel and charon, 5.9.8. The others pass there too.
 	$(RUN) -guest -suite bookworm -t 15m -p image/debian/strongswan.d/isthmus.conf ./tunnel/ipsec -test.run '^(TestTunnel|TestReasons)$$'
 	$(RUN) -guest -t 5m ./tunnel/wireguard
-	$(RUN) -again $$(go list ./test/e2e/... | grep -E '/test/e2e$(E2EINGUEST)$$')
 
-E2EINGUEST := (/native|/rendered)?
+# Only one VM of these two runs at a time.
+ifdef TWO
+test-guest: | test-clouds
+endif
 
 # Of tunnel/ipsec and tunnel/wireguard: the tests that need what only the guest's kernel has.
 INGUEST := ^(TestTunnel.*|TestReasons|TestExplained|TestKernel)$$
