@@ -45,13 +45,11 @@ func TestLastError(t *testing.T) {
 			down(l, "notification-received code 6(cease) subcode 255(undefined)")
 		}, reason},
 		"the relay ends a session that is not up": {func(l *logger) {
-			change(l, "ACTIVE", "OPENSENT")
-			l.Warn("received notification", fields(own))
+			change(l, "ACTIVE", "OPENSENT") // GoBGP logs no NOTIFICATION then
 			change(l, "OPENSENT", "IDLE")
 		}, reason},
 		"the next session ends differently": {func(l *logger) {
 			change(l, "ACTIVE", "OPENSENT")
-			l.Warn("received notification", fields(own))
 			change(l, "OPENSENT", "IDLE")
 			up(l)
 			down(l, "read-failed")
@@ -61,11 +59,11 @@ func TestLastError(t *testing.T) {
 			l.Warn("received notification", fields(log.Fields{"Code": uint8(6), "Subcode": uint8(2), "Communicated-Reason": "upgrade\n", "Data": []byte{}}))
 			down(l, "notification-received code 6(cease) subcode 2(administrative shutdown)")
 		}, `received NOTIFICATION 6/2: code 6(cease) subcode 2(administrative shutdown), reason "upgrade\n"`},
-		"the peer refuses our AS number": {func(l *logger) {
-			change(l, "ACTIVE", "OPENSENT")
-			l.Warn("received notification", fields(log.Fields{"Code": uint8(2), "Subcode": uint8(2), "Data": []byte{0, 1}}))
-			change(l, "OPENSENT", "IDLE")
-		}, "received NOTIFICATION 2/2: code 2(open) subcode 2(bad peer as), data 0001"},
+		"the hold timer of the peer expires": {func(l *logger) {
+			up(l)
+			l.Warn("received notification", fields(log.Fields{"Code": uint8(4), "Subcode": uint8(0), "Data": []byte{1, 2}}))
+			down(l, "notification-received code 4(hold timer expired) subcode 0(undefined)")
+		}, "received NOTIFICATION 4/0: code 4(hold timer expired) subcode 0(undefined), data 0102"},
 		"a flood": {func(l *logger) {
 			for range maxLines + 1 {
 				l.Warn("something", fields(nil))

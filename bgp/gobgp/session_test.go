@@ -3,6 +3,7 @@ package gobgp
 import (
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -120,6 +121,11 @@ func TestPolicy(t *testing.T) {
 	if len(n.Peers()) != 1 || a.count() != 1 {
 		t.Errorf("%v, %d sessions of a", n.Peers(), a.count())
 	}
+	// A peer that shuts down says why.
+	a.say(message(msgNotification, 6, 2, 7, 'u', 'p', 'g', 'r', 'a', 'd', 'e'))
+	eventually(t, 5*time.Second, "the peer's reason", func() bool {
+		return strings.Contains(n.state("a").LastError, `NOTIFICATION 6/2`) && strings.HasSuffix(n.state("a").LastError, `reason "upgrade"`)
+	})
 }
 
 // TestSameNumberAtTwoSites has two sites with one AS number reach each other, by this node's
