@@ -378,7 +378,7 @@ router bgp 65002
 			return ""
 		}
 		defer conn.Close()
-		conn.SetDeadline(time.Now().Add(5 * time.Second))
+		conn.SetDeadline(time.Now().Add(time.Minute))
 		r := bufio.NewReader(conn)
 		var out []byte
 		for _, c := range []string{"enable", command} {

@@ -56,7 +56,7 @@ func (s *stand) Alive(ctx context.Context) error {
 
 func await(t *testing.T, from <-chan string, begins string) {
 	t.Helper()
-	for limit := time.After(30 * time.Second); ; {
+	for limit := time.After(time.Minute); ; {
 		select {
 		case s := <-from:
 			if strings.HasPrefix(s, begins) {

@@ -66,7 +66,7 @@ func TestEvents(t *testing.T) {
 			send(t, ns, n)
 			forget(t, ns)
 			seen := map[netip.AddrPort]int{}
-			for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline) && len(seen) < n; {
+			for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline) && len(seen) < n; {
 				drain(t, e, func(f *Flow) {
 					if f.Protocol != unix.IPPROTO_UDP {
 						return

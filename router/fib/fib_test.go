@@ -25,7 +25,7 @@ func start(t *testing.T, k *fakeKernel) *FIB {
 
 func settle(t *testing.T, f *FIB) error {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	err := f.Wait(ctx)
 	if ctx.Err() != nil {
@@ -86,7 +86,7 @@ func TestRunGoesOnAfterAFailure(t *testing.T) {
 	k.mu.Lock()
 	delete(k.foreign, occupied)
 	k.mu.Unlock()
-	for deadline := time.Now().Add(10 * time.Second); f.Err() != nil; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); f.Err() != nil; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal(f.Err())
 		}

@@ -340,7 +340,7 @@ func next(t *testing.T, c chan Change) Change {
 	select {
 	case x := <-c:
 		return x
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("no change reported")
 		panic("unreachable")
 	}

@@ -73,7 +73,7 @@ func TestAttach(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	in.SetReadDeadline(time.Now().Add(10 * time.Second))
+	in.SetReadDeadline(time.Now().Add(time.Minute))
 	b := make([]byte, 10)
 	if n, _, err := in.ReadFrom(b); err != nil || string(b[:n]) != "b" {
 		t.Errorf("%q, %v", b[:n], err)

@@ -175,7 +175,7 @@ func (m *Machine) reset() error {
 		return err
 	}
 	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(10 * time.Second))
+	conn.SetDeadline(time.Now().Add(time.Minute))
 	answers := bufio.NewScanner(conn) // the greeting comes first
 	for _, command := range []string{"qmp_capabilities", "system_reset"} {
 		if _, err := fmt.Fprintf(conn, "{\"execute\": %q}\n", command); err != nil {

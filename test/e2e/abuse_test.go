@@ -141,7 +141,7 @@ func (b *bench) strangers() {
 			b.Errorf("port %d answers a stranger: %v", port, err)
 		}
 	}
-	ctx, cancel := context.WithTimeout(b.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(b.Context(), time.Minute)
 	defer cancel()
 	conn, err := b.c.Internet.Node.DialContext(ctx, "tcp", netip.AddrPortFrom(NodePublic, 7443).String())
 	if err != nil {

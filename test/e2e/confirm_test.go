@@ -186,7 +186,7 @@ func TestKillWhileApplying(t *testing.T) {
 		document = strings.Replace(document, "- name: site\n", fmt.Sprintf("- name: site\n  mtu: %d\n", 1300+i), 1)
 		done := make(chan error, 1)
 		go func() {
-			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			done <- b.r.Apply(ctx, document)
 		}()

@@ -214,7 +214,7 @@ func (b *BIRD) Command(command string) (string, error) {
 		return fail(err)
 	}
 	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
 		return fail(err)
 	}
 	if _, err := conn.Write([]byte(command + "\n")); err != nil {
@@ -449,7 +449,7 @@ func (f *FRR) Command(commands ...string) (string, error) {
 		return "", fmt.Errorf("asking FRR: %w", err)
 	}
 	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
 		return "", fmt.Errorf("asking FRR: %w", err)
 	}
 	var answer string

@@ -232,7 +232,7 @@ func TestRawBGP(t *testing.T) {
 			if r.Err() == nil || !strings.Contains(r.Err().Error(), want) {
 				t.Errorf("the session ended with %v, want %s", r.Err(), want)
 			}
-		case <-time.After(10 * time.Second):
+		case <-time.After(time.Minute):
 			t.Errorf("the session did not end, want %s", want)
 		}
 		r.Close()

@@ -57,7 +57,7 @@ func Ask(ctx context.Context, from *lab.Node, server netip.Addr) (netip.Addr, er
 	fail := func(err error) (netip.Addr, error) {
 		return netip.Addr{}, fmt.Errorf("asking %s from %s: %w", server, from.Name, err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+server.String()+"/", nil)
 	if err != nil {

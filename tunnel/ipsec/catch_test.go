@@ -174,7 +174,7 @@ func catches(t *testing.T, six bool, here, there string) {
 			if want := (arrival{sort, there, spi, seq}); got != want {
 				t.Errorf("%+v arrived, want %+v", got, want)
 			}
-		case <-time.After(30 * time.Second):
+		case <-time.After(time.Minute):
 			t.Errorf("%s %08x number %d did not arrive", sort, spi, seq)
 		}
 	}

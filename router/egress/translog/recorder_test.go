@@ -122,7 +122,7 @@ func (s site) record(dir string) (r *Recorder, stop func()) {
 // who queries until there are n answers.
 func (s site) who(r *Recorder, port uint16, at time.Time, n int) (found []Record) {
 	s.t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
 		var err error
 		found, err = r.Who(s.t.Context(), Query{Outside: netip.AddrPortFrom(netip.MustParseAddr("192.0.2.9"), port), From: at, To: at})
 		if err != nil {

@@ -233,7 +233,7 @@ func (w *world) open(n *lab.Node, from, to string) (*flow, error) {
 	w.Cleanup(func() { f.Close() })
 	w.flows = append(w.flows, f)
 	f.r = bufio.NewReader(f)
-	f.SetDeadline(time.Now().Add(3 * time.Second))
+	f.SetDeadline(time.Now().Add(10 * time.Second))
 	line, err := f.r.ReadString('\n')
 	f.seen = strings.TrimSpace(line)
 	return f, err
@@ -258,7 +258,7 @@ func (w *world) want(n *lab.Node, from, to string, seen ...string) *flow {
 // broken sends data through each flow and counts those through which it does not come back.
 func broken(flows []*flow) (n int) {
 	line := fmt.Sprintln(time.Now().UnixNano())
-	deadline := time.Now().Add(6 * time.Second)
+	deadline := time.Now().Add(20 * time.Second)
 	for _, f := range flows {
 		f.SetDeadline(deadline)
 		io.WriteString(f, line)
@@ -316,7 +316,7 @@ func (w *world) actions() {
 	d := net.Dialer{LocalAddr: &net.UDPAddr{IP: net.ParseIP(client)}}
 	w.ok(w.inside.Do(func() (err error) { udp, err = d.DialContext(w.Context(), "udp", "198.51.100.7:161"); return err }))
 	defer udp.Close()
-	udp.SetDeadline(time.Now().Add(2 * time.Second))
+	udp.SetDeadline(time.Now().Add(time.Minute))
 	_, err := udp.Write([]byte("?"))
 	w.ok(err)
 	if _, err := udp.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {

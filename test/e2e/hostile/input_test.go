@@ -434,7 +434,8 @@ func leases6() error {
 	}
 }
 
-// udp opens a socket on the interface wan that may broadcast, and waits a second for each answer.
+// udp opens a socket on the interface wan that may broadcast. Its exchange must end in 5 seconds:
+// a lost datagram is not sent again, so the caller begins another exchange.
 func udp(network, address string) (net.PacketConn, error) {
 	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
 		outer := c.Control(func(fd uintptr) {

@@ -187,7 +187,7 @@ func (w *world) connect(from string) (c net.Conn, err error) {
 }
 
 func repeated(c net.Conn) error {
-	c.SetDeadline(time.Now().Add(5 * time.Second))
+	c.SetDeadline(time.Now().Add(time.Minute))
 	if _, err := io.WriteString(c, "hello\n"); err != nil {
 		return err
 	}

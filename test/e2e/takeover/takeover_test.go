@@ -233,7 +233,7 @@ func TestPowerOff(t *testing.T) {
 
 	conns := make([]net.Conn, flows)
 	for i := range conns {
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		c, err := w.dial(ctx, i, 20_000+i)
 		cancel()
 		w.ok(err)
