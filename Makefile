@@ -70,8 +70,8 @@ test: setup build ## every test; what needs a fuller kernel than this one runs i
 	@$(RUN) -slowest
 
 test-host: ## of make test: what this kernel can do, without whole nodes
-	$(RUN) -timeout 20m $$(go list ./... | grep -vE '/test/(e2e|appliance|vm)|/tunnel/(ipsec|wireguard)$$')
-	$(RUN) -timeout 20m -skip '$(INGUEST)' ./tunnel/ipsec ./tunnel/wireguard
+	$(RUN) -timeout 60m $$(go list ./... | grep -vE '/test/(e2e|appliance|vm)|/tunnel/(ipsec|wireguard)$$')
+	$(RUN) -timeout 60m -skip '$(INGUEST)' ./tunnel/ipsec ./tunnel/wireguard
 
 # Never from go's cache: it does not know that the tests of nodes build the programs.
 test-nodes: ## of make test: whole nodes on this kernel
@@ -83,7 +83,7 @@ test-clouds: ## of make test: nodes with IPsec tunnels, in a VM unless this kern
 CLOUDS := /test/e2e(/native|/rendered)?$$
 
 test-guest: ## of make test: the rest of what needs a fuller kernel, in a VM as well
-	$(RUN) -timeout 20m ./test/vm/...
+	$(RUN) -timeout 60m ./test/vm/...
 	$(RUN) -guest -t 15m -p image/debian/strongswan.d/isthmus.conf ./tunnel/ipsec -test.run '$(INGUEST)'
 	@# With Debian 12's kernel and charon, 5.9.8. The others pass there too.
 	$(RUN) -guest -suite bookworm -t 15m -p image/debian/strongswan.d/isthmus.conf ./tunnel/ipsec -test.run '^(TestTunnel|TestReasons)$$'

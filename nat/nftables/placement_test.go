@@ -147,7 +147,11 @@ func TestRefusal(t *testing.T) {
 		{"udp", "10.0.0.1", "198.51.100.1:443", errTimeout},
 		{"tcp", "10.9.0.1", "198.51.100.1:443", errTimeout},
 	} {
-		if err := try(k.network, k.from, k.to, 1500*time.Millisecond); err != k.want {
+		wait := waitTime(true)
+		if k.want == errTimeout {
+			wait = 2 * time.Second // a SYN is repeated after one second, and again two later
+		}
+		if err := try(k.network, k.from, k.to, wait); err != k.want {
 			t.Errorf("%s from %s to %s: %v, want %v", k.network, k.from, k.to, err, k.want)
 		}
 	}
@@ -179,17 +183,17 @@ func TestRefusal(t *testing.T) {
 	more.Pools = append(slices.Clone(c.Pools), pool("q", "192.0.2.31"))
 	apply(t, d, more)
 	try("udp", "2001:db8:a::1", "[2001:db8:b::1]:53", 100*time.Millisecond)
-	if err := try("udp", "2001:db8:a::1", "[2001:db8:b::1]:53", 300*time.Millisecond); err != unix.EACCES {
+	if err := try("udp", "2001:db8:a::1", "[2001:db8:b::1]:53", waitTime(true)); err != unix.EACCES {
 		t.Errorf("after the table was replaced: %v", err)
 	}
 
 	t.Log("the table of connection tracking is full")
 	refuse(nat.Overload{TableFull: true})
-	if err := try("tcp", "10.9.0.1", "198.51.100.2:80", time.Second); err != unix.ECONNREFUSED {
+	if err := try("tcp", "10.9.0.1", "198.51.100.2:80", waitTime(true)); err != unix.ECONNREFUSED {
 		t.Errorf("table full: %v", err)
 	}
 	// RFC 1812 code 13
-	if err := try("udp", "10.0.0.1", "198.51.100.2:80", time.Second); err != unix.EHOSTUNREACH {
+	if err := try("udp", "10.0.0.1", "198.51.100.2:80", waitTime(true)); err != unix.EHOSTUNREACH {
 		t.Errorf("table full: %v", err)
 	}
 	if m, err := d.Meter(context.Background()); err != nil || m.TableFull != 2 {
@@ -224,7 +228,7 @@ func TestRefusalBesideReject(t *testing.T) {
 		refuse(o)
 		for i, to := range []string{"198.51.100.1:443", "[2001:db8:b::1]:443"} {
 			from := []string{"10.0.0.1", "2001:db8:a::1"}[i]
-			if err := s.try("tcp", from, to, 0, 1500*time.Millisecond); err != unix.ECONNREFUSED {
+			if err := s.try("tcp", from, to, 0, waitTime(true)); err != unix.ECONNREFUSED {
 				t.Errorf("%s: from %s to %s: %v", what, from, to, err)
 			}
 		}

@@ -25,10 +25,16 @@ type fake struct {
 
 func newFake(t *testing.T, k Kind) (*fake, Reader) {
 	t.Helper()
+	return newImpatient(t, k, time.Minute)
+}
+
+// newImpatient is newFake with a reader that gives each request so much time.
+func newImpatient(t *testing.T, k Kind, request time.Duration) (*fake, Reader) {
+	t.Helper()
 	f := &fake{kind: k, dir: filepath.Join("testdata", string(k)), over: map[string]http.HandlerFunc{}}
 	s := httptest.NewServer(f)
 	t.Cleanup(s.Close)
-	r, err := Open(k, Options{Metadata: s.URL, Wire: s.URL, Request: 500 * time.Millisecond})
+	r, err := Open(k, Options{Metadata: s.URL, Wire: s.URL, Request: request})
 	if err != nil {
 		t.Fatal(err)
 	}
