@@ -306,7 +306,7 @@ func (w *world) snapshot() string {
 	var out strings.Builder
 	for _, c := range []string{
 		"ip -d link", "ip addr", "ip -4 route show table all", "ip -6 route show table all | sort", "ip rule", "ip -6 rule", "ip nexthop", "ip neigh show nud permanent",
-		"nft list ruleset", "find /proc/sys/net -type f -readable | sort | while read f; do echo $f $(cat $f 2>/dev/null); done",
+		"nft list ruleset", "grep -rs '' /proc/sys/net | sort",
 	} {
 		text, err := w.hub.Exec(w.Context(), "sh", "-c", c)
 		w.ok(err)
