@@ -12,6 +12,7 @@ import (
 	"time"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/test/lab"
 )
 
 // without returns a document without the tunnel and the peer of a name.
@@ -71,13 +72,6 @@ func TestConfirm(t *testing.T) {
 	generation := b.status().GetGeneration()
 	first := generation
 	gone := func() { b.Helper(); generation++; b.present(victim, iface, false) }
-	// limit is long enough to look at a change before it is over, also on a busy machine.
-	limit := func() time.Duration {
-		b.Helper()
-		began := time.Now()
-		b.cli("get", "status")
-		return max(10*time.Second, 20*time.Since(began)).Round(time.Second)
-	}
 	var within time.Duration
 	// back waits for the end of the time limit, and until everything is as it was.
 	back := func() {
@@ -114,7 +108,7 @@ func TestConfirm(t *testing.T) {
 
 	confirmed := func() {
 		b.Helper()
-		within = limit()
+		within = lab.Limit(func() { b.cli("get", "status") })
 		_, err := b.r.CLIInput(t.Context(), less, "apply", "-f", "-", "--confirm-within", within.String())
 		b.ok(err)
 		gone()

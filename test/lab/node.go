@@ -224,3 +224,11 @@ func Until(ctx context.Context, limit time.Duration, f func() error) error {
 		}
 	}
 }
+
+// Limit returns a time within which a test on this machine, as busy as it is now, comes to do
+// several things that take as long as f: at least ten seconds.
+func Limit(f func()) time.Duration {
+	began := time.Now()
+	f()
+	return max(10*time.Second, 20*time.Since(began)).Round(time.Second)
+}

@@ -61,14 +61,15 @@ func TestDisk(t *testing.T) {
 	w.hub.Apply(t, pooled(first))
 	w.conditions(patience)
 
-	_, err = w.hub.CLI(t.Context(), pooled(second), "apply", "-f", "-", "--confirm-within", "10s")
+	within := lab.Limit(func() { w.conditions(patience) })
+	_, err = w.hub.CLI(t.Context(), pooled(second), "apply", "-f", "-", "--confirm-within", within.String())
 	w.ok(err)
 	w.hub.Settled(t)
 	seen("a document that is to be confirmed", second)
 	if err := on("cat /dev/zero > " + disk + "/filler"); err == nil || !strings.Contains(err.Error(), "No space left") {
 		t.Fatalf("filling the disk: %v", err)
 	}
-	w.conditions(patience, "StateFull error", "NotConfirmed error")
+	w.conditions(within+patience, "StateFull error", "NotConfirmed error")
 	generation(2, 1)
 	seen("not confirmed, and no room", first)
 	if out, err := w.hub.CLI(t.Context(), "", "get", "spec"); err != nil || out != pooled(first) {
