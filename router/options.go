@@ -18,6 +18,7 @@ import (
 	"github.com/isthmus-net/isthmus/router/spec"
 	"github.com/isthmus-net/isthmus/router/store"
 	"github.com/isthmus-net/isthmus/tunnel"
+	"github.com/isthmus-net/isthmus/tunnel/liveness"
 )
 
 // Addresses are the machine's addresses and links.
@@ -85,6 +86,9 @@ type Options struct {
 	// Charon returns what about charon does not fit, in words; nil: it is not checked. An error
 	// means that charon does not answer.
 	Charon func(context.Context) ([]string, error)
+	// Interfaces reads the counters of the tunnels' interfaces, by name; nil: whether tunnels carry
+	// data is not watched.
+	Interfaces func() (map[string]liveness.Counters, error)
 	// Callers returns the addresses that request an unknown tunnel; nil: they are not recorded.
 	Callers func() []tunnel.Caller
 	// NamesFile keeps the addresses of names for the next start. Empty: they are not kept.

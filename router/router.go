@@ -63,7 +63,8 @@ func New(o Options) (*Router, error) {
 		}})
 	r.observer = observe.New(observe.Options{
 		Machine: o.Addresses, FIB: o.FIB, NAT: o.NAT, Flows: o.Flows, Charon: o.Charon, Health: r.health, Proxies: r.proxies, Names: r.names,
-		Resolvers: o.Resolvers, APIPort: o.APIPort, Nudge: func(jobs ...string) { r.applier.Again(jobs...) }, Retry: func() { r.applier.Retry() }, Bell: &r.bell, Log: o.Log,
+		Resolvers: o.Resolvers, APIPort: o.APIPort, Nudge: func(jobs ...string) { r.applier.Again(jobs...) }, Retry: func() { r.applier.Retry() },
+		Interfaces: o.Interfaces, Bell: &r.bell, Log: o.Log,
 	})
 	r.documents = document.New(document.Options{
 		Store: o.Store, Carrier: carrier{r}, Machine: previewed{r}, FirstAPI: o.FirstAPI, Facts: o.Facts, Safe: o.Safe, Log: o.Log,
@@ -195,6 +196,7 @@ func (r *Router) Run(ctx context.Context) error {
 	start("watching the use of names", r.observer.WatchUse)
 	start("watching charon", r.observer.WatchCharon)
 	start("watching the machine", r.observer.WatchMachine)
+	start("watching the data of tunnels", r.observer.WatchData)
 	start("sampling dropped packets", r.SampleDrops)
 	<-ctx.Done()
 	wg.Wait()

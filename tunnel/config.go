@@ -26,6 +26,7 @@ type Config struct {
 	Underlay  string // interface that carries the encrypted packets
 	MTU       int    // bytes
 	Inside    []Inside
+	Probe     Probe
 
 	// Exactly one of these is set; see Kind.
 	IPsec     *IPsec
@@ -38,3 +39,15 @@ type Inside struct {
 	Local  netip.Prefix
 	Remote netip.Addr
 }
+
+// Probe says whether echo requests to the remote inside address show that a tunnel carries data.
+type Probe string
+
+// The values of Probe.
+const (
+	ProbeOff Probe = ""
+	// ProbeAuto draws no conclusion from missing answers if the peer has sent data and has never
+	// answered a request: it may drop echo requests.
+	ProbeAuto   Probe = "auto"
+	ProbeStrict Probe = "strict" // the peer is known to answer
+)

@@ -25,6 +25,7 @@ func Diff(a, b Config) []Difference {
 	d.add("interface", a.Interface, b.Interface, rehomed)
 	d.add("underlay", a.Underlay, b.Underlay, rehomed)
 	d.add("mtu", a.MTU, b.MTU, "")
+	d.add("probe", a.Probe, b.Probe, "")
 	if !slices.Equal(a.Inside, b.Inside) {
 		d.add("inside", a.Inside, b.Inside, "sessions on the former inside addresses end")
 	}

@@ -24,6 +24,7 @@ type IPsec struct {
 	DPDDelay        time.Duration
 	RespondOnly     bool
 	ReplayWindow    uint32 // packets
+	ForceUDP        bool   // encapsulates ESP in UDP without a NAT as well (RFC 3948)
 }
 
 func (*IPsec) kind() Kind { return KindIPsec }
@@ -65,5 +66,14 @@ func (i *IPsec) diff(former carrier) (d differences) {
 	d.add("ipsec.dpdDelay", x.DPDDelay, i.DPDDelay, "")
 	d.add("ipsec.respondOnly", x.RespondOnly, i.RespondOnly, "")
 	d.add("ipsec.replayWindow", x.ReplayWindow, i.ReplayWindow, "")
+	d.add("ipsec.udpEncapsulation", x.udp(), i.udp(), renegotiated)
 	return d
+}
+
+// udp returns the field of the document.
+func (i *IPsec) udp() string {
+	if i.ForceUDP {
+		return "always"
+	}
+	return "auto"
 }

@@ -13,8 +13,14 @@ const (
 	Unknown    Status = "unknown"
 	Down       Status = "down"
 	Connecting Status = "connecting"
-	Up         Status = "up"
+	// Suspect means that the keys are negotiated and nothing shows that data passes both ways: see
+	// State.Silence. Routes do not use the tunnel.
+	Suspect Status = "suspect"
+	Up      Status = "up"
 )
+
+// Statuses lists the states, the best last.
+var Statuses = []Status{Unknown, Down, Connecting, Suspect, Up}
 
 // State is the observed state of one tunnel.
 type State struct {
@@ -41,6 +47,38 @@ type State struct {
 	Keyed        time.Time // of the present keys
 	TimesUp      uint64
 	NATTraversal bool
+
+	Silence Silence // while data does not pass both ways although the keys are negotiated
+	// when data last came; zero: not since the tunnel came up
+	Data time.Time
+	// Answers describes the answers to echo requests: "off", "answered", "unanswered" or "never
+	// answered"; empty: unknown.
+	Answers string
+	Device  Device // of a WireGuard tunnel
+}
+
+// Device is the state of a WireGuard device, without secrets.
+type Device struct {
+	PublicKey     [32]byte // zero: the device has no private key
+	PeerPublicKey [32]byte
+	Preshared     bool
+	Port          uint16
+	Embedded      bool // in the daemon, not in the kernel
+	Keepalive     time.Duration
+	// Stranger is the address that last sent a handshake of a key that is not the peer's, or for a
+	// key that is not ours, and StrangerAt when. Only an embedded device sees it.
+	Stranger   netip.AddrPort
+	StrangerAt time.Time
+	// OtherKey means that the stranger has another public key for this side.
+	OtherKey bool
+}
+
+// Silence says which direction of a tunnel carries no data although its keys are negotiated.
+type Silence struct {
+	Since   time.Time // when the last data came, or when the tunnel came up
+	Sent    uint64    // packets sent since then that the peer should have answered
+	Inbound bool      // nothing comes from the peer; false: the peer's packets come, but no answers
+	Ever    bool      // data came with the present keys, or before
 }
 
 // Reason is the reason why a negotiation failed.
@@ -70,6 +108,10 @@ const (
 	ClosedByPeer   Reason = "closed-by-peer"   // it sent a DELETE
 	Waiting        Reason = "waiting-for-peer" // respondOnly, and the peer has not initiated
 	Local          Reason = "local"            // the kernel or charon refused on this node
+	NoHandshake    Reason = "no-handshake"     // WireGuard: the peer does not answer
+	NoEndpoint     Reason = "no-endpoint"      // WireGuard: the peer has not called yet
+	NoData         Reason = "no-data"          // the keys are negotiated, and no data comes
+	OneWay         Reason = "one-way"          // the peer's data comes, but no answer to ours
 	Other          Reason = "other"            // see LastError
 )
 

@@ -6,6 +6,7 @@ package observe
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"math"
 	"net/netip"
 	"slices"
@@ -23,6 +24,7 @@ import (
 	"github.com/isthmus-net/isthmus/router/plan"
 	"github.com/isthmus-net/isthmus/router/spec"
 	"github.com/isthmus-net/isthmus/tunnel"
+	"github.com/isthmus-net/isthmus/tunnel/liveness"
 )
 
 // Machine reads the state of the machine that isthmus did not make.
@@ -72,6 +74,9 @@ type Options struct {
 	// Nudge runs jobs of router/apply again, and Retry all that failed.
 	Nudge func(jobs ...string)
 	Retry func()
+	// Interfaces reads the counters of the tunnels' interfaces, by name. Nil: whether tunnels carry
+	// data is not watched.
+	Interfaces func() (map[string]liveness.Counters, error)
 	// Bell rings when a reported state has changed.
 	Bell *bell.Bell
 	Log  *slog.Logger
@@ -84,9 +89,12 @@ type Observer struct {
 	mu       sync.Mutex // guards the fields below
 	tunnels  map[string]tunnel.Config
 	peers    map[string]bgp.Peer
-	told     map[string]uint64 // sequence number of the last state of each tunnel
-	states   uint64            // sequence number of the newest state
-	telling  sync.Mutex        // serializes reactions to tunnel states
+	raw      map[string]tunnel.State     // as their drivers report them
+	data     map[string]data             // of tunnels
+	sessions map[string]bgp.SessionState // by name of the peer
+	told     map[string]uint64           // sequence number of the last state of each tunnel
+	states   uint64                      // sequence number of the newest state
+	telling  sync.Mutex                  // serializes reactions to tunnel states
 	around   around
 	charon   charonHealth
 	counters counters
@@ -112,6 +120,7 @@ func New(o Options) *Observer {
 		o:       o,
 		seen:    State{Tunnels: map[string]tunnel.State{}, Paths: map[fib.Key]Learned{}},
 		tunnels: map[string]tunnel.Config{}, peers: map[string]bgp.Peer{}, told: map[string]uint64{},
+		raw: map[string]tunnel.State{}, data: map[string]data{}, sessions: map[string]bgp.SessionState{},
 	}
 }
 
@@ -128,6 +137,8 @@ func (o *Observer) Use(s *spec.Spec, t plan.Target) {
 	for name, seen := range o.seen.Tunnels {
 		if c, ok := o.tunnels[name]; !ok || c.Kind() != seen.Kind {
 			delete(o.seen.Tunnels, name)
+			delete(o.raw, name)
+			delete(o.data, name)
 			delete(o.told, name)
 		}
 	}
@@ -135,6 +146,7 @@ func (o *Observer) Use(s *spec.Spec, t plan.Target) {
 	for _, p := range t.BGP.Peers {
 		o.peers[p.Name] = p
 	}
+	maps.DeleteFunc(o.sessions, func(name string, _ bgp.SessionState) bool { _, ok := o.peers[name]; return !ok })
 	o.o.Bell.Ring()
 }
 
@@ -175,13 +187,13 @@ func (o *Observer) SickProxies() map[string]health.Member {
 	return sick
 }
 
-// down returns the interfaces of the tunnels that are known to be down.
+// down returns the interfaces of the tunnels that are known not to carry data.
 func (o *Observer) down() map[string]bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	out := map[string]bool{}
 	for name, c := range o.tunnels {
-		if s, seen := o.seen.Tunnels[name]; seen && s.Status == tunnel.Down {
+		if s, seen := o.seen.Tunnels[name]; seen && !alive(s.Status) {
 			out[c.Interface] = true
 		}
 	}
@@ -202,31 +214,40 @@ func (o *Observer) Changed(s tunnel.State) { o.Seen(s, math.MaxUint64) }
 func (o *Observer) Seen(s tunnel.State, mark uint64) {
 	o.telling.Lock()
 	defer o.telling.Unlock()
-	iface, mapped, ok := o.setTunnel(s, mark)
+	s, mapped, ok := o.setTunnel(s, mark)
 	if !ok || s.Status == tunnel.Unknown {
 		return
 	}
-	// Only a tunnel that is known to be down leaves its groups: while charon does not answer, its
-	// tunnels still work.
-	o.o.FIB.SetAlive(fib.NextHop{Interface: iface}, s.Status != tunnel.Down)
+	o.o.FIB.SetAlive(fib.NextHop{Interface: s.Interface}, alive(s.Status))
 	if mapped {
 		o.o.Nudge("bgp")
 	}
 }
 
-// setTunnel stores a state. It returns the interface of the tunnel, whether a map of prefixes is
-// behind it, and false if the tunnel is not wanted or a newer state has come since the mark.
-func (o *Observer) setTunnel(s tunnel.State, mark uint64) (iface string, mapped, wanted bool) {
+// setTunnel stores a state. It returns the state with what is known about the tunnel's data,
+// whether a map of prefixes is behind it, and false if the tunnel is not wanted or a newer state
+// has come since the mark.
+func (o *Observer) setTunnel(s tunnel.State, mark uint64) (effect tunnel.State, mapped, wanted bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	c, ok := o.tunnels[s.Name]
 	if !ok || c.Kind() != s.Kind || o.told[s.Name] > mark {
-		return "", false, false
+		return s, false, false
 	}
 	o.states++
 	o.told[s.Name] = o.states
+	o.raw[s.Name] = s
+	if s.Status != tunnel.Up {
+		delete(o.data, s.Name) // what was silent then says nothing about the next keys
+	}
+	s = effective(c, s, o.data[s.Name], time.Now())
 	o.seen.Tunnels[s.Name] = s
 	o.o.Bell.Ring()
-	mapped = slices.ContainsFunc(o.seen.Target.NAT.Maps, func(m nat.Map) bool { return slices.Contains(m.Interfaces, c.Interface) })
-	return c.Interface, mapped, true
+	s.Interface = c.Interface
+	return s, o.mapped(c), true
+}
+
+// mapped reports whether a map of prefixes is behind a tunnel.
+func (o *Observer) mapped(c tunnel.Config) bool {
+	return slices.ContainsFunc(o.seen.Target.NAT.Maps, func(m nat.Map) bool { return slices.Contains(m.Interfaces, c.Interface) })
 }

@@ -47,18 +47,23 @@ func (o *Observer) setPaths(updates []bgp.Update) []fib.Route {
 	return routes
 }
 
-// peer returns the configuration of a session, and false if the name is unknown.
-func (o *Observer) peer(name string) (bgp.Peer, bool) {
+// session stores the state of a session. It returns its configuration, and false if the name is
+// unknown.
+func (o *Observer) session(s bgp.PeerState) (bgp.Peer, bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	p, ok := o.peers[name]
+	p, ok := o.peers[s.Name]
+	if ok {
+		o.sessions[s.Name] = s.State
+	}
 	return p, ok
 }
 
 // Peer implements bgp.Reporter. The next hops of a session leave their groups as soon as it ends:
 // withdrawing its paths one by one takes long if there are many.
 func (o *Observer) Peer(s bgp.PeerState) {
-	if c, ok := o.peer(s.Name); ok && s.State != bgp.Unknown {
+	c, ok := o.session(s)
+	if ok && s.State != bgp.Unknown {
 		alive := s.State == bgp.Established || s.Restarting
 		o.o.FIB.SetAlive(fib.NextHop{Interface: c.Interface, Gateway: c.Address}, alive)
 	}

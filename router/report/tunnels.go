@@ -1,9 +1,11 @@
 package report
 
 import (
+	"encoding/base64"
 	"fmt"
 	"time"
 
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
@@ -56,6 +58,7 @@ func (r *Report) tunnels() (out []*isthmusv1.TunnelStatus) {
 			}
 			t := tunnelStatus(c, s)
 			if i, ok := places[c.Name]; ok {
+				doc.Tunnels[i].Config = c // with allocated inside addresses
 				explained(t, seen.Spec, doc, i, s)
 			}
 			if cond := trouble["tunnel/"+c.Name]; cond != nil {
@@ -74,7 +77,25 @@ func tunnelStatus(c tunnel.Config, s tunnel.State) *isthmusv1.TunnelStatus {
 		RxBytes: s.RxBytes, TxBytes: s.TxBytes, RxPackets: s.RxPackets, TxPackets: s.TxPackets,
 		LastError: s.LastError, NextTry: stamp(s.NextTry), Algorithms: s.Algorithms,
 		Established: stamp(s.Established), Keyed: stamp(s.Keyed), TimesUp: s.TimesUp, NatTraversal: s.NATTraversal,
-		Heard: stamp(s.Heard), Listening: stamp(s.Listening),
+		Heard: stamp(s.Heard), Listening: stamp(s.Listening), DataReceived: stamp(s.Data), Probe: s.Answers,
+	}
+	if s.LastError != "" {
+		t.LastErrorSince = stamp(s.Failure.Since)
+		if s.Failure.Since.IsZero() {
+			t.LastErrorSince = stamp(s.Since)
+		}
+	}
+	if d := s.Device; c.WireGuard != nil && d != (tunnel.Device{}) {
+		t.Wireguard = &isthmusv1.WireGuardStatus{
+			PublicKey: base64.StdEncoding.EncodeToString(d.PublicKey[:]), PeerPublicKey: base64.StdEncoding.EncodeToString(d.PeerPublicKey[:]),
+			PresharedKey: d.Preshared, ListenPort: uint32(d.Port), Device: "kernel", LastHandshake: stamp(s.Keyed),
+		}
+		if d.Embedded {
+			t.Wireguard.Device = "embedded"
+		}
+		if d.Keepalive > 0 {
+			t.Wireguard.Keepalive = durationpb.New(d.Keepalive)
+		}
 	}
 	switch {
 	case s.Remote.IsValid() && s.Remote.Port() != 0:

@@ -76,6 +76,13 @@ func (c *checker) ipsec(path string, i *isthmusv1.IPsec, preset cloud.Preset) *t
 	if v := out.ChildRekeyBytes; v != 0 && v < 1<<20 {
 		c.Problem(path+".childRekeyBytes", strconv.FormatUint(v, 10), "is less than 1048576", "give at least 1 MiB, or 0 for no limit")
 	}
+	switch v := i.GetUdpEncapsulation(); v {
+	case "", "auto":
+	case "always":
+		out.ForceUDP = true
+	default:
+		c.Problem(path+".udpEncapsulation", v, "is not a valid value", `give "auto" or "always"`)
+	}
 	if i.GetRemoteAddress() == "" {
 		c.Missing(path+".remoteAddress", "give the outside address of the peer's gateway")
 		return out

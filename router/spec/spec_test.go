@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -14,6 +16,7 @@ import (
 	"github.com/isthmus-net/isthmus/bgp"
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/secret"
+	"github.com/isthmus-net/isthmus/tunnel"
 )
 
 // stored returns every secret of testdata/clouds.yaml.
@@ -80,6 +83,42 @@ func TestReadme(t *testing.T) {
 	s, problems := parse(document)
 	if len(problems) > 0 || len(s.Tunnels) == 0 || len(s.Policies) == 0 {
 		t.Error(problems)
+	}
+}
+
+// TestDataPath checks how the document turns into the liveness of a tunnel's data: the clouds whose
+// gateways do not answer echo requests get none, unless the document says that they do.
+func TestDataPath(t *testing.T) {
+	for _, tt := range []struct {
+		fields, ipsec string
+		probe         tunnel.Probe
+		udp           bool
+		problem       string
+	}{
+		{"", "", tunnel.ProbeAuto, false, ""},
+		{"probe: true", "", tunnel.ProbeStrict, false, ""},
+		{"probe: false", "", tunnel.ProbeOff, false, ""},
+		{"cloud: aws", "", tunnel.ProbeAuto, false, ""},
+		{"cloud: azure", "", tunnel.ProbeOff, false, ""},
+		{"cloud: azure-vwan", "", tunnel.ProbeOff, false, ""},
+		{"cloud: gcp", "", tunnel.ProbeOff, false, ""},
+		{"cloud: gcp, probe: true", "", tunnel.ProbeStrict, false, ""},
+		{"", "udpEncapsulation: always", tunnel.ProbeAuto, true, ""},
+		{"", "udpEncapsulation: auto", tunnel.ProbeAuto, false, ""},
+		{"", "udpEncapsulation: never", tunnel.ProbeAuto, false, `tunnels[0].ipsec.udpEncapsulation is not a valid value: "never"`},
+	} {
+		fields := strings.Join(slices.DeleteFunc([]string{"name: a", tt.fields}, func(s string) bool { return s == "" }), ", ")
+		ipsec := strings.Join(slices.DeleteFunc([]string{"remoteAddress: 198.51.100.7, psk: aws-0", tt.ipsec}, func(s string) bool { return s == "" }), ", ")
+		s, problems := parse("node: {name: n, asn: 64620}\nunderlay: {interface: wan, address: 192.0.2.1}\ntunnels:\n- {" + fields + ", ipsec: {" + ipsec + "}}\n")
+		if tt.problem != "" {
+			if len(problems) != 1 || problems[0].Path+" "+problems[0].Rule+": "+strconv.Quote(problems[0].Value) != tt.problem || problems[0].Remedy == "" {
+				t.Errorf("%s: %v", tt.ipsec, problems)
+			}
+			continue
+		}
+		if len(problems) > 0 || s.Tunnels[0].Probe != tt.probe || s.Tunnels[0].IPsec.ForceUDP != tt.udp {
+			t.Errorf("%+v: %v, %v", tt, problems, s)
+		}
 	}
 }
 

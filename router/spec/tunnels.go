@@ -46,6 +46,12 @@ func (c *checker) tunnel(path string, t *isthmusv1.Tunnel) {
 	if int(out.MSS) > out.MTU-40 {
 		c.Problem(path+".mss", strconv.Itoa(int(out.MSS)), fmt.Sprintf("does not fit the MTU of %d", out.MTU), fmt.Sprintf("give at most %d, or leave it out", out.MTU-40))
 	}
+	switch {
+	case t.Probe == nil && !preset.Silent.Is:
+		out.Probe = tunnel.ProbeAuto
+	case t.GetProbe():
+		out.Probe = tunnel.ProbeStrict
+	}
 	out.Sources = c.sourceList(path+".sources", t.GetSources())
 	c.s.Tunnels = append(c.s.Tunnels, out)
 	if ok {

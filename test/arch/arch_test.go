@@ -61,7 +61,8 @@ var importers = map[string][]string{
 	"github.com/CycloneDX/":          {"image/build"},
 	"github.com/hashicorp/hcl/":      {}, // tests alone read Terraform
 	"go.yaml.in/yaml/":               {"router/spec", "cmd/isthmus", "tunnel/cloud/importer"},
-	"golang.org/x/net/bpf":           {"router/sockfilter", "tunnel/ipsec", "nat/conntrack", "router/fib/kernel"},
+	"golang.org/x/net/icmp":          {"router/egress/health", "tunnel/liveness"},
+	"golang.org/x/net/bpf":           {"router/sockfilter", "tunnel/ipsec", "tunnel/liveness", "nat/conntrack", "router/fib/kernel"},
 	"golang.org/x/net/dns/":          {"router/egress/dns"},
 	"google.golang.org/grpc/":        {"router/api", "router/auth", "cmd/isthmus", "proto/isthmus/v1"},
 }
@@ -98,6 +99,8 @@ var below = map[string][]string{
 
 	"tunnel/cloud/importer": {"tunnel/cloud"},
 
+	"tunnel/liveness": {"tunnel", "router/sockfilter"},
+
 	"tunnel/ipsec":           {"tunnel", "router/backoff", "router/disk", "router/secret", "router/sockfilter", "router/link"},
 	"tunnel/wireguard":       {"tunnel", "router/secret", "router/link"},
 	"bgp":                    {"router/secret"},
@@ -130,12 +133,12 @@ var below = map[string][]string{
 	"router/bell":      {}, "router/fault": {},
 	"router/live":        {"bgp", "nat", "router/egress", "router/fib", "router/plan", "router/spec"},
 	"router/apply":       {"bgp", "nat", "nat/conntrack", "tunnel", "router/backoff", "router/egress", "router/fib", "router/live", "router/plan"},
-	"router/observe":     {"bgp", "nat", "nat/conntrack", "tunnel", "router/bell", "router/egress/dns", "router/egress/health", "router/fib", "router/live", "router/plan", "router/spec"},
+	"router/observe":     {"bgp", "nat", "nat/conntrack", "tunnel", "tunnel/liveness", "router/bell", "router/egress/dns", "router/egress/health", "router/fib", "router/live", "router/plan", "router/spec"},
 	"router/ports":       {"nat", "nat/conntrack", "nat/placement"},
 	"router/document":    {"proto/isthmus/v1", "nat", "tunnel/explain", "router/fault", "router/fib", "router/plan", "router/secret", "router/spec", "router/store"},
 	"router/capability":  {"proto/isthmus/v1", "nat", "nat/placement", "router/api", "router/apply", "router/condition", "router/document", "router/egress", "router/egress/dns", "router/egress/health", "router/egress/takeover", "router/egress/translog", "router/fault", "router/live", "router/observe", "router/plan", "router/ports", "router/secret", "router/spec", "router/store"},
 	"router/report":      {"proto/isthmus/v1", "bgp", "nat", "nat/conntrack", "tunnel", "tunnel/explain", "router/api", "router/apply", "router/bell", "router/capability", "router/condition", "router/document", "router/fib", "router/live", "router/observe", "router/plan", "router/spec", "router/store"},
-	"router":             {"proto/isthmus/v1", "bgp", "nat", "tunnel", "router/apply", "router/bell", "router/capability", "router/document", "router/egress", "router/egress/dns", "router/egress/health", "router/egress/takeover", "router/fib", "router/live", "router/observe", "router/plan", "router/ports", "router/report", "router/spec", "router/store"},
+	"router":             {"proto/isthmus/v1", "bgp", "nat", "tunnel", "tunnel/liveness", "router/apply", "router/bell", "router/capability", "router/document", "router/egress", "router/egress/dns", "router/egress/health", "router/egress/takeover", "router/fib", "router/live", "router/observe", "router/plan", "router/ports", "router/report", "router/spec", "router/store"},
 	"image/slot":         {},
 	"image/tpm":          {},
 	"image/helper":       {"image/slot"},

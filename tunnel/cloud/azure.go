@@ -11,6 +11,7 @@ const (
 	azureDevices = "https://learn.microsoft.com/azure/vpn-gateway/vpn-gateway-about-vpn-devices"
 	azureAPIPA   = "https://learn.microsoft.com/azure/vpn-gateway/vpn-gateway-howto-aws-bgp"
 	azureLab     = "github.com/mddazure/vpn-bgp-apipa"
+	azureEcho    = "https://github.com/MicrosoftDocs/azure-docs/issues/118269"
 	vwanFile     = "https://learn.microsoft.com/azure/virtual-wan/virtual-wan-site-to-site-portal"
 	vwanIPsec    = "https://learn.microsoft.com/azure/virtual-wan/virtual-wan-ipsec"
 )
@@ -50,6 +51,7 @@ func azure() Preset {
 		ChildLifetime: Value[time.Duration]{172799 * time.Second, "the longest of a custom policy, 27000s by default", "https://registry.terraform.io/providers/hashicorp/azurerm/latest/docs/resources/virtual_network_gateway_connection"},
 		FixedHoldTime: Value[time.Duration]{180 * time.Second, "keepalive 60s and hold time 180s cannot be changed, and peers must have the same", azureFAQ},
 		NeverOpensBGP: Value[bool]{true, "the gateway opens sessions only from its private address", azureFAQ},
+		Silent:        Value[bool]{true, "the gateway does not answer echo requests at its own addresses", azureEcho},
 		MostAnnounced: Value[uint32]{4000, "the gateway closes the session above", azureFAQ},
 		Inside: Value[apipa.Rule]{apipa.Rule{
 			From:   prefixes("169.254.21.0/24", "169.254.22.0/24"),

@@ -34,6 +34,7 @@ func gcp() Preset {
 		Passive:         Value[bool]{false, "both sides open the session", ours},
 		MaxPrefixes:     Value[uint32]{5000, "subnets are announced without a limit, custom ranges up to 200", gcpRouter + "quotas"},
 		ExportLimit:     Value[uint32]{4500, "Cloud Router resets the session above 5000", gcpRouter + "quotas"},
+		Silent:          Value[bool]{true, "whether Cloud Router answers echo requests at its inside address is not published", gcpRouter},
 		IKELifetime:     Value[time.Duration]{36000 * time.Second, "of the gateway, not configurable", gcpCiphers},
 		ChildLifetime:   Value[time.Duration]{10800 * time.Second, "of the gateway, not configurable", gcpCiphers},
 		AddressIdentity: Value[bool]{true, "the peer must present its public address", gcpVPN + "concepts/advanced"},

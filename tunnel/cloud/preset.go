@@ -49,6 +49,7 @@ type Preset struct {
 	MaxMTU          Value[int]
 	FixedHoldTime   Value[time.Duration] // the only hold time
 	NeverOpensBGP   Value[bool]          // from link-local addresses
+	Silent          Value[bool]          // does not answer echo requests at its inside address
 	AddressIdentity Value[bool]          // identities must be addresses
 	MostAnnounced   Value[uint32]        // prefixes that it accepts in one session
 	Inside          Value[apipa.Rule]
@@ -150,6 +151,7 @@ func (p Preset) Settings() []Setting {
 	add("ipsec.replayWindow", fmt.Sprint(p.ReplayWindow.Is), p.ReplayWindow.Why, p.ReplayWindow.Source)
 	add("mtu", fmt.Sprint(p.MTU.Is), p.MTU.Why, p.MTU.Source)
 	add("mss", fmt.Sprint(p.MSS.Is), p.MSS.Why, p.MSS.Source)
+	add("probe", fmt.Sprint(!p.Silent.Is), p.Silent.Why, p.Silent.Source)
 	add("peer.holdTime", span(p.HoldTime.Is), p.HoldTime.Why, p.HoldTime.Source)
 	add("peer.keepalive", span(p.Keepalive.Is), p.Keepalive.Why, p.Keepalive.Source)
 	add("peer.ttl", fmt.Sprint(p.TTL.Is), p.TTL.Why, p.TTL.Source)

@@ -44,13 +44,22 @@ type Explanation struct {
 // Tunnel explains the state of tunnel i. It returns false when there is nothing to explain.
 func (d Document) Tunnel(i int, s tunnel.State) (Explanation, bool) {
 	t := d.Tunnels[i]
-	if t.IPsec == nil || s.Failure.Reason == "" {
+	if s.Failure.Reason == "" {
 		return Explanation{}, false
 	}
 	preset, _ := cloud.Lookup(t.Cloud)
 	e := explainer{d: d, t: t, s: s, i: i, cloud: preset}
 	e.out.Reason, e.out.Since = s.Failure.Reason, s.Failure.Since
-	e.explain()
+	switch {
+	case s.Failure.Reason == tunnel.NoData || s.Failure.Reason == tunnel.OneWay:
+		e.silent()
+	case t.WireGuard != nil:
+		e.wireguard()
+	case t.IPsec != nil:
+		e.explain()
+	default:
+		return Explanation{}, false
+	}
 	return e.out, true
 }
 

@@ -107,9 +107,65 @@ func TestTunnel(t *testing.T) {
 	if _, ok := document(ipsecTunnel("x", "", nil)).Tunnel(0, tunnel.State{Status: tunnel.Up}); ok {
 		t.Error("a tunnel that is up is explained")
 	}
-	wg := Tunnel{Config: tunnel.Config{Name: "w", WireGuard: &tunnel.WireGuard{}}}
-	if _, ok := document(wg).Tunnel(0, tunnel.State{Failure: tunnel.Failure{Reason: tunnel.NoAnswer}}); ok {
-		t.Error("WireGuard has no IKE")
+}
+
+// TestData explains tunnels whose keys are negotiated, and WireGuard tunnels without a session.
+func TestData(t *testing.T) {
+	wg := func(change func(*tunnel.WireGuard)) Tunnel {
+		c := ipsecTunnel("w", "", nil)
+		c.IPsec, c.WireGuard = nil, &tunnel.WireGuard{ListenPort: 51820, PeerPublicKey: [32]byte{1}, Endpoint: netip.MustParseAddrPort("203.0.113.7:51821")}
+		if change != nil {
+			change(c.WireGuard)
+		}
+		return c
+	}
+	const ownKey, peerKey = "AgAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=", "AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
+	noData := tunnel.State{Failure: tunnel.Failure{Reason: tunnel.NoData}, Silence: tunnel.Silence{Since: now, Sent: 14, Inbound: true}, Answers: "unanswered"}
+	oneWay := tunnel.State{Failure: tunnel.Failure{Reason: tunnel.OneWay}, Silence: tunnel.Silence{Since: now, Sent: 9}}
+	nat := noData
+	nat.NATTraversal = true
+	session := func(reason tunnel.Reason, change func(*tunnel.Device)) tunnel.State {
+		s := tunnel.State{Failure: tunnel.Failure{Reason: reason}, LastError: "no answer", Device: tunnel.Device{PublicKey: [32]byte{2}, Port: 51820}}
+		if change != nil {
+			change(&s.Device)
+		}
+		return s
+	}
+	for name, tt := range map[string]struct {
+		tunnel       Tunnel
+		state        tunnel.State
+		field, value string
+		words        []string
+	}{
+		"ESP filtered": {ipsecTunnel("x", "", func(t *Tunnel) { t.Probe = tunnel.ProbeAuto }), noData, "ipsec.udpEncapsulation", "always",
+			[]string{"14 packets were sent", "no data has come since 2026-03-01T12:00:00Z", "ESP, IP protocol 50, is filtered", "`udpEncapsulation: always`", "set `probe: false`", "must route 169.254.10.2 into the tunnel"}},
+		"ESP in UDP filtered": {ipsecTunnel("x", "", nil), nat, "", "", []string{"let UDP port 4500 pass in both directions"}},
+		"one way":             {ipsecTunnel("x", "", nil), oneWay, "ipsec.udpEncapsulation", "always", []string{"the peer's data comes, but 9 echo requests to 169.254.10.1", "does not reach the peer"}},
+		"WireGuard's data":    {wg(nil), noData, "", "", []string{"lets handshakes pass", "AllowedIPs", "port 51820"}},
+		"WireGuard, no session": {wg(nil), session(tunnel.NoHandshake, nil), "wireguard.endpoint", "",
+			[]string{"no answer", "keys of the two sides do not match", ownKey, peerKey, "198.51.100.9", "must have no pre-shared key"}},
+		"WireGuard, no call": {wg(func(w *tunnel.WireGuard) { w.Endpoint = netip.AddrPort{} }), session(tunnel.NoEndpoint, nil), "wireguard.endpoint", "", []string{"has not called UDP port 51820"}},
+		"WireGuard, another key of the peer": {wg(nil), session(tunnel.NoHandshake, func(d *tunnel.Device) {
+			d.StrangerAt, d.Stranger = now, netip.MustParseAddrPort("203.0.113.7:51821")
+		}), "wireguard.peerPublicKey", "", []string{"with another key than the peer's came from 203.0.113.7:51821 at 2026-03-01T12:00:00Z"}},
+		"WireGuard, another key of this side": {wg(nil), session(tunnel.NoHandshake, func(d *tunnel.Device) { d.StrangerAt, d.OtherKey = now, true }), "", "",
+			[]string{"set this node's public key at the peer: " + ownKey}},
+		"WireGuard, pre-shared key": {wg(func(w *tunnel.WireGuard) { w.PresharedKey.Name = "psk" }), session(tunnel.NoHandshake, nil), "wireguard.endpoint", "", []string{"that of secret psk"}},
+	} {
+		e, ok := document(ipsecTunnel("first", "", nil), tt.tunnel).Tunnel(1, tt.state)
+		want := ""
+		if tt.field != "" {
+			want = "tunnels[1]." + tt.field
+		}
+		if !ok || e.Field != want || e.Value != tt.value || e.Cause == "" || e.Remedy == "" {
+			t.Errorf("%s: %+v", name, e)
+		}
+		all := strings.Join([]string{e.What, e.Cause, e.Remedy, e.There}, "\n")
+		for _, w := range tt.words {
+			if !strings.Contains(all, w) {
+				t.Errorf("%s: %q is missing in\n%s", name, w, all)
+			}
+		}
 	}
 }
 

@@ -74,6 +74,10 @@ func compile(c tunnel.Config) (*vici.Message, error) {
 	if i.ReplayWindow != 0 {
 		m.set(child, "replay_window", strconv.FormatUint(uint64(i.ReplayWindow), 10))
 	}
+	encapsulation := "no"
+	if i.ForceUDP {
+		encapsulation = "yes"
+	}
 	remote := "%any"
 	if i.RemoteAddress.IsValid() {
 		remote = i.RemoteAddress.String()
@@ -85,7 +89,7 @@ func compile(c tunnel.Config) (*vici.Message, error) {
 		"proposals", i.IKEProposals,
 		"mobike", "no",
 		"fragmentation", "yes",
-		"encap", "no", // only if a NAT is detected
+		"encap", encapsulation, // "no": only if a NAT is detected
 		"unique", "never",
 		"keyingtries", "1",
 		"dpd_delay", seconds(i.DPDDelay),
@@ -171,8 +175,11 @@ func content(b []byte, m *vici.Message) []byte {
 
 func ends(c tunnel.Config) string {
 	i := c.IPsec
-	return digest(i.LocalAddress.String(), i.RemoteAddress.String(), i.LocalIdentity, i.RemoteIdentity,
-		strings.Join(selectors(c), ","))
+	parts := []string{i.LocalAddress.String(), i.RemoteAddress.String(), i.LocalIdentity, i.RemoteIdentity, strings.Join(selectors(c), ",")}
+	if i.ForceUDP { // only then, so that the digests of a former version stay the same
+		parts = append(parts, "udp")
+	}
+	return digest(parts...)
 }
 
 func digest(s ...string) string {

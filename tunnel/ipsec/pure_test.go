@@ -69,6 +69,7 @@ func TestDigests(t *testing.T) {
 		{func(c *tunnel.Config) { c.IPsec.ChildRekeyBytes = 0 }, true, false, false},
 		{func(c *tunnel.Config) { c.IPsec.DPDDelay *= 2 }, true, false, false},
 		{func(c *tunnel.Config) { c.IPsec.ReplayWindow *= 2 }, true, false, false},
+		{func(c *tunnel.Config) { c.IPsec.ForceUDP = true }, true, false, true},
 		{func(c *tunnel.Config) { c.IPsec.RespondOnly = true }, false, false, false},
 	} {
 		a, c := of(example()), example()

@@ -76,7 +76,7 @@ func (r *record) set(s tunnel.Status, now time.Time) {
 	former := r.state.Status
 	if s == tunnel.Up {
 		r.state.NextTry = time.Time{}
-		r.reason, r.failure = "", tunnel.Failure{}
+		r.reason, r.failure, r.state.LastError = "", tunnel.Failure{}, ""
 		if former != tunnel.Up {
 			r.evidence, r.heard, r.rekey, r.rekeyOf = tunnel.Evidence{}, time.Time{}, tunnel.Failure{}, 0
 		}

@@ -118,24 +118,61 @@ func TestDecode(t *testing.T) {
 		dev    *wgtypes.Device
 		status tunnel.Status
 		err    string
+		reason tunnel.Reason
 	}{
-		{"unreadable", true, nil, tunnel.Unknown, ""},
-		{"no peer", true, &wgtypes.Device{}, tunnel.Down, "no peer is configured"},
-		{"fresh", true, peer(wgtypes.Peer{Endpoint: at, LastHandshakeTime: now.Add(-stale + 1)}), tunnel.Up, ""},
-		{"interface down", false, peer(wgtypes.Peer{Endpoint: at, LastHandshakeTime: now}), tunnel.Down, "the interface is down"},
-		{"never", true, peer(wgtypes.Peer{Endpoint: at}), tunnel.Connecting, "no handshake yet: no answer from 192.0.2.1:5"},
-		{"passive", true, peer(wgtypes.Peer{}), tunnel.Down, "waiting for the peer to connect: its endpoint is not known"},
+		{"unreadable", true, nil, tunnel.Unknown, "", ""},
+		{"no peer", true, &wgtypes.Device{}, tunnel.Down, "no peer is configured", ""},
+		{"fresh", true, peer(wgtypes.Peer{Endpoint: at, LastHandshakeTime: now.Add(-stale + 1)}), tunnel.Up, "", ""},
+		{"interface down", false, peer(wgtypes.Peer{Endpoint: at, LastHandshakeTime: now}), tunnel.Down, "the interface is down", ""},
+		{"never", true, peer(wgtypes.Peer{Endpoint: at}), tunnel.Connecting, "no handshake yet: no answer from 192.0.2.1:5", tunnel.NoHandshake},
+		{"passive", true, peer(wgtypes.Peer{}), tunnel.Down, "waiting for the peer to connect: its endpoint is not known", tunnel.NoEndpoint},
 		{"stale", true, peer(wgtypes.Peer{Endpoint: at, LastHandshakeTime: now.Add(-stale)}), tunnel.Down,
-			"no handshake since 2026-01-02T03:01:05Z: no answer from 192.0.2.1:5"},
+			"no handshake since 2026-01-02T03:01:05Z: no answer from 192.0.2.1:5", tunnel.NoHandshake},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			link := link
 			link.Up = tt.up
 			s := decode(link, tt.dev, now)
-			if s.Status != tt.status || s.LastError != tt.err || s.Name != "lane" || s.RxBytes != 9 {
+			if s.Status != tt.status || s.LastError != tt.err || s.Failure.Reason != tt.reason || s.Name != "lane" || s.RxBytes != 9 {
 				t.Errorf("%+v", s)
 			}
 		})
+	}
+}
+
+// TestHistory checks that a tunnel that is up shows no error of the past, and that the time of an
+// error is that of its beginning.
+func TestHistory(t *testing.T) {
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	down := tunnel.State{Status: tunnel.Connecting, LastError: "no handshake yet", Failure: tunnel.Failure{Reason: tunnel.NoHandshake}}
+	s, changed := history(tunnel.State{}, down, at)
+	if !changed || s.Failure.Since != at {
+		t.Errorf("%+v", s)
+	}
+	if s, changed = history(s, down, at.Add(time.Minute)); changed || s.Failure.Since != at {
+		t.Errorf("%v, %+v", changed, s)
+	}
+	s, changed = history(s, tunnel.State{Status: tunnel.Up}, at.Add(time.Hour))
+	if !changed || s.LastError != "" || s.Failure != (tunnel.Failure{}) || s.TimesUp != 1 {
+		t.Errorf("%v, %+v", changed, s)
+	}
+}
+
+// TestStranger checks the conclusions from the log of an embedded device. TestEmbedded compares the
+// texts with those of a device.
+func TestStranger(t *testing.T) {
+	u := &userspace{}
+	u.note("%v - Receiving keepalive packet", "peer")
+	if u.stranger.Load() != nil {
+		t.Error("a keepalive is a stranger")
+	}
+	u.note(unknownKey, "192.0.2.1:5")
+	if s := u.stranger.Load(); s == nil || s.address.String() != "192.0.2.1:5" || s.otherKey {
+		t.Errorf("%+v", s)
+	}
+	u.note(otherKey)
+	if s := u.stranger.Load(); s.address.IsValid() || !s.otherKey || s.at.Second() != 0 {
+		t.Errorf("%+v", s)
 	}
 }
 

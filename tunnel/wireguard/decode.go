@@ -15,14 +15,14 @@ const algorithms = "Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s"
 
 // decode returns the state that the kernel or the embedded device shows. Since and TimesUp, which
 // need the previous state, are set by history.
-func decode(link link.Link, dev *wgtypes.Device, now time.Time) tunnel.State {
+func decode(l link.Link, dev *wgtypes.Device, now time.Time) tunnel.State {
 	s := tunnel.State{
-		Name:      strings.TrimPrefix(link.Alias, tunnel.Mark),
+		Name:      strings.TrimPrefix(l.Alias, tunnel.Mark),
 		Kind:      tunnel.KindWireGuard,
-		Interface: link.Name,
+		Interface: l.Name,
 		Status:    tunnel.Unknown,
-		RxBytes:   link.RxBytes, TxBytes: link.TxBytes,
-		RxPackets: link.RxPackets, TxPackets: link.TxPackets,
+		RxBytes:   l.RxBytes, TxBytes: l.TxBytes,
+		RxPackets: l.RxPackets, TxPackets: l.TxPackets,
 	}
 	if dev == nil {
 		return s
@@ -34,24 +34,31 @@ func decode(link link.Link, dev *wgtypes.Device, now time.Time) tunnel.State {
 	}
 	p := dev.Peers[0]
 	s.Remote = endpoint(p.Endpoint)
+	s.Device = tunnel.Device{
+		PublicKey: dev.PublicKey, PeerPublicKey: p.PublicKey, Preshared: p.PresharedKey != wgtypes.Key{},
+		Port: uint16(dev.ListenPort), Embedded: l.Kind == link.TUN, Keepalive: p.PersistentKeepaliveInterval,
+	}
 	s.Keyed = p.LastHandshakeTime
 	switch age := now.Sub(p.LastHandshakeTime); {
-	case !p.LastHandshakeTime.IsZero() && age < stale && link.Up:
+	case !p.LastHandshakeTime.IsZero() && age < stale && l.Up:
 		s.Status = tunnel.Up
 		s.Algorithms = algorithms
-	case !link.Up:
+	case !l.Up:
 		s.Status = tunnel.Down
 		s.LastError = "the interface is down"
 	case !s.Remote.IsValid():
 		s.Status = tunnel.Down
 		s.LastError = "waiting for the peer to connect: its endpoint is not known"
+		s.Failure.Reason = tunnel.NoEndpoint
 	case p.LastHandshakeTime.IsZero():
 		s.Status = tunnel.Connecting
 		s.LastError = fmt.Sprintf("no handshake yet: no answer from %s", s.Remote)
+		s.Failure.Reason = tunnel.NoHandshake
 	default:
 		s.Status = tunnel.Down
 		s.LastError = fmt.Sprintf("no handshake since %s: no answer from %s",
 			p.LastHandshakeTime.UTC().Format(time.RFC3339), s.Remote)
+		s.Failure.Reason = tunnel.NoHandshake
 	}
 	return s
 }
@@ -67,10 +74,13 @@ func history(former, s tunnel.State, now time.Time) (tunnel.State, bool) {
 			s.TimesUp++
 		}
 	}
-	if s.LastError == "" {
-		s.LastError = former.LastError // the reason why it was last down
+	if s.Failure.Reason != "" {
+		s.Failure.Since = s.Since
+		if s.Failure.Reason == former.Failure.Reason && !former.Failure.Since.IsZero() {
+			s.Failure.Since = former.Failure.Since
+		}
 	}
 	changed := s.Status != former.Status || s.Remote != former.Remote || s.LastError != former.LastError ||
-		s.Keyed != former.Keyed || s.Interface != former.Interface
+		s.Keyed != former.Keyed || s.Interface != former.Interface || s.Device != former.Device
 	return s, changed
 }

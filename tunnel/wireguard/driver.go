@@ -276,6 +276,11 @@ func (d *Driver) observeLocked(now time.Time) ([]tunnel.State, error) {
 			dev = nil
 		}
 		s := decode(l, dev, now)
+		if u := d.embedded[l.Name]; u != nil && s.Status != tunnel.Up {
+			if x := u.stranger.Load(); x != nil {
+				s.Device.Stranger, s.Device.StrangerAt, s.Device.OtherKey = x.address, x.at, x.otherKey
+			}
+		}
 		seen[s.Name] = true
 		add(s)
 	}

@@ -151,6 +151,12 @@ func conformance(t *testing.T, userspace bool) {
 	if !strings.Contains(s.LastError, "no answer from 192.0.2.2:51821") {
 		t.Errorf("while the peer is away: %q", s.LastError)
 	}
+	if d := s.Device; d.PublicKey != a.PublicKey() || d.PeerPublicKey != b.PublicKey() || !d.Preshared || d.Embedded != userspace || d.Keepalive != time.Second {
+		t.Errorf("the device is %+v", d)
+	}
+	if userspace {
+		t.Run("strangers", func(t *testing.T) { strangers(t, d, far) })
+	}
 	stop := start(t, far)
 	await(t, states, tunnel.Up)
 	ping(t, "169.254.64.2")
@@ -237,6 +243,32 @@ func conformance(t *testing.T, userspace bool) {
 		}
 		ping(t, "169.254.64.2")
 	})
+}
+
+// strangers has the far end call with keys that do not match. The texts of the library's log, from
+// which the driver knows them, may change with its version.
+func strangers(t *testing.T, d *Driver, far end) {
+	other, _ := wgtypes.GeneratePrivateKey()
+	call := func(change func(*end)) tunnel.Device {
+		e := far
+		w := *far.Config.WireGuard
+		w.Endpoint = netip.MustParseAddrPort("192.0.2.1:51820")
+		e.Config.WireGuard = &w
+		change(&e)
+		stop := start(t, e)
+		defer stop()
+		for _, u := range d.embedded {
+			u.stranger.Store(nil)
+		}
+		until(t, "the device drops a handshake", func() bool { return !observe(t, d).Device.StrangerAt.IsZero() })
+		return observe(t, d).Device
+	}
+	if got := call(func(e *end) { e.Secrets = map[string][]byte{"key": other[:], "psk": far.Secrets["psk"]} }); got.OtherKey || got.Stranger.Addr().String() != "192.0.2.2" {
+		t.Errorf("with another private key: %+v", got)
+	}
+	if got := call(func(e *end) { e.Config.WireGuard.PeerPublicKey = other.PublicKey() }); !got.OtherKey {
+		t.Errorf("with another key of this side: %+v", got)
+	}
 }
 
 func config(name, local4, remote4, local6, remote6 string, port uint16) tunnel.Config {

@@ -3,6 +3,9 @@ package wireguard
 import (
 	"fmt"
 	"log/slog"
+	"net/netip"
+	"sync/atomic"
+	"time"
 
 	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/device"
@@ -14,8 +17,37 @@ import (
 // ends with it. It has no control socket: these are in one directory for all network namespaces of
 // a machine, and wgctrl and wg(8) could not distinguish two devices with the same name.
 type userspace struct {
-	tunnel string
-	dev    *device.Device
+	tunnel   string
+	dev      *device.Device
+	stranger atomic.Pointer[stranger] // nil: none has called
+}
+
+// stranger is a caller whose handshakes the device drops.
+type stranger struct {
+	address  netip.AddrPort // invalid: the device does not say
+	at       time.Time
+	otherKey bool
+}
+
+// Formats of the device's log. It reports dropped handshakes there alone.
+const (
+	unknownKey = "Received invalid initiation message from %s" // the sender's key is not the peer's
+	// The message authentication code is made from the receiver's public key (WireGuard paper,
+	// section 5.4.4).
+	otherKey = "Received packet with invalid mac1"
+)
+
+// note stores the handshakes that the device drops, to the minute: strangers decide how often it is
+// called.
+func (u *userspace) note(format string, args ...any) {
+	s := &stranger{at: time.Now().Truncate(time.Minute), otherKey: format == otherKey}
+	switch {
+	case format == unknownKey && len(args) == 1:
+		s.address, _ = netip.ParseAddrPort(fmt.Sprint(args[0]))
+	case !s.otherKey:
+		return
+	}
+	u.stranger.Store(s)
 }
 
 // newUserspace creates the TUN interface and a device without key and peer.
@@ -24,13 +56,15 @@ func newUserspace(name string, mtu int, log *slog.Logger) (*userspace, error) {
 	if err != nil {
 		return nil, fmt.Errorf("creating the TUN device: %w", err)
 	}
+	u := &userspace{}
 	logger := &device.Logger{
-		Verbosef: device.DiscardLogf,
+		Verbosef: u.note,
 		Errorf: func(format string, args ...any) {
 			log.Warn("wireguard: "+fmt.Sprintf(format, args...), "interface", name)
 		},
 	}
-	return &userspace{dev: device.NewDevice(t, conn.NewDefaultBind(), logger)}, nil
+	u.dev = device.NewDevice(t, conn.NewDefaultBind(), logger)
+	return u, nil
 }
 
 // read returns the device's state.

@@ -153,7 +153,10 @@ type Condition struct {
 	Since *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`
 	// "warning", or "error" for a fact that keeps the object from doing its work. A node with an
 	// error condition is NOT_SERVING for the health service (grpc.health.v1).
-	Severity      string `protobuf:"bytes,4,opt,name=severity,proto3" json:"severity,omitempty"`
+	Severity string `protobuf:"bytes,4,opt,name=severity,proto3" json:"severity,omitempty"`
+	// Object that has the condition, such as "tunnel aws-0", among the conditions of the node. Empty:
+	// the node itself.
+	Object        string `protobuf:"bytes,5,opt,name=object,proto3" json:"object,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -212,6 +215,13 @@ func (x *Condition) GetSince() *timestamppb.Timestamp {
 func (x *Condition) GetSeverity() string {
 	if x != nil {
 		return x.Severity
+	}
+	return ""
+}
+
+func (x *Condition) GetObject() string {
+	if x != nil {
+		return x.Object
 	}
 	return ""
 }
@@ -420,12 +430,13 @@ var File_isthmus_v1_common_proto protoreflect.FileDescriptor
 const file_isthmus_v1_common_proto_rawDesc = "" +
 	"\n" +
 	"\x17isthmus/v1/common.proto\x12\n" +
-	"isthmus.v1\x1a google/protobuf/descriptor.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x87\x01\n" +
+	"isthmus.v1\x1a google/protobuf/descriptor.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9f\x01\n" +
 	"\tCondition\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x120\n" +
 	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x1a\n" +
-	"\bseverity\x18\x04 \x01(\tR\bseverity\"s\n" +
+	"\bseverity\x18\x04 \x01(\tR\bseverity\x12\x16\n" +
+	"\x06object\x18\x05 \x01(\tR\x06object\"s\n" +
 	"\aProblem\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value\x12\x12\n" +

@@ -1416,8 +1416,10 @@ type TunnelStatus struct {
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// "ipsec" or "wireguard".
 	Kind string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
-	// "up", "down", "connecting", "dead" or "unknown". A dead tunnel is down and cannot come up with
-	// the document and its cloud's gateway as they are; explanation says why.
+	// "up", "suspect", "down", "connecting", "dead" or "unknown". The keys of a suspect tunnel are
+	// negotiated, but nothing shows that data passes both ways; routes do not use it. A dead tunnel
+	// is down and cannot come up with the document and its cloud's gateway as they are. explanation
+	// says why.
 	State string `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
 	// Since when it is in that state.
 	Since *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=since,proto3" json:"since,omitempty"`
@@ -1428,13 +1430,13 @@ type TunnelStatus struct {
 	// Inside addresses of this node and of the peer.
 	Inside []*Inside `protobuf:"bytes,7,rep,name=inside,proto3" json:"inside,omitempty"`
 	Mtu    uint32    `protobuf:"varint,8,opt,name=mtu,proto3" json:"mtu,omitempty"`
-	// Bytes and packets since the present keys' first use (IPsec), or since the interface was created
-	// (WireGuard).
+	// Bytes and packets of the kernel interface since it was created, at most a few seconds old.
 	RxBytes   uint64 `protobuf:"varint,9,opt,name=rx_bytes,json=rxBytes,proto3" json:"rx_bytes,omitempty"`
 	TxBytes   uint64 `protobuf:"varint,10,opt,name=tx_bytes,json=txBytes,proto3" json:"tx_bytes,omitempty"`
 	RxPackets uint64 `protobuf:"varint,11,opt,name=rx_packets,json=rxPackets,proto3" json:"rx_packets,omitempty"`
 	TxPackets uint64 `protobuf:"varint,12,opt,name=tx_packets,json=txPackets,proto3" json:"tx_packets,omitempty"`
-	// Reason why it is down: the last error of this side or of the peer.
+	// Reason why it is not up, or will not stay up: the last error of this side or of the peer. Empty
+	// when there is none now.
 	LastError string `protobuf:"bytes,13,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
 	// Time of the next attempt; not set when it is up or waits for the peer.
 	NextTry *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=next_try,json=nextTry,proto3" json:"next_try,omitempty"`
@@ -1451,12 +1453,21 @@ type TunnelStatus struct {
 	Conditions   []*Condition `protobuf:"bytes,20,rep,name=conditions,proto3" json:"conditions,omitempty"`
 	// Number of the tunnel in the ledger; for IPsec also the if_id of its xfrm interface.
 	Id uint32 `protobuf:"varint,21,opt,name=id,proto3" json:"id,omitempty"`
-	// Reason why it is not up, or will not stay up. Not set when there is none. IPsec only.
+	// Reason why it is not up, or will not stay up. Not set when there is none.
 	Explanation *Explanation `protobuf:"bytes,22,opt,name=explanation,proto3" json:"explanation,omitempty"`
 	// Time of the last IKE packet from the peer's address, while the tunnel is not up.
 	Heard *timestamppb.Timestamp `protobuf:"bytes,23,opt,name=heard,proto3" json:"heard,omitempty"`
 	// Time since which such a packet would have been recorded.
-	Listening     *timestamppb.Timestamp `protobuf:"bytes,24,opt,name=listening,proto3" json:"listening,omitempty"`
+	Listening *timestamppb.Timestamp `protobuf:"bytes,24,opt,name=listening,proto3" json:"listening,omitempty"`
+	// Since when last_error has been the reason.
+	LastErrorSince *timestamppb.Timestamp `protobuf:"bytes,25,opt,name=last_error_since,json=lastErrorSince,proto3" json:"last_error_since,omitempty"`
+	// Time at which data last came through the tunnel; not set: none came since the daemon started.
+	DataReceived *timestamppb.Timestamp `protobuf:"bytes,26,opt,name=data_received,json=dataReceived,proto3" json:"data_received,omitempty"`
+	// Echo requests to the remote inside address: "off", "answered" (within the last requests),
+	// "unanswered", or "never answered" by a peer that sends data. Empty while the tunnel is not up.
+	Probe string `protobuf:"bytes,27,opt,name=probe,proto3" json:"probe,omitempty"`
+	// Set when kind is "wireguard".
+	Wireguard     *WireGuardStatus `protobuf:"bytes,28,opt,name=wireguard,proto3" json:"wireguard,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1659,10 +1670,138 @@ func (x *TunnelStatus) GetListening() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *TunnelStatus) GetLastErrorSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastErrorSince
+	}
+	return nil
+}
+
+func (x *TunnelStatus) GetDataReceived() *timestamppb.Timestamp {
+	if x != nil {
+		return x.DataReceived
+	}
+	return nil
+}
+
+func (x *TunnelStatus) GetProbe() string {
+	if x != nil {
+		return x.Probe
+	}
+	return ""
+}
+
+func (x *TunnelStatus) GetWireguard() *WireGuardStatus {
+	if x != nil {
+		return x.Wireguard
+	}
+	return nil
+}
+
+// WireGuardStatus is the state of the device of a WireGuard tunnel. It has no secrets.
+type WireGuardStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Public key of this side, which the peer must have, and of the peer, in base64.
+	PublicKey     string `protobuf:"bytes,1,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`
+	PeerPublicKey string `protobuf:"bytes,2,opt,name=peer_public_key,json=peerPublicKey,proto3" json:"peer_public_key,omitempty"`
+	// Whether a pre-shared key is in use.
+	PresharedKey bool `protobuf:"varint,3,opt,name=preshared_key,json=presharedKey,proto3" json:"preshared_key,omitempty"`
+	// UDP port of this side; 0: the device does not listen.
+	ListenPort uint32 `protobuf:"varint,4,opt,name=listen_port,json=listenPort,proto3" json:"listen_port,omitempty"`
+	// "kernel", or "embedded" in the daemon: it ends and begins again with the daemon.
+	Device string `protobuf:"bytes,5,opt,name=device,proto3" json:"device,omitempty"`
+	// Time of the last handshake; not set: there was none.
+	LastHandshake *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=last_handshake,json=lastHandshake,proto3" json:"last_handshake,omitempty"`
+	// Interval of keepalive packets; not set: none.
+	Keepalive     *durationpb.Duration `protobuf:"bytes,7,opt,name=keepalive,proto3" json:"keepalive,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WireGuardStatus) Reset() {
+	*x = WireGuardStatus{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WireGuardStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WireGuardStatus) ProtoMessage() {}
+
+func (x *WireGuardStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WireGuardStatus.ProtoReflect.Descriptor instead.
+func (*WireGuardStatus) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *WireGuardStatus) GetPublicKey() string {
+	if x != nil {
+		return x.PublicKey
+	}
+	return ""
+}
+
+func (x *WireGuardStatus) GetPeerPublicKey() string {
+	if x != nil {
+		return x.PeerPublicKey
+	}
+	return ""
+}
+
+func (x *WireGuardStatus) GetPresharedKey() bool {
+	if x != nil {
+		return x.PresharedKey
+	}
+	return false
+}
+
+func (x *WireGuardStatus) GetListenPort() uint32 {
+	if x != nil {
+		return x.ListenPort
+	}
+	return 0
+}
+
+func (x *WireGuardStatus) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+func (x *WireGuardStatus) GetLastHandshake() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastHandshake
+	}
+	return nil
+}
+
+func (x *WireGuardStatus) GetKeepalive() *durationpb.Duration {
+	if x != nil {
+		return x.Keepalive
+	}
+	return nil
+}
+
 // Explanation says why a tunnel is not up and which line of the document to change.
 type Explanation struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// For programs: "no-answer", "no-answer-auth", "peer-lost", "ike-refused", "ike-unacceptable",
+	// For programs: "no-data", "one-way", "no-handshake", "no-endpoint", "no-answer",
+	// "no-answer-auth", "peer-lost", "ike-refused", "ike-unacceptable",
 	// "ike-version", "esp-refused", "esp-unacceptable", "rekey-refused", "auth-refused",
 	// "key-differs", "identity", "ts-refused", "ts-unacceptable", "ts-narrowed", "closed-by-peer",
 	// "waiting-for-peer", "local" or "other". Refused: the peer refused, and gave no reason.
@@ -1691,7 +1830,7 @@ type Explanation struct {
 
 func (x *Explanation) Reset() {
 	*x = Explanation{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[24]
+	mi := &file_isthmus_v1_services_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1703,7 +1842,7 @@ func (x *Explanation) String() string {
 func (*Explanation) ProtoMessage() {}
 
 func (x *Explanation) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[24]
+	mi := &file_isthmus_v1_services_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1716,7 +1855,7 @@ func (x *Explanation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Explanation.ProtoReflect.Descriptor instead.
 func (*Explanation) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{24}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Explanation) GetReason() string {
@@ -1812,7 +1951,7 @@ type StrayTunnel struct {
 
 func (x *StrayTunnel) Reset() {
 	*x = StrayTunnel{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[25]
+	mi := &file_isthmus_v1_services_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1824,7 +1963,7 @@ func (x *StrayTunnel) String() string {
 func (*StrayTunnel) ProtoMessage() {}
 
 func (x *StrayTunnel) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[25]
+	mi := &file_isthmus_v1_services_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1837,7 +1976,7 @@ func (x *StrayTunnel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StrayTunnel.ProtoReflect.Descriptor instead.
 func (*StrayTunnel) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{25}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *StrayTunnel) GetAddress() string {
@@ -1928,7 +2067,7 @@ type ListPeersRequest struct {
 
 func (x *ListPeersRequest) Reset() {
 	*x = ListPeersRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[26]
+	mi := &file_isthmus_v1_services_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1940,7 +2079,7 @@ func (x *ListPeersRequest) String() string {
 func (*ListPeersRequest) ProtoMessage() {}
 
 func (x *ListPeersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[26]
+	mi := &file_isthmus_v1_services_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1953,7 +2092,7 @@ func (x *ListPeersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPeersRequest.ProtoReflect.Descriptor instead.
 func (*ListPeersRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{26}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ListPeersRequest) GetPageSize() uint32 {
@@ -1980,7 +2119,7 @@ type ListPeersResponse struct {
 
 func (x *ListPeersResponse) Reset() {
 	*x = ListPeersResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[27]
+	mi := &file_isthmus_v1_services_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1992,7 +2131,7 @@ func (x *ListPeersResponse) String() string {
 func (*ListPeersResponse) ProtoMessage() {}
 
 func (x *ListPeersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[27]
+	mi := &file_isthmus_v1_services_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2005,7 +2144,7 @@ func (x *ListPeersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPeersResponse.ProtoReflect.Descriptor instead.
 func (*ListPeersResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{27}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ListPeersResponse) GetPeers() []*PeerStatus {
@@ -2031,7 +2170,7 @@ type GetPeerRequest struct {
 
 func (x *GetPeerRequest) Reset() {
 	*x = GetPeerRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[28]
+	mi := &file_isthmus_v1_services_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2043,7 +2182,7 @@ func (x *GetPeerRequest) String() string {
 func (*GetPeerRequest) ProtoMessage() {}
 
 func (x *GetPeerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[28]
+	mi := &file_isthmus_v1_services_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2056,7 +2195,7 @@ func (x *GetPeerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPeerRequest.ProtoReflect.Descriptor instead.
 func (*GetPeerRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{28}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *GetPeerRequest) GetName() string {
@@ -2074,7 +2213,7 @@ type WatchPeersRequest struct {
 
 func (x *WatchPeersRequest) Reset() {
 	*x = WatchPeersRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[29]
+	mi := &file_isthmus_v1_services_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2086,7 +2225,7 @@ func (x *WatchPeersRequest) String() string {
 func (*WatchPeersRequest) ProtoMessage() {}
 
 func (x *WatchPeersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[29]
+	mi := &file_isthmus_v1_services_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2099,7 +2238,7 @@ func (x *WatchPeersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPeersRequest.ProtoReflect.Descriptor instead.
 func (*WatchPeersRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{29}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{30}
 }
 
 type PeerEvent struct {
@@ -2112,7 +2251,7 @@ type PeerEvent struct {
 
 func (x *PeerEvent) Reset() {
 	*x = PeerEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[30]
+	mi := &file_isthmus_v1_services_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2124,7 +2263,7 @@ func (x *PeerEvent) String() string {
 func (*PeerEvent) ProtoMessage() {}
 
 func (x *PeerEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[30]
+	mi := &file_isthmus_v1_services_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2137,7 +2276,7 @@ func (x *PeerEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerEvent.ProtoReflect.Descriptor instead.
 func (*PeerEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{30}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *PeerEvent) GetType() EventType {
@@ -2164,7 +2303,7 @@ type ResetPeerRequest struct {
 
 func (x *ResetPeerRequest) Reset() {
 	*x = ResetPeerRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[31]
+	mi := &file_isthmus_v1_services_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2176,7 +2315,7 @@ func (x *ResetPeerRequest) String() string {
 func (*ResetPeerRequest) ProtoMessage() {}
 
 func (x *ResetPeerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[31]
+	mi := &file_isthmus_v1_services_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2189,7 +2328,7 @@ func (x *ResetPeerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetPeerRequest.ProtoReflect.Descriptor instead.
 func (*ResetPeerRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{31}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ResetPeerRequest) GetName() string {
@@ -2214,7 +2353,7 @@ type ResetPeerResponse struct {
 
 func (x *ResetPeerResponse) Reset() {
 	*x = ResetPeerResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[32]
+	mi := &file_isthmus_v1_services_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2226,7 +2365,7 @@ func (x *ResetPeerResponse) String() string {
 func (*ResetPeerResponse) ProtoMessage() {}
 
 func (x *ResetPeerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[32]
+	mi := &file_isthmus_v1_services_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2239,7 +2378,7 @@ func (x *ResetPeerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetPeerResponse.ProtoReflect.Descriptor instead.
 func (*ResetPeerResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{32}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{33}
 }
 
 // PeerStatus is the observed state of a BGP session.
@@ -2285,7 +2424,7 @@ type PeerStatus struct {
 
 func (x *PeerStatus) Reset() {
 	*x = PeerStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[33]
+	mi := &file_isthmus_v1_services_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2297,7 +2436,7 @@ func (x *PeerStatus) String() string {
 func (*PeerStatus) ProtoMessage() {}
 
 func (x *PeerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[33]
+	mi := &file_isthmus_v1_services_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2310,7 +2449,7 @@ func (x *PeerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerStatus.ProtoReflect.Descriptor instead.
 func (*PeerStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{33}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *PeerStatus) GetName() string {
@@ -2481,7 +2620,7 @@ type PeerFilter struct {
 
 func (x *PeerFilter) Reset() {
 	*x = PeerFilter{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[34]
+	mi := &file_isthmus_v1_services_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2493,7 +2632,7 @@ func (x *PeerFilter) String() string {
 func (*PeerFilter) ProtoMessage() {}
 
 func (x *PeerFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[34]
+	mi := &file_isthmus_v1_services_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2506,7 +2645,7 @@ func (x *PeerFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerFilter.ProtoReflect.Descriptor instead.
 func (*PeerFilter) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{34}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *PeerFilter) GetMessages() uint64 {
@@ -2556,7 +2695,7 @@ type DiscardedAttribute struct {
 
 func (x *DiscardedAttribute) Reset() {
 	*x = DiscardedAttribute{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[35]
+	mi := &file_isthmus_v1_services_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2568,7 +2707,7 @@ func (x *DiscardedAttribute) String() string {
 func (*DiscardedAttribute) ProtoMessage() {}
 
 func (x *DiscardedAttribute) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[35]
+	mi := &file_isthmus_v1_services_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2581,7 +2720,7 @@ func (x *DiscardedAttribute) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiscardedAttribute.ProtoReflect.Descriptor instead.
 func (*DiscardedAttribute) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{35}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *DiscardedAttribute) GetType() uint32 {
@@ -2613,7 +2752,7 @@ type ListRoutesRequest struct {
 
 func (x *ListRoutesRequest) Reset() {
 	*x = ListRoutesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[36]
+	mi := &file_isthmus_v1_services_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2625,7 +2764,7 @@ func (x *ListRoutesRequest) String() string {
 func (*ListRoutesRequest) ProtoMessage() {}
 
 func (x *ListRoutesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[36]
+	mi := &file_isthmus_v1_services_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2638,7 +2777,7 @@ func (x *ListRoutesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRoutesRequest.ProtoReflect.Descriptor instead.
 func (*ListRoutesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{36}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ListRoutesRequest) GetPageSize() uint32 {
@@ -2679,7 +2818,7 @@ type ListRoutesResponse struct {
 
 func (x *ListRoutesResponse) Reset() {
 	*x = ListRoutesResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[37]
+	mi := &file_isthmus_v1_services_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2691,7 +2830,7 @@ func (x *ListRoutesResponse) String() string {
 func (*ListRoutesResponse) ProtoMessage() {}
 
 func (x *ListRoutesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[37]
+	mi := &file_isthmus_v1_services_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2704,7 +2843,7 @@ func (x *ListRoutesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRoutesResponse.ProtoReflect.Descriptor instead.
 func (*ListRoutesResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{37}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ListRoutesResponse) GetRoutes() []*Route {
@@ -2729,7 +2868,7 @@ type WatchRoutesRequest struct {
 
 func (x *WatchRoutesRequest) Reset() {
 	*x = WatchRoutesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[38]
+	mi := &file_isthmus_v1_services_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2741,7 +2880,7 @@ func (x *WatchRoutesRequest) String() string {
 func (*WatchRoutesRequest) ProtoMessage() {}
 
 func (x *WatchRoutesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[38]
+	mi := &file_isthmus_v1_services_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2754,7 +2893,7 @@ func (x *WatchRoutesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRoutesRequest.ProtoReflect.Descriptor instead.
 func (*WatchRoutesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{38}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{39}
 }
 
 type RouteEvent struct {
@@ -2767,7 +2906,7 @@ type RouteEvent struct {
 
 func (x *RouteEvent) Reset() {
 	*x = RouteEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[39]
+	mi := &file_isthmus_v1_services_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2779,7 +2918,7 @@ func (x *RouteEvent) String() string {
 func (*RouteEvent) ProtoMessage() {}
 
 func (x *RouteEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[39]
+	mi := &file_isthmus_v1_services_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2792,7 +2931,7 @@ func (x *RouteEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteEvent.ProtoReflect.Descriptor instead.
 func (*RouteEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{39}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *RouteEvent) GetType() EventType {
@@ -2832,7 +2971,7 @@ type Route struct {
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[40]
+	mi := &file_isthmus_v1_services_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2844,7 +2983,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[40]
+	mi := &file_isthmus_v1_services_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2857,7 +2996,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{40}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Route) GetPrefix() string {
@@ -2932,7 +3071,7 @@ type NextHop struct {
 
 func (x *NextHop) Reset() {
 	*x = NextHop{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[41]
+	mi := &file_isthmus_v1_services_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2944,7 +3083,7 @@ func (x *NextHop) String() string {
 func (*NextHop) ProtoMessage() {}
 
 func (x *NextHop) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[41]
+	mi := &file_isthmus_v1_services_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2957,7 +3096,7 @@ func (x *NextHop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NextHop.ProtoReflect.Descriptor instead.
 func (*NextHop) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{41}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *NextHop) GetTunnel() string {
@@ -3006,7 +3145,7 @@ type ListPoliciesRequest struct {
 
 func (x *ListPoliciesRequest) Reset() {
 	*x = ListPoliciesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[42]
+	mi := &file_isthmus_v1_services_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3018,7 +3157,7 @@ func (x *ListPoliciesRequest) String() string {
 func (*ListPoliciesRequest) ProtoMessage() {}
 
 func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[42]
+	mi := &file_isthmus_v1_services_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3031,7 +3170,7 @@ func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*ListPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{42}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ListPoliciesRequest) GetPageSize() uint32 {
@@ -3064,7 +3203,7 @@ type ListPoliciesResponse struct {
 
 func (x *ListPoliciesResponse) Reset() {
 	*x = ListPoliciesResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[43]
+	mi := &file_isthmus_v1_services_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3076,7 +3215,7 @@ func (x *ListPoliciesResponse) String() string {
 func (*ListPoliciesResponse) ProtoMessage() {}
 
 func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[43]
+	mi := &file_isthmus_v1_services_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3089,7 +3228,7 @@ func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesResponse.ProtoReflect.Descriptor instead.
 func (*ListPoliciesResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{43}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ListPoliciesResponse) GetPolicies() []*PolicyStatus {
@@ -3142,7 +3281,7 @@ type Drop struct {
 
 func (x *Drop) Reset() {
 	*x = Drop{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[44]
+	mi := &file_isthmus_v1_services_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3154,7 +3293,7 @@ func (x *Drop) String() string {
 func (*Drop) ProtoMessage() {}
 
 func (x *Drop) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[44]
+	mi := &file_isthmus_v1_services_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3167,7 +3306,7 @@ func (x *Drop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drop.ProtoReflect.Descriptor instead.
 func (*Drop) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{44}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Drop) GetReason() string {
@@ -3206,7 +3345,7 @@ type WatchPoliciesRequest struct {
 
 func (x *WatchPoliciesRequest) Reset() {
 	*x = WatchPoliciesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[45]
+	mi := &file_isthmus_v1_services_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3218,7 +3357,7 @@ func (x *WatchPoliciesRequest) String() string {
 func (*WatchPoliciesRequest) ProtoMessage() {}
 
 func (x *WatchPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[45]
+	mi := &file_isthmus_v1_services_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3231,7 +3370,7 @@ func (x *WatchPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*WatchPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{45}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{46}
 }
 
 type PolicyEvent struct {
@@ -3244,7 +3383,7 @@ type PolicyEvent struct {
 
 func (x *PolicyEvent) Reset() {
 	*x = PolicyEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[46]
+	mi := &file_isthmus_v1_services_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3256,7 +3395,7 @@ func (x *PolicyEvent) String() string {
 func (*PolicyEvent) ProtoMessage() {}
 
 func (x *PolicyEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[46]
+	mi := &file_isthmus_v1_services_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3269,7 +3408,7 @@ func (x *PolicyEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyEvent.ProtoReflect.Descriptor instead.
 func (*PolicyEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{46}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *PolicyEvent) GetType() EventType {
@@ -3310,7 +3449,7 @@ type ProveEgressRequest struct {
 
 func (x *ProveEgressRequest) Reset() {
 	*x = ProveEgressRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[47]
+	mi := &file_isthmus_v1_services_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3322,7 +3461,7 @@ func (x *ProveEgressRequest) String() string {
 func (*ProveEgressRequest) ProtoMessage() {}
 
 func (x *ProveEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[47]
+	mi := &file_isthmus_v1_services_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3335,7 +3474,7 @@ func (x *ProveEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProveEgressRequest.ProtoReflect.Descriptor instead.
 func (*ProveEgressRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{47}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ProveEgressRequest) GetDestinations() []string {
@@ -3388,7 +3527,7 @@ type ProveEgressResponse struct {
 
 func (x *ProveEgressResponse) Reset() {
 	*x = ProveEgressResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[48]
+	mi := &file_isthmus_v1_services_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3400,7 +3539,7 @@ func (x *ProveEgressResponse) String() string {
 func (*ProveEgressResponse) ProtoMessage() {}
 
 func (x *ProveEgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[48]
+	mi := &file_isthmus_v1_services_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3413,7 +3552,7 @@ func (x *ProveEgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProveEgressResponse.ProtoReflect.Descriptor instead.
 func (*ProveEgressResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{48}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ProveEgressResponse) GetProof() *EgressProof {
@@ -3472,7 +3611,7 @@ type EgressProof struct {
 
 func (x *EgressProof) Reset() {
 	*x = EgressProof{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[49]
+	mi := &file_isthmus_v1_services_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3484,7 +3623,7 @@ func (x *EgressProof) String() string {
 func (*EgressProof) ProtoMessage() {}
 
 func (x *EgressProof) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[49]
+	mi := &file_isthmus_v1_services_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3497,7 +3636,7 @@ func (x *EgressProof) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressProof.ProtoReflect.Descriptor instead.
 func (*EgressProof) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{49}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *EgressProof) GetNode() string {
@@ -3599,7 +3738,7 @@ type EgressProofState struct {
 
 func (x *EgressProofState) Reset() {
 	*x = EgressProofState{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[50]
+	mi := &file_isthmus_v1_services_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3611,7 +3750,7 @@ func (x *EgressProofState) String() string {
 func (*EgressProofState) ProtoMessage() {}
 
 func (x *EgressProofState) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[50]
+	mi := &file_isthmus_v1_services_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3624,7 +3763,7 @@ func (x *EgressProofState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressProofState.ProtoReflect.Descriptor instead.
 func (*EgressProofState) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{50}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *EgressProofState) GetName() string {
@@ -3666,7 +3805,7 @@ type CanaryResult struct {
 
 func (x *CanaryResult) Reset() {
 	*x = CanaryResult{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[51]
+	mi := &file_isthmus_v1_services_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3678,7 +3817,7 @@ func (x *CanaryResult) String() string {
 func (*CanaryResult) ProtoMessage() {}
 
 func (x *CanaryResult) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[51]
+	mi := &file_isthmus_v1_services_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3691,7 +3830,7 @@ func (x *CanaryResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CanaryResult.ProtoReflect.Descriptor instead.
 func (*CanaryResult) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{51}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *CanaryResult) GetAddress() string {
@@ -3751,7 +3890,7 @@ type PolicyStatus struct {
 
 func (x *PolicyStatus) Reset() {
 	*x = PolicyStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[52]
+	mi := &file_isthmus_v1_services_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3763,7 +3902,7 @@ func (x *PolicyStatus) String() string {
 func (*PolicyStatus) ProtoMessage() {}
 
 func (x *PolicyStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[52]
+	mi := &file_isthmus_v1_services_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3776,7 +3915,7 @@ func (x *PolicyStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyStatus.ProtoReflect.Descriptor instead.
 func (*PolicyStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{52}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *PolicyStatus) GetName() string {
@@ -3888,7 +4027,7 @@ type ListPoolsRequest struct {
 
 func (x *ListPoolsRequest) Reset() {
 	*x = ListPoolsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[53]
+	mi := &file_isthmus_v1_services_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3900,7 +4039,7 @@ func (x *ListPoolsRequest) String() string {
 func (*ListPoolsRequest) ProtoMessage() {}
 
 func (x *ListPoolsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[53]
+	mi := &file_isthmus_v1_services_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3913,7 +4052,7 @@ func (x *ListPoolsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoolsRequest.ProtoReflect.Descriptor instead.
 func (*ListPoolsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{53}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ListPoolsRequest) GetPageSize() uint32 {
@@ -3940,7 +4079,7 @@ type ListPoolsResponse struct {
 
 func (x *ListPoolsResponse) Reset() {
 	*x = ListPoolsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[54]
+	mi := &file_isthmus_v1_services_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3952,7 +4091,7 @@ func (x *ListPoolsResponse) String() string {
 func (*ListPoolsResponse) ProtoMessage() {}
 
 func (x *ListPoolsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[54]
+	mi := &file_isthmus_v1_services_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3965,7 +4104,7 @@ func (x *ListPoolsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoolsResponse.ProtoReflect.Descriptor instead.
 func (*ListPoolsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{54}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ListPoolsResponse) GetPools() []*PoolStatus {
@@ -3991,7 +4130,7 @@ type GetPoolRequest struct {
 
 func (x *GetPoolRequest) Reset() {
 	*x = GetPoolRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[55]
+	mi := &file_isthmus_v1_services_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4003,7 +4142,7 @@ func (x *GetPoolRequest) String() string {
 func (*GetPoolRequest) ProtoMessage() {}
 
 func (x *GetPoolRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[55]
+	mi := &file_isthmus_v1_services_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4016,7 +4155,7 @@ func (x *GetPoolRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPoolRequest.ProtoReflect.Descriptor instead.
 func (*GetPoolRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{55}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *GetPoolRequest) GetName() string {
@@ -4034,7 +4173,7 @@ type WatchPoolsRequest struct {
 
 func (x *WatchPoolsRequest) Reset() {
 	*x = WatchPoolsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[56]
+	mi := &file_isthmus_v1_services_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4046,7 +4185,7 @@ func (x *WatchPoolsRequest) String() string {
 func (*WatchPoolsRequest) ProtoMessage() {}
 
 func (x *WatchPoolsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[56]
+	mi := &file_isthmus_v1_services_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4059,7 +4198,7 @@ func (x *WatchPoolsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPoolsRequest.ProtoReflect.Descriptor instead.
 func (*WatchPoolsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{56}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{57}
 }
 
 type PoolEvent struct {
@@ -4072,7 +4211,7 @@ type PoolEvent struct {
 
 func (x *PoolEvent) Reset() {
 	*x = PoolEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[57]
+	mi := &file_isthmus_v1_services_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4084,7 +4223,7 @@ func (x *PoolEvent) String() string {
 func (*PoolEvent) ProtoMessage() {}
 
 func (x *PoolEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[57]
+	mi := &file_isthmus_v1_services_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4097,7 +4236,7 @@ func (x *PoolEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolEvent.ProtoReflect.Descriptor instead.
 func (*PoolEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{57}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *PoolEvent) GetType() EventType {
@@ -4131,7 +4270,7 @@ type PoolStatus struct {
 
 func (x *PoolStatus) Reset() {
 	*x = PoolStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[58]
+	mi := &file_isthmus_v1_services_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4143,7 +4282,7 @@ func (x *PoolStatus) String() string {
 func (*PoolStatus) ProtoMessage() {}
 
 func (x *PoolStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[58]
+	mi := &file_isthmus_v1_services_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4156,7 +4295,7 @@ func (x *PoolStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolStatus.ProtoReflect.Descriptor instead.
 func (*PoolStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{58}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *PoolStatus) GetName() string {
@@ -4216,7 +4355,7 @@ type PoolMember struct {
 
 func (x *PoolMember) Reset() {
 	*x = PoolMember{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[59]
+	mi := &file_isthmus_v1_services_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4228,7 +4367,7 @@ func (x *PoolMember) String() string {
 func (*PoolMember) ProtoMessage() {}
 
 func (x *PoolMember) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[59]
+	mi := &file_isthmus_v1_services_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4241,7 +4380,7 @@ func (x *PoolMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolMember.ProtoReflect.Descriptor instead.
 func (*PoolMember) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{59}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *PoolMember) GetAddress() string {
@@ -4318,7 +4457,7 @@ type ProbeTarget struct {
 
 func (x *ProbeTarget) Reset() {
 	*x = ProbeTarget{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[60]
+	mi := &file_isthmus_v1_services_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4330,7 +4469,7 @@ func (x *ProbeTarget) String() string {
 func (*ProbeTarget) ProtoMessage() {}
 
 func (x *ProbeTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[60]
+	mi := &file_isthmus_v1_services_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4343,7 +4482,7 @@ func (x *ProbeTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeTarget.ProtoReflect.Descriptor instead.
 func (*ProbeTarget) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{60}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ProbeTarget) GetTarget() string {
@@ -4392,7 +4531,7 @@ type ListNamesRequest struct {
 
 func (x *ListNamesRequest) Reset() {
 	*x = ListNamesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[61]
+	mi := &file_isthmus_v1_services_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4404,7 +4543,7 @@ func (x *ListNamesRequest) String() string {
 func (*ListNamesRequest) ProtoMessage() {}
 
 func (x *ListNamesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[61]
+	mi := &file_isthmus_v1_services_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4417,7 +4556,7 @@ func (x *ListNamesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNamesRequest.ProtoReflect.Descriptor instead.
 func (*ListNamesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{61}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ListNamesRequest) GetPageSize() uint32 {
@@ -4444,7 +4583,7 @@ type ListNamesResponse struct {
 
 func (x *ListNamesResponse) Reset() {
 	*x = ListNamesResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[62]
+	mi := &file_isthmus_v1_services_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4456,7 +4595,7 @@ func (x *ListNamesResponse) String() string {
 func (*ListNamesResponse) ProtoMessage() {}
 
 func (x *ListNamesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[62]
+	mi := &file_isthmus_v1_services_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4469,7 +4608,7 @@ func (x *ListNamesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNamesResponse.ProtoReflect.Descriptor instead.
 func (*ListNamesResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{62}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ListNamesResponse) GetNames() []*NameStatus {
@@ -4494,7 +4633,7 @@ type WatchNamesRequest struct {
 
 func (x *WatchNamesRequest) Reset() {
 	*x = WatchNamesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[63]
+	mi := &file_isthmus_v1_services_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4506,7 +4645,7 @@ func (x *WatchNamesRequest) String() string {
 func (*WatchNamesRequest) ProtoMessage() {}
 
 func (x *WatchNamesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[63]
+	mi := &file_isthmus_v1_services_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4519,7 +4658,7 @@ func (x *WatchNamesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchNamesRequest.ProtoReflect.Descriptor instead.
 func (*WatchNamesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{63}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{64}
 }
 
 type NameEvent struct {
@@ -4532,7 +4671,7 @@ type NameEvent struct {
 
 func (x *NameEvent) Reset() {
 	*x = NameEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[64]
+	mi := &file_isthmus_v1_services_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4544,7 +4683,7 @@ func (x *NameEvent) String() string {
 func (*NameEvent) ProtoMessage() {}
 
 func (x *NameEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[64]
+	mi := &file_isthmus_v1_services_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4557,7 +4696,7 @@ func (x *NameEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NameEvent.ProtoReflect.Descriptor instead.
 func (*NameEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{64}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *NameEvent) GetType() EventType {
@@ -4604,7 +4743,7 @@ type NameStatus struct {
 
 func (x *NameStatus) Reset() {
 	*x = NameStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[65]
+	mi := &file_isthmus_v1_services_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4616,7 +4755,7 @@ func (x *NameStatus) String() string {
 func (*NameStatus) ProtoMessage() {}
 
 func (x *NameStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[65]
+	mi := &file_isthmus_v1_services_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4629,7 +4768,7 @@ func (x *NameStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NameStatus.ProtoReflect.Descriptor instead.
 func (*NameStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{65}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *NameStatus) GetName() string {
@@ -4707,7 +4846,7 @@ type GoneAddress struct {
 
 func (x *GoneAddress) Reset() {
 	*x = GoneAddress{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[66]
+	mi := &file_isthmus_v1_services_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4719,7 +4858,7 @@ func (x *GoneAddress) String() string {
 func (*GoneAddress) ProtoMessage() {}
 
 func (x *GoneAddress) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[66]
+	mi := &file_isthmus_v1_services_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4732,7 +4871,7 @@ func (x *GoneAddress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GoneAddress.ProtoReflect.Descriptor instead.
 func (*GoneAddress) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{66}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *GoneAddress) GetAddress() string {
@@ -4763,7 +4902,7 @@ type SealRequest struct {
 
 func (x *SealRequest) Reset() {
 	*x = SealRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[67]
+	mi := &file_isthmus_v1_services_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4775,7 +4914,7 @@ func (x *SealRequest) String() string {
 func (*SealRequest) ProtoMessage() {}
 
 func (x *SealRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[67]
+	mi := &file_isthmus_v1_services_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4788,7 +4927,7 @@ func (x *SealRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealRequest.ProtoReflect.Descriptor instead.
 func (*SealRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{67}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *SealRequest) GetWith() string {
@@ -4815,7 +4954,7 @@ type SealResponse struct {
 
 func (x *SealResponse) Reset() {
 	*x = SealResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[68]
+	mi := &file_isthmus_v1_services_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4827,7 +4966,7 @@ func (x *SealResponse) String() string {
 func (*SealResponse) ProtoMessage() {}
 
 func (x *SealResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[68]
+	mi := &file_isthmus_v1_services_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4840,7 +4979,7 @@ func (x *SealResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealResponse.ProtoReflect.Descriptor instead.
 func (*SealResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{68}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *SealResponse) GetRecovery() string {
@@ -4860,7 +4999,7 @@ type UnsealRequest struct {
 
 func (x *UnsealRequest) Reset() {
 	*x = UnsealRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[69]
+	mi := &file_isthmus_v1_services_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4872,7 +5011,7 @@ func (x *UnsealRequest) String() string {
 func (*UnsealRequest) ProtoMessage() {}
 
 func (x *UnsealRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[69]
+	mi := &file_isthmus_v1_services_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4885,7 +5024,7 @@ func (x *UnsealRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnsealRequest.ProtoReflect.Descriptor instead.
 func (*UnsealRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{69}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *UnsealRequest) GetRecovery() string {
@@ -4906,7 +5045,7 @@ type UnsealResponse struct {
 
 func (x *UnsealResponse) Reset() {
 	*x = UnsealResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[70]
+	mi := &file_isthmus_v1_services_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4918,7 +5057,7 @@ func (x *UnsealResponse) String() string {
 func (*UnsealResponse) ProtoMessage() {}
 
 func (x *UnsealResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[70]
+	mi := &file_isthmus_v1_services_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4931,7 +5070,7 @@ func (x *UnsealResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnsealResponse.ProtoReflect.Descriptor instead.
 func (*UnsealResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{70}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *UnsealResponse) GetNotSealed() string {
@@ -4949,7 +5088,7 @@ type GetMachineRequest struct {
 
 func (x *GetMachineRequest) Reset() {
 	*x = GetMachineRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[71]
+	mi := &file_isthmus_v1_services_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4961,7 +5100,7 @@ func (x *GetMachineRequest) String() string {
 func (*GetMachineRequest) ProtoMessage() {}
 
 func (x *GetMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[71]
+	mi := &file_isthmus_v1_services_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4974,7 +5113,7 @@ func (x *GetMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMachineRequest.ProtoReflect.Descriptor instead.
 func (*GetMachineRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{71}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{72}
 }
 
 // Machine is the state of the machine that the router runs on.
@@ -5007,7 +5146,7 @@ type Machine struct {
 
 func (x *Machine) Reset() {
 	*x = Machine{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[72]
+	mi := &file_isthmus_v1_services_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5019,7 +5158,7 @@ func (x *Machine) String() string {
 func (*Machine) ProtoMessage() {}
 
 func (x *Machine) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[72]
+	mi := &file_isthmus_v1_services_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5032,7 +5171,7 @@ func (x *Machine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Machine.ProtoReflect.Descriptor instead.
 func (*Machine) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{72}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *Machine) GetSlots() []*Slot {
@@ -5132,7 +5271,7 @@ type Slot struct {
 
 func (x *Slot) Reset() {
 	*x = Slot{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[73]
+	mi := &file_isthmus_v1_services_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5144,7 +5283,7 @@ func (x *Slot) String() string {
 func (*Slot) ProtoMessage() {}
 
 func (x *Slot) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[73]
+	mi := &file_isthmus_v1_services_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5157,7 +5296,7 @@ func (x *Slot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Slot.ProtoReflect.Descriptor instead.
 func (*Slot) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{73}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *Slot) GetName() string {
@@ -5241,7 +5380,7 @@ type UpgradeRequest struct {
 
 func (x *UpgradeRequest) Reset() {
 	*x = UpgradeRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[74]
+	mi := &file_isthmus_v1_services_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5253,7 +5392,7 @@ func (x *UpgradeRequest) String() string {
 func (*UpgradeRequest) ProtoMessage() {}
 
 func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[74]
+	mi := &file_isthmus_v1_services_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5266,7 +5405,7 @@ func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeRequest.ProtoReflect.Descriptor instead.
 func (*UpgradeRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{74}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *UpgradeRequest) GetHeader() *UpgradeHeader {
@@ -5299,7 +5438,7 @@ type UpgradeHeader struct {
 
 func (x *UpgradeHeader) Reset() {
 	*x = UpgradeHeader{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[75]
+	mi := &file_isthmus_v1_services_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5311,7 +5450,7 @@ func (x *UpgradeHeader) String() string {
 func (*UpgradeHeader) ProtoMessage() {}
 
 func (x *UpgradeHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[75]
+	mi := &file_isthmus_v1_services_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5324,7 +5463,7 @@ func (x *UpgradeHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeHeader.ProtoReflect.Descriptor instead.
 func (*UpgradeHeader) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{75}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *UpgradeHeader) GetSize() int64 {
@@ -5367,7 +5506,7 @@ type UpgradeResponse struct {
 
 func (x *UpgradeResponse) Reset() {
 	*x = UpgradeResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[76]
+	mi := &file_isthmus_v1_services_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5379,7 +5518,7 @@ func (x *UpgradeResponse) String() string {
 func (*UpgradeResponse) ProtoMessage() {}
 
 func (x *UpgradeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[76]
+	mi := &file_isthmus_v1_services_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5392,7 +5531,7 @@ func (x *UpgradeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeResponse.ProtoReflect.Descriptor instead.
 func (*UpgradeResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{76}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *UpgradeResponse) GetSlot() string {
@@ -5424,7 +5563,7 @@ type RollbackSlotRequest struct {
 
 func (x *RollbackSlotRequest) Reset() {
 	*x = RollbackSlotRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[77]
+	mi := &file_isthmus_v1_services_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5436,7 +5575,7 @@ func (x *RollbackSlotRequest) String() string {
 func (*RollbackSlotRequest) ProtoMessage() {}
 
 func (x *RollbackSlotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[77]
+	mi := &file_isthmus_v1_services_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5449,7 +5588,7 @@ func (x *RollbackSlotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackSlotRequest.ProtoReflect.Descriptor instead.
 func (*RollbackSlotRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{77}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{78}
 }
 
 type RollbackSlotResponse struct {
@@ -5462,7 +5601,7 @@ type RollbackSlotResponse struct {
 
 func (x *RollbackSlotResponse) Reset() {
 	*x = RollbackSlotResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[78]
+	mi := &file_isthmus_v1_services_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5474,7 +5613,7 @@ func (x *RollbackSlotResponse) String() string {
 func (*RollbackSlotResponse) ProtoMessage() {}
 
 func (x *RollbackSlotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[78]
+	mi := &file_isthmus_v1_services_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5487,7 +5626,7 @@ func (x *RollbackSlotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackSlotResponse.ProtoReflect.Descriptor instead.
 func (*RollbackSlotResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{78}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *RollbackSlotResponse) GetSlot() string {
@@ -5505,7 +5644,7 @@ type RebootRequest struct {
 
 func (x *RebootRequest) Reset() {
 	*x = RebootRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[79]
+	mi := &file_isthmus_v1_services_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5517,7 +5656,7 @@ func (x *RebootRequest) String() string {
 func (*RebootRequest) ProtoMessage() {}
 
 func (x *RebootRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[79]
+	mi := &file_isthmus_v1_services_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5530,7 +5669,7 @@ func (x *RebootRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RebootRequest.ProtoReflect.Descriptor instead.
 func (*RebootRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{79}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{80}
 }
 
 type RebootResponse struct {
@@ -5541,7 +5680,7 @@ type RebootResponse struct {
 
 func (x *RebootResponse) Reset() {
 	*x = RebootResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[80]
+	mi := &file_isthmus_v1_services_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5553,7 +5692,7 @@ func (x *RebootResponse) String() string {
 func (*RebootResponse) ProtoMessage() {}
 
 func (x *RebootResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[80]
+	mi := &file_isthmus_v1_services_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5566,7 +5705,7 @@ func (x *RebootResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RebootResponse.ProtoReflect.Descriptor instead.
 func (*RebootResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{80}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{81}
 }
 
 type PowerOffRequest struct {
@@ -5577,7 +5716,7 @@ type PowerOffRequest struct {
 
 func (x *PowerOffRequest) Reset() {
 	*x = PowerOffRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[81]
+	mi := &file_isthmus_v1_services_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5589,7 +5728,7 @@ func (x *PowerOffRequest) String() string {
 func (*PowerOffRequest) ProtoMessage() {}
 
 func (x *PowerOffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[81]
+	mi := &file_isthmus_v1_services_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5602,7 +5741,7 @@ func (x *PowerOffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerOffRequest.ProtoReflect.Descriptor instead.
 func (*PowerOffRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{81}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{82}
 }
 
 type PowerOffResponse struct {
@@ -5613,7 +5752,7 @@ type PowerOffResponse struct {
 
 func (x *PowerOffResponse) Reset() {
 	*x = PowerOffResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[82]
+	mi := &file_isthmus_v1_services_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5625,7 +5764,7 @@ func (x *PowerOffResponse) String() string {
 func (*PowerOffResponse) ProtoMessage() {}
 
 func (x *PowerOffResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[82]
+	mi := &file_isthmus_v1_services_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5638,7 +5777,7 @@ func (x *PowerOffResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerOffResponse.ProtoReflect.Descriptor instead.
 func (*PowerOffResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{82}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{83}
 }
 
 type GetStatusRequest struct {
@@ -5649,7 +5788,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[83]
+	mi := &file_isthmus_v1_services_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5661,7 +5800,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[83]
+	mi := &file_isthmus_v1_services_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5674,7 +5813,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{83}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{84}
 }
 
 type SystemStatus struct {
@@ -5700,7 +5839,7 @@ type SystemStatus struct {
 
 func (x *SystemStatus) Reset() {
 	*x = SystemStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[84]
+	mi := &file_isthmus_v1_services_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5712,7 +5851,7 @@ func (x *SystemStatus) String() string {
 func (*SystemStatus) ProtoMessage() {}
 
 func (x *SystemStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[84]
+	mi := &file_isthmus_v1_services_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5725,7 +5864,7 @@ func (x *SystemStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SystemStatus.ProtoReflect.Descriptor instead.
 func (*SystemStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{84}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *SystemStatus) GetNode() string {
@@ -5817,7 +5956,7 @@ type PlatformStatus struct {
 
 func (x *PlatformStatus) Reset() {
 	*x = PlatformStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[85]
+	mi := &file_isthmus_v1_services_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5829,7 +5968,7 @@ func (x *PlatformStatus) String() string {
 func (*PlatformStatus) ProtoMessage() {}
 
 func (x *PlatformStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[85]
+	mi := &file_isthmus_v1_services_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5842,7 +5981,7 @@ func (x *PlatformStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlatformStatus.ProtoReflect.Descriptor instead.
 func (*PlatformStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{85}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *PlatformStatus) GetPlatform() string {
@@ -5913,7 +6052,7 @@ type PlatformInterface struct {
 
 func (x *PlatformInterface) Reset() {
 	*x = PlatformInterface{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[86]
+	mi := &file_isthmus_v1_services_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5925,7 +6064,7 @@ func (x *PlatformInterface) String() string {
 func (*PlatformInterface) ProtoMessage() {}
 
 func (x *PlatformInterface) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[86]
+	mi := &file_isthmus_v1_services_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5938,7 +6077,7 @@ func (x *PlatformInterface) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlatformInterface.ProtoReflect.Descriptor instead.
 func (*PlatformInterface) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{86}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *PlatformInterface) GetName() string {
@@ -6004,7 +6143,7 @@ type Counters struct {
 
 func (x *Counters) Reset() {
 	*x = Counters{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[87]
+	mi := &file_isthmus_v1_services_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6016,7 +6155,7 @@ func (x *Counters) String() string {
 func (*Counters) ProtoMessage() {}
 
 func (x *Counters) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[87]
+	mi := &file_isthmus_v1_services_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6029,7 +6168,7 @@ func (x *Counters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counters.ProtoReflect.Descriptor instead.
 func (*Counters) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{87}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *Counters) GetViciWrites() uint64 {
@@ -6086,7 +6225,7 @@ type SetSecretRequest struct {
 
 func (x *SetSecretRequest) Reset() {
 	*x = SetSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[88]
+	mi := &file_isthmus_v1_services_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6098,7 +6237,7 @@ func (x *SetSecretRequest) String() string {
 func (*SetSecretRequest) ProtoMessage() {}
 
 func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[88]
+	mi := &file_isthmus_v1_services_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6111,7 +6250,7 @@ func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSecretRequest.ProtoReflect.Descriptor instead.
 func (*SetSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{88}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *SetSecretRequest) GetName() string {
@@ -6137,7 +6276,7 @@ type RollbackSecretRequest struct {
 
 func (x *RollbackSecretRequest) Reset() {
 	*x = RollbackSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[89]
+	mi := &file_isthmus_v1_services_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6149,7 +6288,7 @@ func (x *RollbackSecretRequest) String() string {
 func (*RollbackSecretRequest) ProtoMessage() {}
 
 func (x *RollbackSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[89]
+	mi := &file_isthmus_v1_services_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6162,7 +6301,7 @@ func (x *RollbackSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackSecretRequest.ProtoReflect.Descriptor instead.
 func (*RollbackSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{89}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *RollbackSecretRequest) GetName() string {
@@ -6183,7 +6322,7 @@ type ListSecretsRequest struct {
 
 func (x *ListSecretsRequest) Reset() {
 	*x = ListSecretsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[90]
+	mi := &file_isthmus_v1_services_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6195,7 +6334,7 @@ func (x *ListSecretsRequest) String() string {
 func (*ListSecretsRequest) ProtoMessage() {}
 
 func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[90]
+	mi := &file_isthmus_v1_services_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6208,7 +6347,7 @@ func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsRequest.ProtoReflect.Descriptor instead.
 func (*ListSecretsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{90}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *ListSecretsRequest) GetPageSize() uint32 {
@@ -6235,7 +6374,7 @@ type ListSecretsResponse struct {
 
 func (x *ListSecretsResponse) Reset() {
 	*x = ListSecretsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[91]
+	mi := &file_isthmus_v1_services_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6247,7 +6386,7 @@ func (x *ListSecretsResponse) String() string {
 func (*ListSecretsResponse) ProtoMessage() {}
 
 func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[91]
+	mi := &file_isthmus_v1_services_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6260,7 +6399,7 @@ func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsResponse.ProtoReflect.Descriptor instead.
 func (*ListSecretsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{91}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *ListSecretsResponse) GetSecrets() []*SecretInfo {
@@ -6296,7 +6435,7 @@ type SecretInfo struct {
 
 func (x *SecretInfo) Reset() {
 	*x = SecretInfo{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[92]
+	mi := &file_isthmus_v1_services_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6308,7 +6447,7 @@ func (x *SecretInfo) String() string {
 func (*SecretInfo) ProtoMessage() {}
 
 func (x *SecretInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[92]
+	mi := &file_isthmus_v1_services_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6321,7 +6460,7 @@ func (x *SecretInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretInfo.ProtoReflect.Descriptor instead.
 func (*SecretInfo) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{92}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *SecretInfo) GetName() string {
@@ -6368,7 +6507,7 @@ type DeleteSecretRequest struct {
 
 func (x *DeleteSecretRequest) Reset() {
 	*x = DeleteSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[93]
+	mi := &file_isthmus_v1_services_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6380,7 +6519,7 @@ func (x *DeleteSecretRequest) String() string {
 func (*DeleteSecretRequest) ProtoMessage() {}
 
 func (x *DeleteSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[93]
+	mi := &file_isthmus_v1_services_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6393,7 +6532,7 @@ func (x *DeleteSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSecretRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{93}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *DeleteSecretRequest) GetName() string {
@@ -6411,7 +6550,7 @@ type DeleteSecretResponse struct {
 
 func (x *DeleteSecretResponse) Reset() {
 	*x = DeleteSecretResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[94]
+	mi := &file_isthmus_v1_services_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6423,7 +6562,7 @@ func (x *DeleteSecretResponse) String() string {
 func (*DeleteSecretResponse) ProtoMessage() {}
 
 func (x *DeleteSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[94]
+	mi := &file_isthmus_v1_services_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6436,7 +6575,7 @@ func (x *DeleteSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSecretResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSecretResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{94}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{95}
 }
 
 type RenewAuthorityRequest struct {
@@ -6450,7 +6589,7 @@ type RenewAuthorityRequest struct {
 
 func (x *RenewAuthorityRequest) Reset() {
 	*x = RenewAuthorityRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[95]
+	mi := &file_isthmus_v1_services_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6462,7 +6601,7 @@ func (x *RenewAuthorityRequest) String() string {
 func (*RenewAuthorityRequest) ProtoMessage() {}
 
 func (x *RenewAuthorityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[95]
+	mi := &file_isthmus_v1_services_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6475,7 +6614,7 @@ func (x *RenewAuthorityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewAuthorityRequest.ProtoReflect.Descriptor instead.
 func (*RenewAuthorityRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{95}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *RenewAuthorityRequest) GetAtOnce() bool {
@@ -6497,7 +6636,7 @@ type RenewAuthorityResponse struct {
 
 func (x *RenewAuthorityResponse) Reset() {
 	*x = RenewAuthorityResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[96]
+	mi := &file_isthmus_v1_services_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6509,7 +6648,7 @@ func (x *RenewAuthorityResponse) String() string {
 func (*RenewAuthorityResponse) ProtoMessage() {}
 
 func (x *RenewAuthorityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[96]
+	mi := &file_isthmus_v1_services_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6522,7 +6661,7 @@ func (x *RenewAuthorityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewAuthorityResponse.ProtoReflect.Descriptor instead.
 func (*RenewAuthorityResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{96}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *RenewAuthorityResponse) GetAuthority() string {
@@ -6555,7 +6694,7 @@ type IssueClientRequest struct {
 
 func (x *IssueClientRequest) Reset() {
 	*x = IssueClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[97]
+	mi := &file_isthmus_v1_services_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6567,7 +6706,7 @@ func (x *IssueClientRequest) String() string {
 func (*IssueClientRequest) ProtoMessage() {}
 
 func (x *IssueClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[97]
+	mi := &file_isthmus_v1_services_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6580,7 +6719,7 @@ func (x *IssueClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueClientRequest.ProtoReflect.Descriptor instead.
 func (*IssueClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{97}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *IssueClientRequest) GetName() string {
@@ -6624,7 +6763,7 @@ type IssueClientResponse struct {
 
 func (x *IssueClientResponse) Reset() {
 	*x = IssueClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[98]
+	mi := &file_isthmus_v1_services_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6636,7 +6775,7 @@ func (x *IssueClientResponse) String() string {
 func (*IssueClientResponse) ProtoMessage() {}
 
 func (x *IssueClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[98]
+	mi := &file_isthmus_v1_services_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6649,7 +6788,7 @@ func (x *IssueClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueClientResponse.ProtoReflect.Descriptor instead.
 func (*IssueClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{98}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *IssueClientResponse) GetCertificate() string {
@@ -6684,7 +6823,7 @@ type RenewClientRequest struct {
 
 func (x *RenewClientRequest) Reset() {
 	*x = RenewClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[99]
+	mi := &file_isthmus_v1_services_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6696,7 +6835,7 @@ func (x *RenewClientRequest) String() string {
 func (*RenewClientRequest) ProtoMessage() {}
 
 func (x *RenewClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[99]
+	mi := &file_isthmus_v1_services_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6709,7 +6848,7 @@ func (x *RenewClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewClientRequest.ProtoReflect.Descriptor instead.
 func (*RenewClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{99}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *RenewClientRequest) GetCsr() []byte {
@@ -6732,7 +6871,7 @@ type RenewClientResponse struct {
 
 func (x *RenewClientResponse) Reset() {
 	*x = RenewClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[100]
+	mi := &file_isthmus_v1_services_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6744,7 +6883,7 @@ func (x *RenewClientResponse) String() string {
 func (*RenewClientResponse) ProtoMessage() {}
 
 func (x *RenewClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[100]
+	mi := &file_isthmus_v1_services_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6757,7 +6896,7 @@ func (x *RenewClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewClientResponse.ProtoReflect.Descriptor instead.
 func (*RenewClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{100}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *RenewClientResponse) GetCertificate() string {
@@ -6789,7 +6928,7 @@ type ListClientsRequest struct {
 
 func (x *ListClientsRequest) Reset() {
 	*x = ListClientsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[101]
+	mi := &file_isthmus_v1_services_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6801,7 +6940,7 @@ func (x *ListClientsRequest) String() string {
 func (*ListClientsRequest) ProtoMessage() {}
 
 func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[101]
+	mi := &file_isthmus_v1_services_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6814,7 +6953,7 @@ func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsRequest.ProtoReflect.Descriptor instead.
 func (*ListClientsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{101}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{102}
 }
 
 type ListClientsResponse struct {
@@ -6826,7 +6965,7 @@ type ListClientsResponse struct {
 
 func (x *ListClientsResponse) Reset() {
 	*x = ListClientsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[102]
+	mi := &file_isthmus_v1_services_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6838,7 +6977,7 @@ func (x *ListClientsResponse) String() string {
 func (*ListClientsResponse) ProtoMessage() {}
 
 func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[102]
+	mi := &file_isthmus_v1_services_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6851,7 +6990,7 @@ func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsResponse.ProtoReflect.Descriptor instead.
 func (*ListClientsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{102}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *ListClientsResponse) GetClients() []*Client {
@@ -6882,7 +7021,7 @@ type Client struct {
 
 func (x *Client) Reset() {
 	*x = Client{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[103]
+	mi := &file_isthmus_v1_services_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6894,7 +7033,7 @@ func (x *Client) String() string {
 func (*Client) ProtoMessage() {}
 
 func (x *Client) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[103]
+	mi := &file_isthmus_v1_services_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6907,7 +7046,7 @@ func (x *Client) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Client.ProtoReflect.Descriptor instead.
 func (*Client) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{103}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *Client) GetName() string {
@@ -6969,7 +7108,7 @@ type RevokeClientRequest struct {
 
 func (x *RevokeClientRequest) Reset() {
 	*x = RevokeClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[104]
+	mi := &file_isthmus_v1_services_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6981,7 +7120,7 @@ func (x *RevokeClientRequest) String() string {
 func (*RevokeClientRequest) ProtoMessage() {}
 
 func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[104]
+	mi := &file_isthmus_v1_services_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6994,7 +7133,7 @@ func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientRequest.ProtoReflect.Descriptor instead.
 func (*RevokeClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{104}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *RevokeClientRequest) GetSerial() string {
@@ -7012,7 +7151,7 @@ type RevokeClientResponse struct {
 
 func (x *RevokeClientResponse) Reset() {
 	*x = RevokeClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[105]
+	mi := &file_isthmus_v1_services_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7024,7 +7163,7 @@ func (x *RevokeClientResponse) String() string {
 func (*RevokeClientResponse) ProtoMessage() {}
 
 func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[105]
+	mi := &file_isthmus_v1_services_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7037,7 +7176,7 @@ func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientResponse.ProtoReflect.Descriptor instead.
 func (*RevokeClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{105}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{106}
 }
 
 type ListPortsRequest struct {
@@ -7051,7 +7190,7 @@ type ListPortsRequest struct {
 
 func (x *ListPortsRequest) Reset() {
 	*x = ListPortsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[106]
+	mi := &file_isthmus_v1_services_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7063,7 +7202,7 @@ func (x *ListPortsRequest) String() string {
 func (*ListPortsRequest) ProtoMessage() {}
 
 func (x *ListPortsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[106]
+	mi := &file_isthmus_v1_services_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7076,7 +7215,7 @@ func (x *ListPortsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPortsRequest.ProtoReflect.Descriptor instead.
 func (*ListPortsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{106}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *ListPortsRequest) GetPageSize() uint32 {
@@ -7113,7 +7252,7 @@ type ListPortsResponse struct {
 
 func (x *ListPortsResponse) Reset() {
 	*x = ListPortsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[107]
+	mi := &file_isthmus_v1_services_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7125,7 +7264,7 @@ func (x *ListPortsResponse) String() string {
 func (*ListPortsResponse) ProtoMessage() {}
 
 func (x *ListPortsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[107]
+	mi := &file_isthmus_v1_services_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7138,7 +7277,7 @@ func (x *ListPortsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPortsResponse.ProtoReflect.Descriptor instead.
 func (*ListPortsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{107}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *ListPortsResponse) GetPorts() []*PortUse {
@@ -7191,7 +7330,7 @@ type WatchPortsRequest struct {
 
 func (x *WatchPortsRequest) Reset() {
 	*x = WatchPortsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[108]
+	mi := &file_isthmus_v1_services_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7203,7 +7342,7 @@ func (x *WatchPortsRequest) String() string {
 func (*WatchPortsRequest) ProtoMessage() {}
 
 func (x *WatchPortsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[108]
+	mi := &file_isthmus_v1_services_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7216,7 +7355,7 @@ func (x *WatchPortsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPortsRequest.ProtoReflect.Descriptor instead.
 func (*WatchPortsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{108}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{109}
 }
 
 type PortEvent struct {
@@ -7229,7 +7368,7 @@ type PortEvent struct {
 
 func (x *PortEvent) Reset() {
 	*x = PortEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[109]
+	mi := &file_isthmus_v1_services_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7241,7 +7380,7 @@ func (x *PortEvent) String() string {
 func (*PortEvent) ProtoMessage() {}
 
 func (x *PortEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[109]
+	mi := &file_isthmus_v1_services_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7254,7 +7393,7 @@ func (x *PortEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortEvent.ProtoReflect.Descriptor instead.
 func (*PortEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{109}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *PortEvent) GetType() EventType {
@@ -7306,7 +7445,7 @@ type PortUse struct {
 
 func (x *PortUse) Reset() {
 	*x = PortUse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[110]
+	mi := &file_isthmus_v1_services_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7318,7 +7457,7 @@ func (x *PortUse) String() string {
 func (*PortUse) ProtoMessage() {}
 
 func (x *PortUse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[110]
+	mi := &file_isthmus_v1_services_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7331,7 +7470,7 @@ func (x *PortUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortUse.ProtoReflect.Descriptor instead.
 func (*PortUse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{110}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *PortUse) GetPool() string {
@@ -7440,7 +7579,7 @@ type AddressUse struct {
 
 func (x *AddressUse) Reset() {
 	*x = AddressUse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[111]
+	mi := &file_isthmus_v1_services_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7452,7 +7591,7 @@ func (x *AddressUse) String() string {
 func (*AddressUse) ProtoMessage() {}
 
 func (x *AddressUse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[111]
+	mi := &file_isthmus_v1_services_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7465,7 +7604,7 @@ func (x *AddressUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressUse.ProtoReflect.Descriptor instead.
 func (*AddressUse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{111}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *AddressUse) GetPool() string {
@@ -7527,7 +7666,7 @@ type ConnectionTable struct {
 
 func (x *ConnectionTable) Reset() {
 	*x = ConnectionTable{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[112]
+	mi := &file_isthmus_v1_services_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7539,7 +7678,7 @@ func (x *ConnectionTable) String() string {
 func (*ConnectionTable) ProtoMessage() {}
 
 func (x *ConnectionTable) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[112]
+	mi := &file_isthmus_v1_services_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7552,7 +7691,7 @@ func (x *ConnectionTable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionTable.ProtoReflect.Descriptor instead.
 func (*ConnectionTable) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{112}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *ConnectionTable) GetEntries() uint32 {
@@ -7620,7 +7759,7 @@ type EndFlowsRequest struct {
 
 func (x *EndFlowsRequest) Reset() {
 	*x = EndFlowsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[113]
+	mi := &file_isthmus_v1_services_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7632,7 +7771,7 @@ func (x *EndFlowsRequest) String() string {
 func (*EndFlowsRequest) ProtoMessage() {}
 
 func (x *EndFlowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[113]
+	mi := &file_isthmus_v1_services_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7645,7 +7784,7 @@ func (x *EndFlowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndFlowsRequest.ProtoReflect.Descriptor instead.
 func (*EndFlowsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{113}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *EndFlowsRequest) GetSource() string {
@@ -7686,7 +7825,7 @@ type EndFlowsResponse struct {
 
 func (x *EndFlowsResponse) Reset() {
 	*x = EndFlowsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[114]
+	mi := &file_isthmus_v1_services_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7698,7 +7837,7 @@ func (x *EndFlowsResponse) String() string {
 func (*EndFlowsResponse) ProtoMessage() {}
 
 func (x *EndFlowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[114]
+	mi := &file_isthmus_v1_services_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7711,7 +7850,7 @@ func (x *EndFlowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndFlowsResponse.ProtoReflect.Descriptor instead.
 func (*EndFlowsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{114}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *EndFlowsResponse) GetFlows() uint64 {
@@ -7747,7 +7886,7 @@ type WhoRequest struct {
 
 func (x *WhoRequest) Reset() {
 	*x = WhoRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[115]
+	mi := &file_isthmus_v1_services_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7759,7 +7898,7 @@ func (x *WhoRequest) String() string {
 func (*WhoRequest) ProtoMessage() {}
 
 func (x *WhoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[115]
+	mi := &file_isthmus_v1_services_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7772,7 +7911,7 @@ func (x *WhoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoRequest.ProtoReflect.Descriptor instead.
 func (*WhoRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{115}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *WhoRequest) GetAddress() string {
@@ -7841,7 +7980,7 @@ type WhoResponse struct {
 
 func (x *WhoResponse) Reset() {
 	*x = WhoResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[116]
+	mi := &file_isthmus_v1_services_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7853,7 +7992,7 @@ func (x *WhoResponse) String() string {
 func (*WhoResponse) ProtoMessage() {}
 
 func (x *WhoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[116]
+	mi := &file_isthmus_v1_services_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7866,7 +8005,7 @@ func (x *WhoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoResponse.ProtoReflect.Descriptor instead.
 func (*WhoResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{116}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{117}
 }
 
 func (x *WhoResponse) GetFlows() []*TranslatedFlow {
@@ -7929,7 +8068,7 @@ type TranslatedFlow struct {
 
 func (x *TranslatedFlow) Reset() {
 	*x = TranslatedFlow{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[117]
+	mi := &file_isthmus_v1_services_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7941,7 +8080,7 @@ func (x *TranslatedFlow) String() string {
 func (*TranslatedFlow) ProtoMessage() {}
 
 func (x *TranslatedFlow) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[117]
+	mi := &file_isthmus_v1_services_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7954,7 +8093,7 @@ func (x *TranslatedFlow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TranslatedFlow.ProtoReflect.Descriptor instead.
 func (*TranslatedFlow) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{117}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *TranslatedFlow) GetStart() *timestamppb.Timestamp {
@@ -8149,7 +8288,7 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\x13WatchTunnelsRequest\"j\n" +
 	"\vTunnelEvent\x12)\n" +
 	"\x04type\x18\x01 \x01(\x0e2\x15.isthmus.v1.EventTypeR\x04type\x120\n" +
-	"\x06tunnel\x18\x02 \x01(\v2\x18.isthmus.v1.TunnelStatusR\x06tunnel\"\x89\a\n" +
+	"\x06tunnel\x18\x02 \x01(\v2\x18.isthmus.v1.TunnelStatusR\x06tunnel\"\xe1\b\n" +
 	"\fTunnelStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x14\n" +
@@ -8182,7 +8321,21 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\x02id\x18\x15 \x01(\rR\x02id\x129\n" +
 	"\vexplanation\x18\x16 \x01(\v2\x17.isthmus.v1.ExplanationR\vexplanation\x120\n" +
 	"\x05heard\x18\x17 \x01(\v2\x1a.google.protobuf.TimestampR\x05heard\x128\n" +
-	"\tlistening\x18\x18 \x01(\v2\x1a.google.protobuf.TimestampR\tlistening\"\xef\x01\n" +
+	"\tlistening\x18\x18 \x01(\v2\x1a.google.protobuf.TimestampR\tlistening\x12D\n" +
+	"\x10last_error_since\x18\x19 \x01(\v2\x1a.google.protobuf.TimestampR\x0elastErrorSince\x12?\n" +
+	"\rdata_received\x18\x1a \x01(\v2\x1a.google.protobuf.TimestampR\fdataReceived\x12\x14\n" +
+	"\x05probe\x18\x1b \x01(\tR\x05probe\x129\n" +
+	"\twireguard\x18\x1c \x01(\v2\x1b.isthmus.v1.WireGuardStatusR\twireguard\"\xb2\x02\n" +
+	"\x0fWireGuardStatus\x12\x1d\n" +
+	"\n" +
+	"public_key\x18\x01 \x01(\tR\tpublicKey\x12&\n" +
+	"\x0fpeer_public_key\x18\x02 \x01(\tR\rpeerPublicKey\x12#\n" +
+	"\rpreshared_key\x18\x03 \x01(\bR\fpresharedKey\x12\x1f\n" +
+	"\vlisten_port\x18\x04 \x01(\rR\n" +
+	"listenPort\x12\x16\n" +
+	"\x06device\x18\x05 \x01(\tR\x06device\x12A\n" +
+	"\x0elast_handshake\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\rlastHandshake\x127\n" +
+	"\tkeepalive\x18\a \x01(\v2\x19.google.protobuf.DurationR\tkeepalive\"\xef\x01\n" +
 	"\vExplanation\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x120\n" +
 	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x12\n" +
@@ -8746,7 +8899,7 @@ func file_isthmus_v1_services_proto_rawDescGZIP() []byte {
 }
 
 var file_isthmus_v1_services_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 118)
+var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 119)
 var file_isthmus_v1_services_proto_goTypes = []any{
 	(Change_Action)(0),             // 0: isthmus.v1.Change.Action
 	(*Source)(nil),                 // 1: isthmus.v1.Source
@@ -8773,312 +8926,318 @@ var file_isthmus_v1_services_proto_goTypes = []any{
 	(*WatchTunnelsRequest)(nil),    // 22: isthmus.v1.WatchTunnelsRequest
 	(*TunnelEvent)(nil),            // 23: isthmus.v1.TunnelEvent
 	(*TunnelStatus)(nil),           // 24: isthmus.v1.TunnelStatus
-	(*Explanation)(nil),            // 25: isthmus.v1.Explanation
-	(*StrayTunnel)(nil),            // 26: isthmus.v1.StrayTunnel
-	(*ListPeersRequest)(nil),       // 27: isthmus.v1.ListPeersRequest
-	(*ListPeersResponse)(nil),      // 28: isthmus.v1.ListPeersResponse
-	(*GetPeerRequest)(nil),         // 29: isthmus.v1.GetPeerRequest
-	(*WatchPeersRequest)(nil),      // 30: isthmus.v1.WatchPeersRequest
-	(*PeerEvent)(nil),              // 31: isthmus.v1.PeerEvent
-	(*ResetPeerRequest)(nil),       // 32: isthmus.v1.ResetPeerRequest
-	(*ResetPeerResponse)(nil),      // 33: isthmus.v1.ResetPeerResponse
-	(*PeerStatus)(nil),             // 34: isthmus.v1.PeerStatus
-	(*PeerFilter)(nil),             // 35: isthmus.v1.PeerFilter
-	(*DiscardedAttribute)(nil),     // 36: isthmus.v1.DiscardedAttribute
-	(*ListRoutesRequest)(nil),      // 37: isthmus.v1.ListRoutesRequest
-	(*ListRoutesResponse)(nil),     // 38: isthmus.v1.ListRoutesResponse
-	(*WatchRoutesRequest)(nil),     // 39: isthmus.v1.WatchRoutesRequest
-	(*RouteEvent)(nil),             // 40: isthmus.v1.RouteEvent
-	(*Route)(nil),                  // 41: isthmus.v1.Route
-	(*NextHop)(nil),                // 42: isthmus.v1.NextHop
-	(*ListPoliciesRequest)(nil),    // 43: isthmus.v1.ListPoliciesRequest
-	(*ListPoliciesResponse)(nil),   // 44: isthmus.v1.ListPoliciesResponse
-	(*Drop)(nil),                   // 45: isthmus.v1.Drop
-	(*WatchPoliciesRequest)(nil),   // 46: isthmus.v1.WatchPoliciesRequest
-	(*PolicyEvent)(nil),            // 47: isthmus.v1.PolicyEvent
-	(*ProveEgressRequest)(nil),     // 48: isthmus.v1.ProveEgressRequest
-	(*ProveEgressResponse)(nil),    // 49: isthmus.v1.ProveEgressResponse
-	(*EgressProof)(nil),            // 50: isthmus.v1.EgressProof
-	(*EgressProofState)(nil),       // 51: isthmus.v1.EgressProofState
-	(*CanaryResult)(nil),           // 52: isthmus.v1.CanaryResult
-	(*PolicyStatus)(nil),           // 53: isthmus.v1.PolicyStatus
-	(*ListPoolsRequest)(nil),       // 54: isthmus.v1.ListPoolsRequest
-	(*ListPoolsResponse)(nil),      // 55: isthmus.v1.ListPoolsResponse
-	(*GetPoolRequest)(nil),         // 56: isthmus.v1.GetPoolRequest
-	(*WatchPoolsRequest)(nil),      // 57: isthmus.v1.WatchPoolsRequest
-	(*PoolEvent)(nil),              // 58: isthmus.v1.PoolEvent
-	(*PoolStatus)(nil),             // 59: isthmus.v1.PoolStatus
-	(*PoolMember)(nil),             // 60: isthmus.v1.PoolMember
-	(*ProbeTarget)(nil),            // 61: isthmus.v1.ProbeTarget
-	(*ListNamesRequest)(nil),       // 62: isthmus.v1.ListNamesRequest
-	(*ListNamesResponse)(nil),      // 63: isthmus.v1.ListNamesResponse
-	(*WatchNamesRequest)(nil),      // 64: isthmus.v1.WatchNamesRequest
-	(*NameEvent)(nil),              // 65: isthmus.v1.NameEvent
-	(*NameStatus)(nil),             // 66: isthmus.v1.NameStatus
-	(*GoneAddress)(nil),            // 67: isthmus.v1.GoneAddress
-	(*SealRequest)(nil),            // 68: isthmus.v1.SealRequest
-	(*SealResponse)(nil),           // 69: isthmus.v1.SealResponse
-	(*UnsealRequest)(nil),          // 70: isthmus.v1.UnsealRequest
-	(*UnsealResponse)(nil),         // 71: isthmus.v1.UnsealResponse
-	(*GetMachineRequest)(nil),      // 72: isthmus.v1.GetMachineRequest
-	(*Machine)(nil),                // 73: isthmus.v1.Machine
-	(*Slot)(nil),                   // 74: isthmus.v1.Slot
-	(*UpgradeRequest)(nil),         // 75: isthmus.v1.UpgradeRequest
-	(*UpgradeHeader)(nil),          // 76: isthmus.v1.UpgradeHeader
-	(*UpgradeResponse)(nil),        // 77: isthmus.v1.UpgradeResponse
-	(*RollbackSlotRequest)(nil),    // 78: isthmus.v1.RollbackSlotRequest
-	(*RollbackSlotResponse)(nil),   // 79: isthmus.v1.RollbackSlotResponse
-	(*RebootRequest)(nil),          // 80: isthmus.v1.RebootRequest
-	(*RebootResponse)(nil),         // 81: isthmus.v1.RebootResponse
-	(*PowerOffRequest)(nil),        // 82: isthmus.v1.PowerOffRequest
-	(*PowerOffResponse)(nil),       // 83: isthmus.v1.PowerOffResponse
-	(*GetStatusRequest)(nil),       // 84: isthmus.v1.GetStatusRequest
-	(*SystemStatus)(nil),           // 85: isthmus.v1.SystemStatus
-	(*PlatformStatus)(nil),         // 86: isthmus.v1.PlatformStatus
-	(*PlatformInterface)(nil),      // 87: isthmus.v1.PlatformInterface
-	(*Counters)(nil),               // 88: isthmus.v1.Counters
-	(*SetSecretRequest)(nil),       // 89: isthmus.v1.SetSecretRequest
-	(*RollbackSecretRequest)(nil),  // 90: isthmus.v1.RollbackSecretRequest
-	(*ListSecretsRequest)(nil),     // 91: isthmus.v1.ListSecretsRequest
-	(*ListSecretsResponse)(nil),    // 92: isthmus.v1.ListSecretsResponse
-	(*SecretInfo)(nil),             // 93: isthmus.v1.SecretInfo
-	(*DeleteSecretRequest)(nil),    // 94: isthmus.v1.DeleteSecretRequest
-	(*DeleteSecretResponse)(nil),   // 95: isthmus.v1.DeleteSecretResponse
-	(*RenewAuthorityRequest)(nil),  // 96: isthmus.v1.RenewAuthorityRequest
-	(*RenewAuthorityResponse)(nil), // 97: isthmus.v1.RenewAuthorityResponse
-	(*IssueClientRequest)(nil),     // 98: isthmus.v1.IssueClientRequest
-	(*IssueClientResponse)(nil),    // 99: isthmus.v1.IssueClientResponse
-	(*RenewClientRequest)(nil),     // 100: isthmus.v1.RenewClientRequest
-	(*RenewClientResponse)(nil),    // 101: isthmus.v1.RenewClientResponse
-	(*ListClientsRequest)(nil),     // 102: isthmus.v1.ListClientsRequest
-	(*ListClientsResponse)(nil),    // 103: isthmus.v1.ListClientsResponse
-	(*Client)(nil),                 // 104: isthmus.v1.Client
-	(*RevokeClientRequest)(nil),    // 105: isthmus.v1.RevokeClientRequest
-	(*RevokeClientResponse)(nil),   // 106: isthmus.v1.RevokeClientResponse
-	(*ListPortsRequest)(nil),       // 107: isthmus.v1.ListPortsRequest
-	(*ListPortsResponse)(nil),      // 108: isthmus.v1.ListPortsResponse
-	(*WatchPortsRequest)(nil),      // 109: isthmus.v1.WatchPortsRequest
-	(*PortEvent)(nil),              // 110: isthmus.v1.PortEvent
-	(*PortUse)(nil),                // 111: isthmus.v1.PortUse
-	(*AddressUse)(nil),             // 112: isthmus.v1.AddressUse
-	(*ConnectionTable)(nil),        // 113: isthmus.v1.ConnectionTable
-	(*EndFlowsRequest)(nil),        // 114: isthmus.v1.EndFlowsRequest
-	(*EndFlowsResponse)(nil),       // 115: isthmus.v1.EndFlowsResponse
-	(*WhoRequest)(nil),             // 116: isthmus.v1.WhoRequest
-	(*WhoResponse)(nil),            // 117: isthmus.v1.WhoResponse
-	(*TranslatedFlow)(nil),         // 118: isthmus.v1.TranslatedFlow
-	(*Spec)(nil),                   // 119: isthmus.v1.Spec
-	(*Problem)(nil),                // 120: isthmus.v1.Problem
-	(*durationpb.Duration)(nil),    // 121: google.protobuf.Duration
-	(*EgressPolicy)(nil),           // 122: isthmus.v1.EgressPolicy
-	(*timestamppb.Timestamp)(nil),  // 123: google.protobuf.Timestamp
-	(EventType)(0),                 // 124: isthmus.v1.EventType
-	(*Inside)(nil),                 // 125: isthmus.v1.Inside
-	(*Condition)(nil),              // 126: isthmus.v1.Condition
+	(*WireGuardStatus)(nil),        // 25: isthmus.v1.WireGuardStatus
+	(*Explanation)(nil),            // 26: isthmus.v1.Explanation
+	(*StrayTunnel)(nil),            // 27: isthmus.v1.StrayTunnel
+	(*ListPeersRequest)(nil),       // 28: isthmus.v1.ListPeersRequest
+	(*ListPeersResponse)(nil),      // 29: isthmus.v1.ListPeersResponse
+	(*GetPeerRequest)(nil),         // 30: isthmus.v1.GetPeerRequest
+	(*WatchPeersRequest)(nil),      // 31: isthmus.v1.WatchPeersRequest
+	(*PeerEvent)(nil),              // 32: isthmus.v1.PeerEvent
+	(*ResetPeerRequest)(nil),       // 33: isthmus.v1.ResetPeerRequest
+	(*ResetPeerResponse)(nil),      // 34: isthmus.v1.ResetPeerResponse
+	(*PeerStatus)(nil),             // 35: isthmus.v1.PeerStatus
+	(*PeerFilter)(nil),             // 36: isthmus.v1.PeerFilter
+	(*DiscardedAttribute)(nil),     // 37: isthmus.v1.DiscardedAttribute
+	(*ListRoutesRequest)(nil),      // 38: isthmus.v1.ListRoutesRequest
+	(*ListRoutesResponse)(nil),     // 39: isthmus.v1.ListRoutesResponse
+	(*WatchRoutesRequest)(nil),     // 40: isthmus.v1.WatchRoutesRequest
+	(*RouteEvent)(nil),             // 41: isthmus.v1.RouteEvent
+	(*Route)(nil),                  // 42: isthmus.v1.Route
+	(*NextHop)(nil),                // 43: isthmus.v1.NextHop
+	(*ListPoliciesRequest)(nil),    // 44: isthmus.v1.ListPoliciesRequest
+	(*ListPoliciesResponse)(nil),   // 45: isthmus.v1.ListPoliciesResponse
+	(*Drop)(nil),                   // 46: isthmus.v1.Drop
+	(*WatchPoliciesRequest)(nil),   // 47: isthmus.v1.WatchPoliciesRequest
+	(*PolicyEvent)(nil),            // 48: isthmus.v1.PolicyEvent
+	(*ProveEgressRequest)(nil),     // 49: isthmus.v1.ProveEgressRequest
+	(*ProveEgressResponse)(nil),    // 50: isthmus.v1.ProveEgressResponse
+	(*EgressProof)(nil),            // 51: isthmus.v1.EgressProof
+	(*EgressProofState)(nil),       // 52: isthmus.v1.EgressProofState
+	(*CanaryResult)(nil),           // 53: isthmus.v1.CanaryResult
+	(*PolicyStatus)(nil),           // 54: isthmus.v1.PolicyStatus
+	(*ListPoolsRequest)(nil),       // 55: isthmus.v1.ListPoolsRequest
+	(*ListPoolsResponse)(nil),      // 56: isthmus.v1.ListPoolsResponse
+	(*GetPoolRequest)(nil),         // 57: isthmus.v1.GetPoolRequest
+	(*WatchPoolsRequest)(nil),      // 58: isthmus.v1.WatchPoolsRequest
+	(*PoolEvent)(nil),              // 59: isthmus.v1.PoolEvent
+	(*PoolStatus)(nil),             // 60: isthmus.v1.PoolStatus
+	(*PoolMember)(nil),             // 61: isthmus.v1.PoolMember
+	(*ProbeTarget)(nil),            // 62: isthmus.v1.ProbeTarget
+	(*ListNamesRequest)(nil),       // 63: isthmus.v1.ListNamesRequest
+	(*ListNamesResponse)(nil),      // 64: isthmus.v1.ListNamesResponse
+	(*WatchNamesRequest)(nil),      // 65: isthmus.v1.WatchNamesRequest
+	(*NameEvent)(nil),              // 66: isthmus.v1.NameEvent
+	(*NameStatus)(nil),             // 67: isthmus.v1.NameStatus
+	(*GoneAddress)(nil),            // 68: isthmus.v1.GoneAddress
+	(*SealRequest)(nil),            // 69: isthmus.v1.SealRequest
+	(*SealResponse)(nil),           // 70: isthmus.v1.SealResponse
+	(*UnsealRequest)(nil),          // 71: isthmus.v1.UnsealRequest
+	(*UnsealResponse)(nil),         // 72: isthmus.v1.UnsealResponse
+	(*GetMachineRequest)(nil),      // 73: isthmus.v1.GetMachineRequest
+	(*Machine)(nil),                // 74: isthmus.v1.Machine
+	(*Slot)(nil),                   // 75: isthmus.v1.Slot
+	(*UpgradeRequest)(nil),         // 76: isthmus.v1.UpgradeRequest
+	(*UpgradeHeader)(nil),          // 77: isthmus.v1.UpgradeHeader
+	(*UpgradeResponse)(nil),        // 78: isthmus.v1.UpgradeResponse
+	(*RollbackSlotRequest)(nil),    // 79: isthmus.v1.RollbackSlotRequest
+	(*RollbackSlotResponse)(nil),   // 80: isthmus.v1.RollbackSlotResponse
+	(*RebootRequest)(nil),          // 81: isthmus.v1.RebootRequest
+	(*RebootResponse)(nil),         // 82: isthmus.v1.RebootResponse
+	(*PowerOffRequest)(nil),        // 83: isthmus.v1.PowerOffRequest
+	(*PowerOffResponse)(nil),       // 84: isthmus.v1.PowerOffResponse
+	(*GetStatusRequest)(nil),       // 85: isthmus.v1.GetStatusRequest
+	(*SystemStatus)(nil),           // 86: isthmus.v1.SystemStatus
+	(*PlatformStatus)(nil),         // 87: isthmus.v1.PlatformStatus
+	(*PlatformInterface)(nil),      // 88: isthmus.v1.PlatformInterface
+	(*Counters)(nil),               // 89: isthmus.v1.Counters
+	(*SetSecretRequest)(nil),       // 90: isthmus.v1.SetSecretRequest
+	(*RollbackSecretRequest)(nil),  // 91: isthmus.v1.RollbackSecretRequest
+	(*ListSecretsRequest)(nil),     // 92: isthmus.v1.ListSecretsRequest
+	(*ListSecretsResponse)(nil),    // 93: isthmus.v1.ListSecretsResponse
+	(*SecretInfo)(nil),             // 94: isthmus.v1.SecretInfo
+	(*DeleteSecretRequest)(nil),    // 95: isthmus.v1.DeleteSecretRequest
+	(*DeleteSecretResponse)(nil),   // 96: isthmus.v1.DeleteSecretResponse
+	(*RenewAuthorityRequest)(nil),  // 97: isthmus.v1.RenewAuthorityRequest
+	(*RenewAuthorityResponse)(nil), // 98: isthmus.v1.RenewAuthorityResponse
+	(*IssueClientRequest)(nil),     // 99: isthmus.v1.IssueClientRequest
+	(*IssueClientResponse)(nil),    // 100: isthmus.v1.IssueClientResponse
+	(*RenewClientRequest)(nil),     // 101: isthmus.v1.RenewClientRequest
+	(*RenewClientResponse)(nil),    // 102: isthmus.v1.RenewClientResponse
+	(*ListClientsRequest)(nil),     // 103: isthmus.v1.ListClientsRequest
+	(*ListClientsResponse)(nil),    // 104: isthmus.v1.ListClientsResponse
+	(*Client)(nil),                 // 105: isthmus.v1.Client
+	(*RevokeClientRequest)(nil),    // 106: isthmus.v1.RevokeClientRequest
+	(*RevokeClientResponse)(nil),   // 107: isthmus.v1.RevokeClientResponse
+	(*ListPortsRequest)(nil),       // 108: isthmus.v1.ListPortsRequest
+	(*ListPortsResponse)(nil),      // 109: isthmus.v1.ListPortsResponse
+	(*WatchPortsRequest)(nil),      // 110: isthmus.v1.WatchPortsRequest
+	(*PortEvent)(nil),              // 111: isthmus.v1.PortEvent
+	(*PortUse)(nil),                // 112: isthmus.v1.PortUse
+	(*AddressUse)(nil),             // 113: isthmus.v1.AddressUse
+	(*ConnectionTable)(nil),        // 114: isthmus.v1.ConnectionTable
+	(*EndFlowsRequest)(nil),        // 115: isthmus.v1.EndFlowsRequest
+	(*EndFlowsResponse)(nil),       // 116: isthmus.v1.EndFlowsResponse
+	(*WhoRequest)(nil),             // 117: isthmus.v1.WhoRequest
+	(*WhoResponse)(nil),            // 118: isthmus.v1.WhoResponse
+	(*TranslatedFlow)(nil),         // 119: isthmus.v1.TranslatedFlow
+	(*Spec)(nil),                   // 120: isthmus.v1.Spec
+	(*Problem)(nil),                // 121: isthmus.v1.Problem
+	(*durationpb.Duration)(nil),    // 122: google.protobuf.Duration
+	(*EgressPolicy)(nil),           // 123: isthmus.v1.EgressPolicy
+	(*timestamppb.Timestamp)(nil),  // 124: google.protobuf.Timestamp
+	(EventType)(0),                 // 125: isthmus.v1.EventType
+	(*Inside)(nil),                 // 126: isthmus.v1.Inside
+	(*Condition)(nil),              // 127: isthmus.v1.Condition
 }
 var file_isthmus_v1_services_proto_depIdxs = []int32{
-	119, // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
-	120, // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
+	120, // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
+	121, // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
 	1,   // 2: isthmus.v1.ValidateRequest.source:type_name -> isthmus.v1.Source
-	120, // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
-	120, // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
+	121, // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
+	121, // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
 	1,   // 5: isthmus.v1.PlanRequest.source:type_name -> isthmus.v1.Source
 	0,   // 6: isthmus.v1.Change.action:type_name -> isthmus.v1.Change.Action
 	6,   // 7: isthmus.v1.PlanResponse.changes:type_name -> isthmus.v1.Change
-	120, // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
+	121, // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
 	1,   // 9: isthmus.v1.ApplyRequest.source:type_name -> isthmus.v1.Source
-	121, // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
+	122, // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
 	6,   // 11: isthmus.v1.ApplyResponse.changes:type_name -> isthmus.v1.Change
-	120, // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
-	121, // 13: isthmus.v1.ApplyResponse.goes_back_in:type_name -> google.protobuf.Duration
-	122, // 14: isthmus.v1.EditPoliciesRequest.set:type_name -> isthmus.v1.EgressPolicy
-	121, // 15: isthmus.v1.EditPoliciesRequest.confirm_within:type_name -> google.protobuf.Duration
-	119, // 16: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
+	121, // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
+	122, // 13: isthmus.v1.ApplyResponse.goes_back_in:type_name -> google.protobuf.Duration
+	123, // 14: isthmus.v1.EditPoliciesRequest.set:type_name -> isthmus.v1.EgressPolicy
+	122, // 15: isthmus.v1.EditPoliciesRequest.confirm_within:type_name -> google.protobuf.Duration
+	120, // 16: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
 	17,  // 17: isthmus.v1.ListHistoryResponse.revisions:type_name -> isthmus.v1.Revision
-	123, // 18: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
+	124, // 18: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
 	24,  // 19: isthmus.v1.ListTunnelsResponse.tunnels:type_name -> isthmus.v1.TunnelStatus
-	26,  // 20: isthmus.v1.ListTunnelsResponse.strays:type_name -> isthmus.v1.StrayTunnel
-	124, // 21: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
+	27,  // 20: isthmus.v1.ListTunnelsResponse.strays:type_name -> isthmus.v1.StrayTunnel
+	125, // 21: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
 	24,  // 22: isthmus.v1.TunnelEvent.tunnel:type_name -> isthmus.v1.TunnelStatus
-	123, // 23: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
-	125, // 24: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
-	123, // 25: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
-	123, // 26: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
-	123, // 27: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
-	126, // 28: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
-	25,  // 29: isthmus.v1.TunnelStatus.explanation:type_name -> isthmus.v1.Explanation
-	123, // 30: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
-	123, // 31: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
-	123, // 32: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
-	123, // 33: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
-	123, // 34: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
-	34,  // 35: isthmus.v1.ListPeersResponse.peers:type_name -> isthmus.v1.PeerStatus
-	124, // 36: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
-	34,  // 37: isthmus.v1.PeerEvent.peer:type_name -> isthmus.v1.PeerStatus
-	123, // 38: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
-	121, // 39: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
-	126, // 40: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
-	123, // 41: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
-	35,  // 42: isthmus.v1.PeerStatus.filter:type_name -> isthmus.v1.PeerFilter
-	36,  // 43: isthmus.v1.PeerFilter.discarded:type_name -> isthmus.v1.DiscardedAttribute
-	41,  // 44: isthmus.v1.ListRoutesResponse.routes:type_name -> isthmus.v1.Route
-	124, // 45: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
-	41,  // 46: isthmus.v1.RouteEvent.route:type_name -> isthmus.v1.Route
-	42,  // 47: isthmus.v1.Route.next_hops:type_name -> isthmus.v1.NextHop
-	123, // 48: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
-	126, // 49: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
-	53,  // 50: isthmus.v1.ListPoliciesResponse.policies:type_name -> isthmus.v1.PolicyStatus
-	45,  // 51: isthmus.v1.ListPoliciesResponse.drops:type_name -> isthmus.v1.Drop
-	124, // 52: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
-	53,  // 53: isthmus.v1.PolicyEvent.policy:type_name -> isthmus.v1.PolicyStatus
-	50,  // 54: isthmus.v1.ProveEgressResponse.proof:type_name -> isthmus.v1.EgressProof
-	123, // 55: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
-	51,  // 56: isthmus.v1.EgressProof.states:type_name -> isthmus.v1.EgressProofState
-	52,  // 57: isthmus.v1.EgressProof.canaries:type_name -> isthmus.v1.CanaryResult
-	59,  // 58: isthmus.v1.ListPoolsResponse.pools:type_name -> isthmus.v1.PoolStatus
-	124, // 59: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
-	59,  // 60: isthmus.v1.PoolEvent.pool:type_name -> isthmus.v1.PoolStatus
-	60,  // 61: isthmus.v1.PoolStatus.members:type_name -> isthmus.v1.PoolMember
-	123, // 62: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
-	61,  // 63: isthmus.v1.PoolMember.targets:type_name -> isthmus.v1.ProbeTarget
-	123, // 64: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
-	123, // 65: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
-	66,  // 66: isthmus.v1.ListNamesResponse.names:type_name -> isthmus.v1.NameStatus
-	124, // 67: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
-	66,  // 68: isthmus.v1.NameEvent.name:type_name -> isthmus.v1.NameStatus
-	123, // 69: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
-	123, // 70: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
-	67,  // 71: isthmus.v1.NameStatus.gone:type_name -> isthmus.v1.GoneAddress
-	123, // 72: isthmus.v1.NameStatus.differs:type_name -> google.protobuf.Timestamp
-	123, // 73: isthmus.v1.GoneAddress.since:type_name -> google.protobuf.Timestamp
-	74,  // 74: isthmus.v1.Machine.slots:type_name -> isthmus.v1.Slot
-	123, // 75: isthmus.v1.Slot.deadline:type_name -> google.protobuf.Timestamp
-	76,  // 76: isthmus.v1.UpgradeRequest.header:type_name -> isthmus.v1.UpgradeHeader
-	123, // 77: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
-	123, // 78: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
-	126, // 79: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
-	88,  // 80: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
-	86,  // 81: isthmus.v1.SystemStatus.platform:type_name -> isthmus.v1.PlatformStatus
-	87,  // 82: isthmus.v1.PlatformStatus.interfaces:type_name -> isthmus.v1.PlatformInterface
-	123, // 83: isthmus.v1.PlatformStatus.read:type_name -> google.protobuf.Timestamp
-	93,  // 84: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
-	123, // 85: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
-	123, // 86: isthmus.v1.RenewAuthorityResponse.former_until:type_name -> google.protobuf.Timestamp
-	121, // 87: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
-	104, // 88: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
-	104, // 89: isthmus.v1.RenewClientResponse.client:type_name -> isthmus.v1.Client
-	104, // 90: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
-	123, // 91: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
-	123, // 92: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
-	111, // 93: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
-	112, // 94: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
-	113, // 95: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
-	123, // 96: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
-	124, // 97: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
-	111, // 98: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
-	121, // 99: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
-	123, // 100: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
-	121, // 101: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
-	118, // 102: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
-	123, // 103: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
-	123, // 104: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
-	3,   // 105: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
-	5,   // 106: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
-	8,   // 107: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
-	10,  // 108: isthmus.v1.SpecService.EditPolicies:input_type -> isthmus.v1.EditPoliciesRequest
-	11,  // 109: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
-	13,  // 110: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
-	15,  // 111: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
-	18,  // 112: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
-	19,  // 113: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
-	21,  // 114: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
-	22,  // 115: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
-	27,  // 116: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
-	29,  // 117: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
-	30,  // 118: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
-	32,  // 119: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
-	37,  // 120: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
-	39,  // 121: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
-	43,  // 122: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
-	46,  // 123: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
-	48,  // 124: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
-	116, // 125: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
-	114, // 126: isthmus.v1.NATService.EndFlows:input_type -> isthmus.v1.EndFlowsRequest
-	54,  // 127: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
-	56,  // 128: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
-	57,  // 129: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
-	62,  // 130: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
-	64,  // 131: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
-	84,  // 132: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
-	72,  // 133: isthmus.v1.SystemService.GetMachine:input_type -> isthmus.v1.GetMachineRequest
-	75,  // 134: isthmus.v1.SystemService.Upgrade:input_type -> isthmus.v1.UpgradeRequest
-	78,  // 135: isthmus.v1.SystemService.RollbackSlot:input_type -> isthmus.v1.RollbackSlotRequest
-	80,  // 136: isthmus.v1.SystemService.Reboot:input_type -> isthmus.v1.RebootRequest
-	82,  // 137: isthmus.v1.SystemService.PowerOff:input_type -> isthmus.v1.PowerOffRequest
-	68,  // 138: isthmus.v1.SystemService.Seal:input_type -> isthmus.v1.SealRequest
-	70,  // 139: isthmus.v1.SystemService.Unseal:input_type -> isthmus.v1.UnsealRequest
-	89,  // 140: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
-	90,  // 141: isthmus.v1.SecretService.RollbackSecret:input_type -> isthmus.v1.RollbackSecretRequest
-	91,  // 142: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
-	94,  // 143: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
-	98,  // 144: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
-	102, // 145: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
-	105, // 146: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
-	100, // 147: isthmus.v1.AccessService.RenewClient:input_type -> isthmus.v1.RenewClientRequest
-	96,  // 148: isthmus.v1.AccessService.RenewAuthority:input_type -> isthmus.v1.RenewAuthorityRequest
-	107, // 149: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
-	109, // 150: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
-	4,   // 151: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
-	7,   // 152: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
-	9,   // 153: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
-	9,   // 154: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
-	12,  // 155: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
-	14,  // 156: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
-	16,  // 157: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
-	9,   // 158: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
-	20,  // 159: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
-	24,  // 160: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
-	23,  // 161: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
-	28,  // 162: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
-	34,  // 163: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
-	31,  // 164: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
-	33,  // 165: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
-	38,  // 166: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
-	40,  // 167: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
-	44,  // 168: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
-	47,  // 169: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
-	49,  // 170: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
-	117, // 171: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
-	115, // 172: isthmus.v1.NATService.EndFlows:output_type -> isthmus.v1.EndFlowsResponse
-	55,  // 173: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
-	59,  // 174: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
-	58,  // 175: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
-	63,  // 176: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
-	65,  // 177: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
-	85,  // 178: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
-	73,  // 179: isthmus.v1.SystemService.GetMachine:output_type -> isthmus.v1.Machine
-	77,  // 180: isthmus.v1.SystemService.Upgrade:output_type -> isthmus.v1.UpgradeResponse
-	79,  // 181: isthmus.v1.SystemService.RollbackSlot:output_type -> isthmus.v1.RollbackSlotResponse
-	81,  // 182: isthmus.v1.SystemService.Reboot:output_type -> isthmus.v1.RebootResponse
-	83,  // 183: isthmus.v1.SystemService.PowerOff:output_type -> isthmus.v1.PowerOffResponse
-	69,  // 184: isthmus.v1.SystemService.Seal:output_type -> isthmus.v1.SealResponse
-	71,  // 185: isthmus.v1.SystemService.Unseal:output_type -> isthmus.v1.UnsealResponse
-	93,  // 186: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
-	93,  // 187: isthmus.v1.SecretService.RollbackSecret:output_type -> isthmus.v1.SecretInfo
-	92,  // 188: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
-	95,  // 189: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
-	99,  // 190: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
-	103, // 191: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
-	106, // 192: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
-	101, // 193: isthmus.v1.AccessService.RenewClient:output_type -> isthmus.v1.RenewClientResponse
-	97,  // 194: isthmus.v1.AccessService.RenewAuthority:output_type -> isthmus.v1.RenewAuthorityResponse
-	108, // 195: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
-	110, // 196: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
-	151, // [151:197] is the sub-list for method output_type
-	105, // [105:151] is the sub-list for method input_type
-	105, // [105:105] is the sub-list for extension type_name
-	105, // [105:105] is the sub-list for extension extendee
-	0,   // [0:105] is the sub-list for field type_name
+	124, // 23: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
+	126, // 24: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
+	124, // 25: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
+	124, // 26: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
+	124, // 27: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
+	127, // 28: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
+	26,  // 29: isthmus.v1.TunnelStatus.explanation:type_name -> isthmus.v1.Explanation
+	124, // 30: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
+	124, // 31: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
+	124, // 32: isthmus.v1.TunnelStatus.last_error_since:type_name -> google.protobuf.Timestamp
+	124, // 33: isthmus.v1.TunnelStatus.data_received:type_name -> google.protobuf.Timestamp
+	25,  // 34: isthmus.v1.TunnelStatus.wireguard:type_name -> isthmus.v1.WireGuardStatus
+	124, // 35: isthmus.v1.WireGuardStatus.last_handshake:type_name -> google.protobuf.Timestamp
+	122, // 36: isthmus.v1.WireGuardStatus.keepalive:type_name -> google.protobuf.Duration
+	124, // 37: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
+	124, // 38: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
+	124, // 39: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
+	35,  // 40: isthmus.v1.ListPeersResponse.peers:type_name -> isthmus.v1.PeerStatus
+	125, // 41: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
+	35,  // 42: isthmus.v1.PeerEvent.peer:type_name -> isthmus.v1.PeerStatus
+	124, // 43: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
+	122, // 44: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
+	127, // 45: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
+	124, // 46: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
+	36,  // 47: isthmus.v1.PeerStatus.filter:type_name -> isthmus.v1.PeerFilter
+	37,  // 48: isthmus.v1.PeerFilter.discarded:type_name -> isthmus.v1.DiscardedAttribute
+	42,  // 49: isthmus.v1.ListRoutesResponse.routes:type_name -> isthmus.v1.Route
+	125, // 50: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
+	42,  // 51: isthmus.v1.RouteEvent.route:type_name -> isthmus.v1.Route
+	43,  // 52: isthmus.v1.Route.next_hops:type_name -> isthmus.v1.NextHop
+	124, // 53: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
+	127, // 54: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
+	54,  // 55: isthmus.v1.ListPoliciesResponse.policies:type_name -> isthmus.v1.PolicyStatus
+	46,  // 56: isthmus.v1.ListPoliciesResponse.drops:type_name -> isthmus.v1.Drop
+	125, // 57: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
+	54,  // 58: isthmus.v1.PolicyEvent.policy:type_name -> isthmus.v1.PolicyStatus
+	51,  // 59: isthmus.v1.ProveEgressResponse.proof:type_name -> isthmus.v1.EgressProof
+	124, // 60: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
+	52,  // 61: isthmus.v1.EgressProof.states:type_name -> isthmus.v1.EgressProofState
+	53,  // 62: isthmus.v1.EgressProof.canaries:type_name -> isthmus.v1.CanaryResult
+	60,  // 63: isthmus.v1.ListPoolsResponse.pools:type_name -> isthmus.v1.PoolStatus
+	125, // 64: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
+	60,  // 65: isthmus.v1.PoolEvent.pool:type_name -> isthmus.v1.PoolStatus
+	61,  // 66: isthmus.v1.PoolStatus.members:type_name -> isthmus.v1.PoolMember
+	124, // 67: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
+	62,  // 68: isthmus.v1.PoolMember.targets:type_name -> isthmus.v1.ProbeTarget
+	124, // 69: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
+	124, // 70: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
+	67,  // 71: isthmus.v1.ListNamesResponse.names:type_name -> isthmus.v1.NameStatus
+	125, // 72: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
+	67,  // 73: isthmus.v1.NameEvent.name:type_name -> isthmus.v1.NameStatus
+	124, // 74: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
+	124, // 75: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
+	68,  // 76: isthmus.v1.NameStatus.gone:type_name -> isthmus.v1.GoneAddress
+	124, // 77: isthmus.v1.NameStatus.differs:type_name -> google.protobuf.Timestamp
+	124, // 78: isthmus.v1.GoneAddress.since:type_name -> google.protobuf.Timestamp
+	75,  // 79: isthmus.v1.Machine.slots:type_name -> isthmus.v1.Slot
+	124, // 80: isthmus.v1.Slot.deadline:type_name -> google.protobuf.Timestamp
+	77,  // 81: isthmus.v1.UpgradeRequest.header:type_name -> isthmus.v1.UpgradeHeader
+	124, // 82: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
+	124, // 83: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
+	127, // 84: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
+	89,  // 85: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
+	87,  // 86: isthmus.v1.SystemStatus.platform:type_name -> isthmus.v1.PlatformStatus
+	88,  // 87: isthmus.v1.PlatformStatus.interfaces:type_name -> isthmus.v1.PlatformInterface
+	124, // 88: isthmus.v1.PlatformStatus.read:type_name -> google.protobuf.Timestamp
+	94,  // 89: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
+	124, // 90: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
+	124, // 91: isthmus.v1.RenewAuthorityResponse.former_until:type_name -> google.protobuf.Timestamp
+	122, // 92: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
+	105, // 93: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
+	105, // 94: isthmus.v1.RenewClientResponse.client:type_name -> isthmus.v1.Client
+	105, // 95: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
+	124, // 96: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
+	124, // 97: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
+	112, // 98: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
+	113, // 99: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
+	114, // 100: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
+	124, // 101: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
+	125, // 102: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
+	112, // 103: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
+	122, // 104: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
+	124, // 105: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
+	122, // 106: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
+	119, // 107: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
+	124, // 108: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
+	124, // 109: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
+	3,   // 110: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
+	5,   // 111: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
+	8,   // 112: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
+	10,  // 113: isthmus.v1.SpecService.EditPolicies:input_type -> isthmus.v1.EditPoliciesRequest
+	11,  // 114: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
+	13,  // 115: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
+	15,  // 116: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
+	18,  // 117: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
+	19,  // 118: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
+	21,  // 119: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
+	22,  // 120: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
+	28,  // 121: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
+	30,  // 122: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
+	31,  // 123: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
+	33,  // 124: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
+	38,  // 125: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
+	40,  // 126: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
+	44,  // 127: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
+	47,  // 128: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
+	49,  // 129: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
+	117, // 130: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
+	115, // 131: isthmus.v1.NATService.EndFlows:input_type -> isthmus.v1.EndFlowsRequest
+	55,  // 132: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
+	57,  // 133: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
+	58,  // 134: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
+	63,  // 135: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
+	65,  // 136: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
+	85,  // 137: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
+	73,  // 138: isthmus.v1.SystemService.GetMachine:input_type -> isthmus.v1.GetMachineRequest
+	76,  // 139: isthmus.v1.SystemService.Upgrade:input_type -> isthmus.v1.UpgradeRequest
+	79,  // 140: isthmus.v1.SystemService.RollbackSlot:input_type -> isthmus.v1.RollbackSlotRequest
+	81,  // 141: isthmus.v1.SystemService.Reboot:input_type -> isthmus.v1.RebootRequest
+	83,  // 142: isthmus.v1.SystemService.PowerOff:input_type -> isthmus.v1.PowerOffRequest
+	69,  // 143: isthmus.v1.SystemService.Seal:input_type -> isthmus.v1.SealRequest
+	71,  // 144: isthmus.v1.SystemService.Unseal:input_type -> isthmus.v1.UnsealRequest
+	90,  // 145: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
+	91,  // 146: isthmus.v1.SecretService.RollbackSecret:input_type -> isthmus.v1.RollbackSecretRequest
+	92,  // 147: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
+	95,  // 148: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
+	99,  // 149: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
+	103, // 150: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
+	106, // 151: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
+	101, // 152: isthmus.v1.AccessService.RenewClient:input_type -> isthmus.v1.RenewClientRequest
+	97,  // 153: isthmus.v1.AccessService.RenewAuthority:input_type -> isthmus.v1.RenewAuthorityRequest
+	108, // 154: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
+	110, // 155: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
+	4,   // 156: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
+	7,   // 157: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
+	9,   // 158: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
+	9,   // 159: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
+	12,  // 160: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
+	14,  // 161: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
+	16,  // 162: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
+	9,   // 163: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
+	20,  // 164: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
+	24,  // 165: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
+	23,  // 166: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
+	29,  // 167: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
+	35,  // 168: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
+	32,  // 169: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
+	34,  // 170: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
+	39,  // 171: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
+	41,  // 172: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
+	45,  // 173: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
+	48,  // 174: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
+	50,  // 175: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
+	118, // 176: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
+	116, // 177: isthmus.v1.NATService.EndFlows:output_type -> isthmus.v1.EndFlowsResponse
+	56,  // 178: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
+	60,  // 179: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
+	59,  // 180: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
+	64,  // 181: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
+	66,  // 182: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
+	86,  // 183: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
+	74,  // 184: isthmus.v1.SystemService.GetMachine:output_type -> isthmus.v1.Machine
+	78,  // 185: isthmus.v1.SystemService.Upgrade:output_type -> isthmus.v1.UpgradeResponse
+	80,  // 186: isthmus.v1.SystemService.RollbackSlot:output_type -> isthmus.v1.RollbackSlotResponse
+	82,  // 187: isthmus.v1.SystemService.Reboot:output_type -> isthmus.v1.RebootResponse
+	84,  // 188: isthmus.v1.SystemService.PowerOff:output_type -> isthmus.v1.PowerOffResponse
+	70,  // 189: isthmus.v1.SystemService.Seal:output_type -> isthmus.v1.SealResponse
+	72,  // 190: isthmus.v1.SystemService.Unseal:output_type -> isthmus.v1.UnsealResponse
+	94,  // 191: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
+	94,  // 192: isthmus.v1.SecretService.RollbackSecret:output_type -> isthmus.v1.SecretInfo
+	93,  // 193: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
+	96,  // 194: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
+	100, // 195: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
+	104, // 196: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
+	107, // 197: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
+	102, // 198: isthmus.v1.AccessService.RenewClient:output_type -> isthmus.v1.RenewClientResponse
+	98,  // 199: isthmus.v1.AccessService.RenewAuthority:output_type -> isthmus.v1.RenewAuthorityResponse
+	109, // 200: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
+	111, // 201: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
+	156, // [156:202] is the sub-list for method output_type
+	110, // [110:156] is the sub-list for method input_type
+	110, // [110:110] is the sub-list for extension type_name
+	110, // [110:110] is the sub-list for extension extendee
+	0,   // [0:110] is the sub-list for field type_name
 }
 
 func init() { file_isthmus_v1_services_proto_init() }
@@ -9101,7 +9260,7 @@ func file_isthmus_v1_services_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isthmus_v1_services_proto_rawDesc), len(file_isthmus_v1_services_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   118,
+			NumMessages:   119,
 			NumExtensions: 0,
 			NumServices:   11,
 		},

@@ -542,7 +542,14 @@ type Tunnel struct {
 	// source are dropped and counted. The peer's inside and BGP addresses, and mapped prefixes, are
 	// always among them. At most 1000. Default: the prefixes that the import policies of the peers in
 	// the tunnel may accept, and the destinations of static routes by it (RFC 8704).
-	Sources       []string `protobuf:"bytes,8,rep,name=sources,proto3" json:"sources,omitempty"`
+	Sources []string `protobuf:"bytes,8,rep,name=sources,proto3" json:"sources,omitempty"`
+	// Whether this node sends echo requests (RFC 792, RFC 4443) to the remote inside address, every
+	// 2s, and less often with more than a thousand tunnels, to find out whether the tunnel carries
+	// data. A tunnel without answers becomes "suspect": its routes are not used. true: the peer
+	// always answers. false: send none. Default: send them, and conclude nothing from missing answers
+	// when the peer has sent data and has never answered a request; with `cloud` azure, azure-vwan
+	// and gcp, whose gateways do not answer, false.
+	Probe         *bool `protobuf:"varint,9,opt,name=probe,proto3,oneof" json:"probe,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -642,6 +649,13 @@ func (x *Tunnel) GetSources() []string {
 		return x.Sources
 	}
 	return nil
+}
+
+func (x *Tunnel) GetProbe() bool {
+	if x != nil && x.Probe != nil {
+		return *x.Probe
+	}
+	return false
 }
 
 type isTunnel_Encryption interface {
@@ -750,9 +764,13 @@ type IPsec struct {
 	// keeps trying.
 	RespondOnly bool `protobuf:"varint,11,opt,name=respond_only,json=respondOnly,proto3" json:"respond_only,omitempty"`
 	// Anti-replay window in packets, 32 to 4096 (RFC 4303 section 3.4.3). Default: 1024.
-	ReplayWindow  uint32 `protobuf:"varint,12,opt,name=replay_window,json=replayWindow,proto3" json:"replay_window,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	ReplayWindow uint32 `protobuf:"varint,12,opt,name=replay_window,json=replayWindow,proto3" json:"replay_window,omitempty"`
+	// UDP encapsulation of ESP at port 4500 (RFC 3948): "auto", only when IKE finds a NAT between the
+	// two outside addresses, or "always", for paths that drop IP protocol 50. The peer must support
+	// NAT traversal. Default: "auto".
+	UdpEncapsulation string `protobuf:"bytes,13,opt,name=udp_encapsulation,json=udpEncapsulation,proto3" json:"udp_encapsulation,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *IPsec) Reset() {
@@ -867,6 +885,13 @@ func (x *IPsec) GetReplayWindow() uint32 {
 		return x.ReplayWindow
 	}
 	return 0
+}
+
+func (x *IPsec) GetUdpEncapsulation() string {
+	if x != nil {
+		return x.UdpEncapsulation
+	}
+	return ""
 }
 
 // WireGuard is one peer on an interface and a UDP port of its own.
@@ -2590,7 +2615,7 @@ const file_isthmus_v1_spec_proto_rawDesc = "" +
 	"\tinterface\x18\x01 \x01(\tR\tinterface\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12%\n" +
 	"\x0epublic_address\x18\x03 \x01(\tR\rpublicAddress\x12\x10\n" +
-	"\x03mtu\x18\x04 \x01(\rR\x03mtu\"\x8c\x02\n" +
+	"\x03mtu\x18\x04 \x01(\rR\x03mtu\"\xb1\x02\n" +
 	"\x06Tunnel\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12)\n" +
 	"\x05ipsec\x18\x02 \x01(\v2\x11.isthmus.v1.IPsecH\x00R\x05ipsec\x125\n" +
@@ -2599,12 +2624,14 @@ const file_isthmus_v1_spec_proto_rawDesc = "" +
 	"\x03mtu\x18\x05 \x01(\rR\x03mtu\x12\x10\n" +
 	"\x03mss\x18\x06 \x01(\rR\x03mss\x12\x14\n" +
 	"\x05cloud\x18\a \x01(\tR\x05cloud\x12\x18\n" +
-	"\asources\x18\b \x03(\tR\asourcesB\f\n" +
+	"\asources\x18\b \x03(\tR\asources\x12\x19\n" +
+	"\x05probe\x18\t \x01(\bH\x01R\x05probe\x88\x01\x01B\f\n" +
 	"\n" +
-	"encryption\"6\n" +
+	"encryptionB\b\n" +
+	"\x06_probe\"6\n" +
 	"\x06Inside\x12\x14\n" +
 	"\x05local\x18\x01 \x01(\tR\x05local\x12\x16\n" +
-	"\x06remote\x18\x02 \x01(\tR\x06remote\"\xfa\x03\n" +
+	"\x06remote\x18\x02 \x01(\tR\x06remote\"\xa7\x04\n" +
 	"\x05IPsec\x12%\n" +
 	"\x0eremote_address\x18\x01 \x01(\tR\rremoteAddress\x12'\n" +
 	"\x0fremote_identity\x18\x02 \x01(\tR\x0eremoteIdentity\x12%\n" +
@@ -2619,7 +2646,8 @@ const file_isthmus_v1_spec_proto_rawDesc = "" +
 	"\tdpd_delay\x18\n" +
 	" \x01(\v2\x19.google.protobuf.DurationR\bdpdDelay\x12!\n" +
 	"\frespond_only\x18\v \x01(\bR\vrespondOnly\x12#\n" +
-	"\rreplay_window\x18\f \x01(\rR\freplayWindow\"\xef\x01\n" +
+	"\rreplay_window\x18\f \x01(\rR\freplayWindow\x12+\n" +
+	"\x11udp_encapsulation\x18\r \x01(\tR\x10udpEncapsulation\"\xef\x01\n" +
 	"\tWireGuard\x12\x1f\n" +
 	"\vprivate_key\x18\x01 \x01(\tR\n" +
 	"privateKey\x12&\n" +

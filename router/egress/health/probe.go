@@ -16,6 +16,9 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/net/icmp"
+	"golang.org/x/net/ipv4"
+	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
 
 	"github.com/isthmus-net/isthmus/router/egress"
@@ -167,9 +170,10 @@ func (d *dialer) get(ctx context.Context, url string, roots *x509.CertPool) erro
 
 // echo sends one echo request (RFC 792, RFC 4443 section 4) and waits for the reply.
 func (d *dialer) echo(ctx context.Context, to netip.Addr) error {
-	network, request, reply := "ip4:icmp", byte(8), byte(0)
+	network, reply := "ip4:icmp", byte(0)
+	message := icmp.Message{Type: ipv4.ICMPTypeEcho}
 	if to.Is6() {
-		network, request, reply = "ip6:ipv6-icmp", 128, 129
+		network, reply, message.Type = "ip6:ipv6-icmp", 129, ipv6.ICMPTypeEchoRequest
 	}
 	listen := net.ListenConfig{Control: d.control}
 	conn, err := listen.ListenPacket(ctx, network, d.from.String())
@@ -186,13 +190,14 @@ func (d *dialer) echo(ctx context.Context, to netip.Addr) error {
 
 	// Identifier, sequence number and data are random, because the socket receives other replies as
 	// well.
-	message := make([]byte, 24)
-	rand.Read(message[4:])
-	message[0] = request
-	if to.Is4() { // the kernel computes the checksum of ICMPv6
-		binary.BigEndian.PutUint16(message[2:], checksum(message))
+	random := make([]byte, 20)
+	rand.Read(random)
+	message.Body = &icmp.Echo{ID: int(binary.BigEndian.Uint16(random)), Seq: int(binary.BigEndian.Uint16(random[2:])), Data: random[4:]}
+	request, err := message.Marshal(nil) // the kernel computes the checksum of ICMPv6
+	if err != nil {
+		return err
 	}
-	if _, err := conn.WriteTo(message, &net.IPAddr{IP: to.AsSlice()}); err != nil {
+	if _, err := conn.WriteTo(request, &net.IPAddr{IP: to.AsSlice()}); err != nil {
 		return err
 	}
 	for buffer := make([]byte, 1500); ; {
@@ -201,20 +206,8 @@ func (d *dialer) echo(ctx context.Context, to netip.Addr) error {
 			return err
 		}
 		a, _ := netip.AddrFromSlice(from.(*net.IPAddr).IP)
-		if a.Unmap() == to && n == len(message) && buffer[0] == reply && string(buffer[4:n]) == string(message[4:]) {
+		if a.Unmap() == to && n == len(request) && buffer[0] == reply && string(buffer[4:n]) == string(request[4:]) {
 			return nil
 		}
 	}
-}
-
-// checksum is the Internet checksum (RFC 1071) of an even number of bytes.
-func checksum(b []byte) uint16 {
-	var sum uint32
-	for ; len(b) > 0; b = b[2:] {
-		sum += uint32(binary.BigEndian.Uint16(b))
-	}
-	for sum > 0xffff {
-		sum = sum>>16 + sum&0xffff
-	}
-	return ^uint16(sum)
 }
