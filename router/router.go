@@ -257,9 +257,6 @@ func (r *Router) ApplyFirst(ctx context.Context, text string) (uint64, error) {
 	return r.documents.ApplyFirst(ctx, text)
 }
 
-// Generation returns the number of the newest accepted document; 0: there has never been one.
-func (r *Router) Generation() uint64 { return r.documents.Generation() }
-
 // SetFirstAccess sets the sources that may reach the API until the document names some.
 func (r *Router) SetFirstAccess(ctx context.Context, api []netip.Prefix) error {
 	return r.documents.SetFirstAccess(ctx, api)

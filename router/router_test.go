@@ -176,7 +176,14 @@ func (d speaker) Apply(_ context.Context, c bgp.Config) error {
 	d.bgp = c
 	return nil
 }
-func (d speaker) Peers() []bgp.PeerState                    { return nil }
+func (d speaker) Peers() (all []bgp.PeerState) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, p := range d.bgp.Peers {
+		all = append(all, bgp.PeerState{Name: p.Name, State: bgp.Established})
+	}
+	return all
+}
 func (d speaker) Reset(context.Context, string, bool) error { return nil }
 func (d speaker) Run(ctx context.Context, _ bgp.Reporter) error {
 	<-ctx.Done()
@@ -1091,3 +1098,5 @@ func TestFirstDocumentGoesBack(t *testing.T) {
 		})
 	}
 }
+
+func (m *machine) Withheld() int { return 0 }

@@ -134,7 +134,7 @@ func walk(t *testing.T, r *rand.Rand, steps int) {
 			}
 			what = "apply " + doc
 		case k == 5:
-			_ = n.documents.Confirm(n.documents.Generation())
+			_ = n.documents.Confirm(n.Generation())
 			what = "confirm"
 		case k == 6:
 			_, _, _ = n.documents.Rollback(t.Context(), document.Change{Author: "tester"}, 0)

@@ -59,9 +59,11 @@ func (k Kind[T]) quietly(quiet func(T)) Kind[T] {
 
 // The kinds of the nouns.
 var (
-	Tunnels = Named[*isthmusv1.TunnelStatus]("tunnel").quietly(func(t *isthmusv1.TunnelStatus) { t.RxBytes, t.TxBytes, t.RxPackets, t.TxPackets = 0, 0, 0, 0 })
-	Peers   = Named[*isthmusv1.PeerStatus]("peer").quietly(func(p *isthmusv1.PeerStatus) { p.MessagesReceived, p.MessagesSent = 0, 0 })
-	Pools   = Named[*isthmusv1.PoolStatus]("pool").quietly(func(p *isthmusv1.PoolStatus) {
+	Tunnels = Named[*isthmusv1.TunnelStatus]("tunnel").quietly(func(t *isthmusv1.TunnelStatus) {
+		t.RxBytes, t.TxBytes, t.RxPackets, t.TxPackets, t.DataReceived = 0, 0, 0, 0, nil
+	})
+	Peers = Named[*isthmusv1.PeerStatus]("peer").quietly(func(p *isthmusv1.PeerStatus) { p.MessagesReceived, p.MessagesSent = 0, 0 })
+	Pools = Named[*isthmusv1.PoolStatus]("pool").quietly(func(p *isthmusv1.PoolStatus) {
 		for _, m := range p.Members {
 			m.Reason = ""
 			for _, t := range m.Targets {

@@ -42,6 +42,12 @@ type Router interface {
 	// Who returns the flows that used a public address and port.
 	Who(ctx context.Context, r *isthmusv1.WhoRequest) (*isthmusv1.WhoResponse, error)
 	Status() (*isthmusv1.SystemStatus, <-chan struct{})
+	// Generation returns the generation of the present document.
+	Generation() uint64
+	// Health returns the services of the health service, and whether each serves: "", which is the
+	// whole node with all its objects; "node", without the objects; "tunnel/NAME", "peer/NAME" and
+	// "pool/NAME"; and "condition/TYPE" for each condition that is present.
+	Health() map[string]bool
 
 	SetSecret(ctx context.Context, author, name string, value []byte) (*isthmusv1.SecretInfo, error)
 	// RollbackSecret restores the former value of a secret.

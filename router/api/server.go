@@ -6,9 +6,12 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -66,14 +69,10 @@ func Listen(o Options) (*Server, error) {
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
-	generation := func() uint64 {
-		st, _ := o.Router.Status()
-		return st.GetGeneration()
-	}
 	s.grpc = grpc.NewServer(
 		grpc.Creds(o.Authority.Credentials()),
-		grpc.ChainUnaryInterceptor(o.Authority.Unary(describe, generation), recoverUnary(o.Log)),
-		grpc.ChainStreamInterceptor(o.Authority.Stream(describe, generation), recoverStream(o.Log)),
+		grpc.ChainUnaryInterceptor(o.Authority.Unary(describe, o.Router.Generation), recoverUnary(o.Log)),
+		grpc.ChainStreamInterceptor(o.Authority.Stream(describe, o.Router.Generation), recoverStream(o.Log)),
 		grpc.MaxRecvMsgSize(maxDocument+64<<10),
 		grpc.MaxHeaderListSize(16<<10),
 		grpc.MaxConcurrentStreams(100),
@@ -185,37 +184,51 @@ func (s *Server) Serve(ctx context.Context) error {
 	return nil
 }
 
-// conditionService is the prefix of the names of conditions in the health service.
-const conditionService = "condition/"
+// Pace of reading the health: conditions also appear and end with time, without a change.
+const (
+	healthPause  = 100 * time.Millisecond
+	healthPeriod = 2 * time.Second
+)
 
-// followHealth reports the node as a whole under the empty name, and each condition that the node
-// has or had under its own name: NOT_SERVING while an error condition is present.
+// followHealth reports the health of the node and of its objects; see Router.Health. A condition
+// that has ended serves, and an object that is gone is unknown.
 func (s *Server) followHealth(ctx context.Context) {
-	seen := make(map[string]bool)
+	reported := map[string]grpc_health_v1.HealthCheckResponse_ServingStatus{}
 	for {
-		st, changed := s.services.router.Status()
-		serving := map[string]bool{"": true}
-		for name := range seen {
-			serving[name] = true
-		}
-		for _, c := range st.GetConditions() {
-			bad := c.Severity == "error"
-			name := conditionService + c.Type
-			seen[name] = true
-			serving[name] = !bad
-			if bad {
-				serving[""] = false
+		changed := s.services.router.Changed()
+		now := s.services.router.Health()
+		for name := range reported {
+			if _, present := now[name]; !present {
+				now[name] = strings.HasPrefix(name, "condition/")
+				if !now[name] {
+					s.health.SetServingStatus(name, grpc_health_v1.HealthCheckResponse_SERVICE_UNKNOWN)
+					delete(reported, name)
+					delete(now, name)
+				}
 			}
 		}
-		for name, ok := range serving {
+		// The whole node last, so that the cause is there when its watcher looks.
+		for _, name := range append(slices.Sorted(maps.Keys(now))[1:], "") {
+			serves := now[name]
 			state := grpc_health_v1.HealthCheckResponse_NOT_SERVING
-			if ok {
+			if serves {
 				state = grpc_health_v1.HealthCheckResponse_SERVING
 			}
-			s.health.SetServingStatus(name, state)
+			if reported[name] != state {
+				reported[name] = state
+				s.health.SetServingStatus(name, state)
+			}
+		}
+		// A busy node changes all the time; reading the health of thousands of objects takes some
+		// milliseconds.
+		select {
+		case <-time.After(healthPause + time.Duration(len(now))*50*time.Microsecond):
+		case <-ctx.Done():
+			return
 		}
 		select {
 		case <-changed:
+		case <-time.After(healthPeriod):
 		case <-ctx.Done():
 			return
 		}

@@ -755,6 +755,23 @@ func TestHealthAndReflection(t *testing.T) {
 	}
 	s.Router.SetConditions(&isthmusv1.Condition{Type: "ConfirmPending", Severity: "warning"})
 	next(grpc_health_v1.HealthCheckResponse_SERVING)
+	s.Router.SetConditions(&isthmusv1.Condition{Type: "TunnelDown", Severity: "error", Object: "tunnel a"})
+	next(grpc_health_v1.HealthCheckResponse_NOT_SERVING)
+	check := func(service string) string {
+		r, err := client.Check(t.Context(), &grpc_health_v1.HealthCheckRequest{Service: service})
+		return fmt.Sprint(r.GetStatus(), " ", status.Code(err))
+	}
+	if got := check("tunnel/a"); got != "NOT_SERVING OK" {
+		t.Errorf("the tunnel: %s", got)
+	}
+	s.Router.SetConditions()
+	next(grpc_health_v1.HealthCheckResponse_SERVING)
+	if got := check("condition/TunnelDown"); got != "SERVING OK" {
+		t.Errorf("a condition that has ended: %s", got)
+	}
+	if got := check("tunnel/a"); got != "SERVICE_UNKNOWN OK" {
+		t.Errorf("an object that is gone: %s", got)
+	}
 
 	info, err := grpc_reflection_v1.NewServerReflectionClient(conn).ServerReflectionInfo(t.Context())
 	if err != nil {

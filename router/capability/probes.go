@@ -97,6 +97,7 @@ func (c Probes) poolConditions() (out []*isthmusv1.Condition) {
 			one = condition.PoolDown.Error(last.Since, "pool %s: %s; all stay in use%s", p.Name, strings.Join(why, "; "), withdrawn)
 		}
 		if len(why) > 0 {
+			one.Object = "pool " + p.Name
 			out = append(out, one)
 		}
 	}
@@ -117,7 +118,9 @@ func (c Probes) proxyConditions() (out []*isthmusv1.Condition) {
 		if p.Bypass {
 			severity, what = condition.Warning, "new flows are decided by the other policies"
 		}
-		out = append(out, condition.ProxyDown.With(severity, m.Since, "proxy %v of policy %s is %s, %s; %s", m.Address, p.Name, m.Status, m.Reason(), what))
+		one := condition.ProxyDown.With(severity, m.Since, "proxy %v of policy %s is %s, %s; %s", m.Address, p.Name, m.Status, m.Reason(), what)
+		one.Object = "policy " + p.Name
+		out = append(out, one)
 	}
 	return out
 }

@@ -32,6 +32,12 @@ var (
 		Cause:   "`isthmus authority renew` was run.",
 		Remedy:  "Until then run `isthmus client renew` on each client, or issue new contexts.",
 	}
+	BGPDown = &Kind{
+		Name: "BGPDown", Of: "node", Severities: []Severity{Error},
+		Meaning: "The BGP process does not run. Routes stay until the graceful restart time of the peers ends.",
+		Cause:   "It crashed again and again, or it cannot be started.",
+		Remedy:  "Read the log of isthmusd. If messages of one peer are the cause, its session is quarantined: report the defect.",
+	}
 	CharonUnfit = &Kind{
 		Name: "CharonUnfit", Of: "node", Severities: []Severity{Warning},
 		Meaning: "charon lacks a version, a plugin or an algorithm that tunnels need.",
@@ -260,6 +266,12 @@ var (
 		Cause:   "The connection table cannot be read.",
 		Remedy:  "Read the message, and check `dmesg` for a lack of memory.",
 	}
+	PrefixLimit = &Kind{
+		Name: "PrefixLimit", Of: "peer", Severities: []Severity{Error},
+		Meaning: "A BGP session is held down, because the peer sent more prefixes than `maxPrefixes` allows.",
+		Cause:   "A route leak at the peer, or a limit that is too low.",
+		Remedy:  "Correct the announcements of the peer, or raise `maxPrefixes`; `isthmus reset peer NAME` opens the session at once.",
+	}
 	PrefixesHeldBack = &Kind{
 		Name: "PrefixesHeldBack", Of: "peer", Severities: []Severity{Warning},
 		Meaning: "More prefixes match the export policy of a peer than `export.maxPrefixes` allows. The excess is held back.",
@@ -289,6 +301,12 @@ var (
 		Meaning: "The DNS proxy has dropped queries within the last minute.",
 		Cause:   "A client, or all clients of a tunnel together, ask more than the resolvers answer.",
 		Remedy:  "Find the client with the address in the message.",
+	}
+	RoutesWithheld = &Kind{
+		Name: "RoutesWithheld", Of: "node", Severities: []Severity{Warning},
+		Meaning: "Learned routes are not installed, because they would divert addresses that the node needs.",
+		Cause:   "Peers announce prefixes that contain addresses of the node, its platform, a gateway or a resolver.",
+		Remedy:  "`isthmus get routes` shows them; configure the peers to announce more specific prefixes, or not these.",
 	}
 	SafeStart = &Kind{
 		Name: "SafeStart", Of: "node", Severities: []Severity{Error},
@@ -325,6 +343,12 @@ var (
 		Meaning: "The certificate of the API could not be renewed.",
 		Cause:   "The authority or the state directory cannot be used.",
 		Remedy:  "Restart isthmusd, or run `isthmus authority renew`.",
+	}
+	SessionDown = &Kind{
+		Name: "SessionDown", Of: "peer", Severities: []Severity{Error, Warning},
+		Meaning: "A BGP session is not established. With severity warning, its tunnel is not up, or the session restarts gracefully and its routes stay.",
+		Cause:   "The two sides have different ASNs, addresses or passwords, TCP port 179 is filtered, or the peer is down.",
+		Remedy:  "Compare ASN, addresses and password with those of the peer; `isthmus describe peer NAME` shows the reasons of both sides.",
 	}
 	SlotFailed = &Kind{
 		Name: "SlotFailed", Of: "node", Severities: []Severity{Warning},
@@ -398,6 +422,24 @@ var (
 		Cause:   "The disk was too slow, or the kernel's events were too many.",
 		Remedy:  "Use a faster disk, or shorten `egress.log.maxAge`.",
 	}
+	TunnelDegraded = &Kind{
+		Name: "TunnelDegraded", Of: "tunnel", Severities: []Severity{Warning},
+		Meaning: "A tunnel is up, but will not stay up, or carries only a part of the traffic.",
+		Cause:   "The peer refuses to renew the keys with the configured algorithms, or has narrowed the traffic selectors.",
+		Remedy:  "`isthmus describe tunnel NAME` shows the field to change.",
+	}
+	TunnelDown = &Kind{
+		Name: "TunnelDown", Of: "tunnel", Severities: []Severity{Error},
+		Meaning: "A tunnel is not up.",
+		Cause:   "The peer does not answer or refuses, or a setting of the two sides differs.",
+		Remedy:  "`isthmus describe tunnel NAME` shows the reason and the field to change.",
+	}
+	TunnelSuspect = &Kind{
+		Name: "TunnelSuspect", Of: "tunnel", Severities: []Severity{Error},
+		Meaning: "The keys of a tunnel are negotiated, but data does not pass in both directions. Routes do not use the tunnel.",
+		Cause:   "A firewall drops ESP (IP protocol 50) or the UDP packets that carry the data, or the peer has no route back.",
+		Remedy:  "Let the packets pass, or set `udpEncapsulation: always` in an IPsec tunnel; `isthmus describe tunnel NAME` shows the direction.",
+	}
 	UnderlayMTU = &Kind{
 		Name: "UnderlayMTU", Of: "node", Severities: []Severity{Error},
 		Meaning: "The underlay interface has a smaller MTU than the document expects: packets of tunnels are fragmented or lost.",
@@ -431,6 +473,7 @@ var All = []*Kind{
 	AuditLogReplaced,
 	AuthorityEnds,
 	AuthorityRenewed,
+	BGPDown,
 	CharonUnfit,
 	CharonUnreachable,
 	ClientExpires,
@@ -469,17 +512,20 @@ var All = []*Kind{
 	PortsExhausted,
 	PortsLow,
 	PortsUnknown,
+	PrefixLimit,
 	PrefixesHeldBack,
 	ProxyDown,
 	PublicAddressChanged,
 	Quarantined,
 	QueriesDropped,
+	RoutesWithheld,
 	SafeStart,
 	SealNotRenewed,
 	Sealed,
 	SecretMissing,
 	SecretsNotSealed,
 	ServerCertificate,
+	SessionDown,
 	SlotFailed,
 	SlotOnTrial,
 	StateFull,
@@ -492,6 +538,9 @@ var All = []*Kind{
 	TookOver,
 	TranslationLogDamaged,
 	TranslationLogIncomplete,
+	TunnelDegraded,
+	TunnelDown,
+	TunnelSuspect,
 	UnderlayMTU,
 	UserDataIgnored,
 	UserDataRefused,

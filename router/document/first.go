@@ -38,9 +38,6 @@ func (m *Manager) ApplyFirst(ctx context.Context, text string) (uint64, error) {
 	return generation, err
 }
 
-// Generation returns the generation of the newest accepted document; 0: none was ever accepted.
-func (m *Manager) Generation() uint64 { return m.basis().present.Generation }
-
 // SetFirstAccess sets the sources that may reach the API while the document names none. It returns
 // before the rules are in the kernel.
 func (m *Manager) SetFirstAccess(ctx context.Context, api []netip.Prefix) error {

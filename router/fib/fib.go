@@ -72,6 +72,18 @@ func (f *FIB) Routes() []RouteState {
 	return routes
 }
 
+// Withheld returns how many routes are withheld from the kernel. See RouteState.Takes.
+func (f *FIB) Withheld() (n int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, e := range f.table.routes {
+		if e.withheld {
+			n++
+		}
+	}
+	return n
+}
+
 // Best returns the length of our most specific route in the main table. See Table.Best.
 func (f *FIB) Best(a netip.Addr) int {
 	f.mu.Lock()

@@ -82,6 +82,9 @@ func (o *Observer) setReports(reports map[string]liveness.Report, now time.Time)
 		if silent := r.Silence != (tunnel.Silence{}); silent != d.silent {
 			d.silent, d.changed = silent, now
 		}
+		if d.silent && r.Silence.Inbound == d.Silence.Inbound && r.Silence.Since.Equal(d.Silence.Since) {
+			r.Silence = d.Silence // its growing count would be a change each time
+		}
 		d.Report = r
 		o.data[name] = d
 		raw, known := o.raw[name]
@@ -90,7 +93,7 @@ func (o *Observer) setReports(reports map[string]liveness.Report, now time.Time)
 		}
 		former := o.seen.Tunnels[name]
 		s := effective(c, raw, d, now)
-		o.seen.Tunnels[name] = s
+		o.store(s)
 		// A state that the driver has changed is reported by Seen.
 		if s.Status != former.Status {
 			turns[name] = turn{c, s, o.mapped(c)}

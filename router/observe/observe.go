@@ -106,6 +106,9 @@ type State struct {
 	Spec    *spec.Spec // the target's source; nil: none
 	Tunnels map[string]tunnel.State
 	Paths   map[fib.Key]Learned
+	// Since when tunnels are not up and sessions not established, by name. An unknown state changes
+	// neither.
+	LostTunnels, LostSessions map[string]time.Time
 }
 
 // Learned has the paths that BGP reported for a prefix, and when.
@@ -118,7 +121,7 @@ type Learned struct {
 func New(o Options) *Observer {
 	return &Observer{
 		o:       o,
-		seen:    State{Tunnels: map[string]tunnel.State{}, Paths: map[fib.Key]Learned{}},
+		seen:    State{Tunnels: map[string]tunnel.State{}, Paths: map[fib.Key]Learned{}, LostTunnels: map[string]time.Time{}, LostSessions: map[string]time.Time{}},
 		tunnels: map[string]tunnel.Config{}, peers: map[string]bgp.Peer{}, told: map[string]uint64{},
 		raw: map[string]tunnel.State{}, data: map[string]data{}, sessions: map[string]bgp.SessionState{},
 	}
@@ -130,10 +133,16 @@ func (o *Observer) Use(s *spec.Spec, t plan.Target) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.seen.Target, o.seen.Spec = t, s
+	now := time.Now()
+	former := maps.Clone(o.tunnels)
 	clear(o.tunnels)
 	for _, c := range t.Tunnels {
 		o.tunnels[c.Name] = c
+		if _, known := former[c.Name]; !known {
+			o.seen.LostTunnels[c.Name] = now
+		}
 	}
+	maps.DeleteFunc(o.seen.LostTunnels, func(name string, _ time.Time) bool { _, ok := o.tunnels[name]; return !ok })
 	for name, seen := range o.seen.Tunnels {
 		if c, ok := o.tunnels[name]; !ok || c.Kind() != seen.Kind {
 			delete(o.seen.Tunnels, name)
@@ -142,10 +151,15 @@ func (o *Observer) Use(s *spec.Spec, t plan.Target) {
 			delete(o.told, name)
 		}
 	}
+	peers := maps.Clone(o.peers)
 	clear(o.peers)
 	for _, p := range t.BGP.Peers {
 		o.peers[p.Name] = p
+		if _, known := peers[p.Name]; !known {
+			o.seen.LostSessions[p.Name] = now
+		}
 	}
+	maps.DeleteFunc(o.seen.LostSessions, func(name string, _ time.Time) bool { _, ok := o.peers[name]; return !ok })
 	maps.DeleteFunc(o.sessions, func(name string, _ bgp.SessionState) bool { _, ok := o.peers[name]; return !ok })
 	o.o.Bell.Ring()
 }
@@ -241,10 +255,22 @@ func (o *Observer) setTunnel(s tunnel.State, mark uint64) (effect tunnel.State, 
 		delete(o.data, s.Name) // what was silent then says nothing about the next keys
 	}
 	s = effective(c, s, o.data[s.Name], time.Now())
-	o.seen.Tunnels[s.Name] = s
+	o.store(s)
 	o.o.Bell.Ring()
 	s.Interface = c.Interface
 	return s, o.mapped(c), true
+}
+
+// store keeps the state of a tunnel, and since when it is not up.
+func (o *Observer) store(s tunnel.State) {
+	o.seen.Tunnels[s.Name] = s
+	_, lost := o.seen.LostTunnels[s.Name]
+	switch {
+	case s.Status == tunnel.Up:
+		delete(o.seen.LostTunnels, s.Name)
+	case s.Status != tunnel.Unknown && !lost:
+		o.seen.LostTunnels[s.Name] = time.Now()
+	}
 }
 
 // mapped reports whether a map of prefixes is behind a tunnel.

@@ -53,10 +53,18 @@ func (o *Observer) session(s bgp.PeerState) (bgp.Peer, bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	p, ok := o.peers[s.Name]
-	if ok {
-		o.sessions[s.Name] = s.State
+	if !ok {
+		return p, false
 	}
-	return p, ok
+	o.sessions[s.Name] = s.State
+	_, lost := o.seen.LostSessions[s.Name]
+	switch {
+	case s.State == bgp.Established:
+		delete(o.seen.LostSessions, s.Name)
+	case s.State != bgp.Unknown && !lost:
+		o.seen.LostSessions[s.Name] = time.Now()
+	}
+	return p, true
 }
 
 // Peer implements bgp.Reporter. The next hops of a session leave their groups as soon as it ends:

@@ -409,3 +409,6 @@ func TestCanaryEnds(t *testing.T) {
 		t.Error("the dial goes on")
 	}
 }
+
+func (idle) Withheld() int    { return 0 }
+func (onRoute) Withheld() int { return 0 }

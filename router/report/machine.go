@@ -23,7 +23,9 @@ func wayConditions(t plan.Target, seen fib.Surroundings) (out []*isthmusv1.Condi
 	for _, c := range t.Tunnels {
 		to := c.Outside().Addr()
 		if by := seen.Way(to); to.IsValid() && by != "" && by != t.Underlay.Interface {
-			out = append(out, condition.NotByUnderlay.Error(time.Time{}, "tunnel %s: the kernel sends to %v by interface %s, and the document says %s; add a route to it by %s, or change underlay.interface", c.Name, to, by, t.Underlay.Interface, t.Underlay.Interface))
+			one := condition.NotByUnderlay.Error(time.Time{}, "tunnel %s: the kernel sends to %v by interface %s, and the document says %s; add a route to it by %s, or change underlay.interface", c.Name, to, by, t.Underlay.Interface, t.Underlay.Interface)
+			one.Object = "tunnel " + c.Name
+			out = append(out, one)
 		}
 	}
 	return out

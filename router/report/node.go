@@ -1,6 +1,8 @@
 package report
 
 import (
+	"strings"
+
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 
 	"errors"
@@ -49,31 +51,44 @@ func (r *Report) status() *isthmusv1.SystemStatus {
 		ViciWrites: c.Vici, NetlinkWrites: c.Netlink, NftablesTransactions: c.NFTables, WireguardWrites: c.WireGuard,
 		BgpWrites: c.BGP, BgpStarts: c.BGPStarts,
 	}
-	if d.Invalid != nil {
-		s.Conditions = append(s.Conditions, condition.DocumentUnusable.Error(r.started, "%v; the present configuration stays: correct the cause and apply a document", d.Invalid))
-	}
-	s.Conditions = append(s.Conditions, r.startConditions(d)...)
-	s.Conditions = append(s.Conditions, secretConditions(d)...)
 	if r.Platform != nil {
 		s.Platform = r.Platform()
 	}
+	s.Conditions = limited(r.allConditions())
+	return s
+}
+
+// allConditions returns the conditions of the node and of its objects.
+func (r *Report) allConditions() []*isthmusv1.Condition {
+	return append(r.nodeConditions(), r.objectConditions()...)
+}
+
+// nodeConditions returns the conditions of the node and of its capabilities, without those of
+// tunnels, peers and routes.
+func (r *Report) nodeConditions() (out []*isthmusv1.Condition) {
+	d := r.Documents.Status()
+	if d.Invalid != nil {
+		out = append(out, condition.DocumentUnusable.Error(r.started, "%v; the present configuration stays: correct the cause and apply a document", d.Invalid))
+	}
+	out = append(out, r.startConditions(d)...)
+	out = append(out, secretConditions(d)...)
 	if r.Notices != nil {
-		s.Conditions = append(s.Conditions, r.Notices()...)
+		out = append(out, r.Notices()...)
 	}
 	if newest := r.Store.Newest(); newest > d.Present.Generation {
 		c := condition.DocumentDamaged.Error(r.started, "generation %d cannot be read, and the node has generation %d instead: apply the document again", newest, d.Present.Generation)
 		if _, err := r.Store.Revision(newest); errors.Is(err, store.ErrNewer) {
 			c = condition.DocumentNewer.Error(r.started, "generation %d was %v; the node has generation %d instead", newest, store.ErrNewer, d.Present.Generation)
 		}
-		s.Conditions = append(s.Conditions, c)
+		out = append(out, c)
 	}
-	s.Conditions = append(s.Conditions, r.roomConditions()...)
+	out = append(out, r.roomConditions()...)
 	for _, err := range r.Store.Damage() {
 		kind := condition.StoreDamaged
 		if errors.Is(err, store.ErrNewer) {
 			kind = condition.StoreNewer
 		}
-		s.Conditions = append(s.Conditions, kind.Warning(r.started, "%v", err))
+		out = append(out, kind.Warning(r.started, "%v", err))
 	}
 	if !d.Present.ConfirmBy.IsZero() {
 		generation, former := d.Present.Generation, formerly(d.Present.RevertTo)
@@ -84,20 +99,24 @@ func (r *Report) status() *isthmusv1.SystemStatus {
 		case d.Stuck != nil:
 			c = condition.NotConfirmed.Error(d.Present.Time, "generation %d was not confirmed, and going back to %s fails: %v", generation, former, d.Stuck)
 		}
-		s.Conditions = append(s.Conditions, c)
+		out = append(out, c)
 	}
-	s.Conditions = append(s.Conditions, r.charonConditions()...)
-	s.Conditions = append(s.Conditions, r.guardConditions()...)
-	s.Conditions = append(s.Conditions, wayConditions(r.Observed.Target(), r.Observed.Machine())...)
+	out = append(out, r.charonConditions()...)
+	out = append(out, r.guardConditions()...)
+	out = append(out, wayConditions(r.Observed.Target(), r.Observed.Machine())...)
 	for _, c := range r.Capabilities {
 		if c.Conditions != nil {
-			s.Conditions = append(s.Conditions, c.Conditions()...)
+			out = append(out, c.Conditions()...)
 		}
 	}
 	for _, o := range r.Applied.Failures() {
-		s.Conditions = append(s.Conditions, condition.NotApplied.Error(o.Since, "%s: %v", o.Key, o.Err))
+		c := condition.NotApplied.Error(o.Since, "%s: %v", o.Key, o.Err)
+		if kind, name, ok := strings.Cut(o.Key, "/"); ok {
+			c.Object = kind + " " + name
+		}
+		out = append(out, c)
 	}
-	return s
+	return out
 }
 
 // formerly describes the generation that a document goes back to.
@@ -123,21 +142,12 @@ func (r *Report) startConditions(d document.Status) []*isthmusv1.Condition {
 	return nil
 }
 
-// maxMissing bounds the missing secrets with a condition of their own.
-const maxMissing = 20
-
 // secretConditions reports secrets that the document names and that are not stored.
 func secretConditions(d document.Status) (out []*isthmusv1.Condition) {
-	more := 0
 	for _, u := range d.Missing {
-		if len(out) >= maxMissing {
-			more++
-			continue
-		}
-		out = append(out, condition.SecretMissing.Error(d.Present.Time, "%s: secret %s is not stored, and what uses it waits for it: `isthmus secret set %s`", u.Path, u.Name, u.Name))
-	}
-	if more > 0 {
-		out[maxMissing-1].Message += fmt.Sprintf("; and %d more secrets are missing", more)
+		one := condition.SecretMissing.Error(d.Present.Time, "%s: secret %s is not stored, and what uses it waits for it: `isthmus secret set %s`", u.Path, u.Name, u.Name)
+		one.Object = "secret " + u.Name
+		out = append(out, one)
 	}
 	return out
 }

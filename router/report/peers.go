@@ -1,8 +1,11 @@
 package report
 
 import (
+	"time"
+
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
-	"github.com/isthmus-net/isthmus/router/condition"
+	"github.com/isthmus-net/isthmus/router/observe"
+	"github.com/isthmus-net/isthmus/tunnel"
 
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -15,15 +18,21 @@ func (r *Report) peers() []*isthmusv1.PeerStatus {
 	for _, p := range r.BGP.Peers() {
 		seen[p.Name] = p
 	}
-	wanted := r.Observed.Target().BGP.Peers
-	out := make([]*isthmusv1.PeerStatus, 0, len(wanted))
-	for _, c := range wanted {
-		s, ok := seen[c.Name]
-		if !ok {
-			s.State = bgp.Unknown
+	var out []*isthmusv1.PeerStatus
+	now := time.Now()
+	r.Observed.Read(func(state *observe.State) {
+		wanted := state.Target.BGP.Peers
+		out = make([]*isthmusv1.PeerStatus, 0, len(wanted))
+		for _, c := range wanted {
+			s, ok := seen[c.Name]
+			if !ok {
+				s.State = bgp.Unknown
+			}
+			p := peerStatus(c, s)
+			p.Conditions = peerConditions(c, s, state.LostSessions[c.Name], now, state.Tunnels[c.Tunnel].Status == tunnel.Up)
+			out = append(out, p)
 		}
-		out = append(out, peerStatus(c, s))
-	}
+	})
 	return out
 }
 
@@ -33,7 +42,7 @@ func peerStatus(c bgp.Peer, s bgp.PeerState) *isthmusv1.PeerStatus {
 		State: string(s.State), Since: stamp(s.Since),
 		PrefixesReceived: s.Received, PrefixesAccepted: s.Accepted, PrefixesAnnounced: s.Announced, PrefixesHeldBack: s.HeldBack,
 		MessagesReceived: s.MessagesIn, MessagesSent: s.MessagesOut,
-		LastError: s.LastError, TimesUp: s.TimesUp, GracefulRestart: s.GracefulRestart, NextTry: stamp(s.NextTry),
+		LastError: lastError(s), TimesUp: s.TimesUp, GracefulRestart: s.GracefulRestart, NextTry: stamp(s.NextTry),
 	}
 	p.Filter = &isthmusv1.PeerFilter{
 		Messages: s.Filtered.Messages, Withdrawn: s.Filtered.Withdrawn, Resets: s.Filtered.Resets, Note: s.Filtered.Note,
@@ -47,11 +56,14 @@ func peerStatus(c bgp.Peer, s bgp.PeerState) *isthmusv1.PeerStatus {
 	if s.RouterID.IsValid() {
 		p.RouterId = s.RouterID.String()
 	}
-	if s.HeldBack > 0 {
-		p.Conditions = append(p.Conditions, condition.PrefixesHeldBack.Warning(s.Since, "%d prefixes are not announced: export.maxPrefixes is %d; put aggregates into `announce`, or raise it to what the peer takes", s.HeldBack, c.Export.MaxPrefixes))
-	}
-	if s.State == bgp.Quarantined {
-		p.Conditions = append(p.Conditions, condition.Quarantined.Error(s.Since, "%s", s.QuarantineReason+"; `isthmus reset peer "+c.Name+"` ends it"))
-	}
 	return p
+}
+
+// lastError returns the last error of a session that is not established: one of the past explains
+// nothing about a session that is fine.
+func lastError(s bgp.PeerState) string {
+	if s.State == bgp.Established {
+		return ""
+	}
+	return s.LastError
 }

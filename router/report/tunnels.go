@@ -43,7 +43,7 @@ func (r *Report) trouble() map[string]*isthmusv1.Condition {
 
 // tunnels returns the wanted tunnels with their last known state, by name.
 func (r *Report) tunnels() (out []*isthmusv1.TunnelStatus) {
-	trouble := r.trouble()
+	trouble, now := r.trouble(), time.Now()
 	r.Observed.Read(func(seen *observe.State) {
 		doc := document.Explanation(seen.Spec)
 		places := make(map[string]int, len(doc.Tunnels))
@@ -61,6 +61,7 @@ func (r *Report) tunnels() (out []*isthmusv1.TunnelStatus) {
 				doc.Tunnels[i].Config = c // with allocated inside addresses
 				explained(t, seen.Spec, doc, i, s)
 			}
+			t.Conditions = tunnelConditions(t, seen.LostTunnels[c.Name], now)
 			if cond := trouble["tunnel/"+c.Name]; cond != nil {
 				t.Conditions = append(t.Conditions, cond)
 			}

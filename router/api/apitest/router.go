@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -73,6 +74,25 @@ func (r *Router) SetConditions(all ...*isthmusv1.Condition) {
 	r.status.Conditions = all
 	r.mu.Unlock()
 	r.changed.Ring()
+}
+
+// Generation implements api.Router.
+func (r *Router) Generation() uint64 {
+	st, _ := r.Status()
+	return st.GetGeneration()
+}
+
+// Health implements api.Router: an object of a condition does not serve.
+func (r *Router) Health() map[string]bool {
+	st, _ := r.Status()
+	out := map[string]bool{"": true}
+	for _, c := range st.GetConditions() {
+		serves := c.Severity != "error"
+		out["condition/"+c.Type] = serves
+		out[strings.Replace(c.Object, " ", "/", 1)] = serves
+		out[""] = out[""] && serves
+	}
+	return out
 }
 
 func set[T any](r *Router, where *[]T, all []T) {
