@@ -41,6 +41,7 @@ type PeerState struct {
 	MessagesIn       uint64
 	MessagesOut      uint64
 	LastError        string
+	LastErrorAt      time.Time     // of LastError
 	HoldTime         time.Duration // negotiated
 	TimesUp          uint64
 	GracefulRestart  bool      // negotiated

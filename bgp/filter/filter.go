@@ -98,6 +98,7 @@ type Filter struct {
 	state state
 	as4   bool // both sides support AS numbers of four octets; ours always does
 	id    netip.Addr
+	as    uint32
 	out   message // Message appends to it; kept for its capacity
 	u     update
 }
@@ -107,6 +108,9 @@ func New(o Options) *Filter { return &Filter{o: o} }
 
 // Identifier returns the BGP identifier in the peer's OPEN. It is invalid before the OPEN.
 func (f *Filter) Identifier() netip.Addr { return f.id }
+
+// AS returns the number of the autonomous system in the peer's OPEN, 0 before it.
+func (f *Filter) AS() uint32 { return f.as }
 
 // Established reports whether the peer has sent its OPEN and a KEEPALIVE, and no NOTIFICATION.
 func (f *Filter) Established() bool { return f.state == established }

@@ -41,6 +41,9 @@ func (f *Filter) open(body []byte) *Notification {
 	}
 	f.as4, f.state = c.hasAS4, wantKeepalive
 	f.id, _ = netip.AddrFromSlice(body[5:9])
+	if f.as = uint32(binary.BigEndian.Uint16(body[1:])); c.hasAS4 {
+		f.as = c.as4
+	}
 	f.out = c.appendOpen(f.out, body[:9])
 	return nil
 }

@@ -121,7 +121,7 @@ func (d *Driver) handleState(r bgp.Reporter, m stateMessage) {
 		return
 	}
 	if m.Error != "" {
-		s.LastError = clip(m.Error)
+		s.LastError, s.LastErrorAt = clip(m.Error), now
 	}
 	connections := d.relay
 	switch m.State {

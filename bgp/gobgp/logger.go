@@ -69,6 +69,9 @@ func (l *logger) Warn(msg string, f log.Fields) {
 			l.line("WARN", key, text)
 		}
 		return
+	case "sent notification": // the relay reports it with the remedy, or "Peer Down" follows
+		l.line("WARN", key, msg+detail(f))
+		return
 	case "prefix limit reached", // logged again for each further UPDATE
 		// for each rejected path
 		"No matching path for withdraw found, may be path was not installed into table":

@@ -264,6 +264,28 @@ func TestBIRD(t *testing.T) {
 	}
 }
 
+// TestWrongAS has a session with BIRD that has another AS than this node expects, and one that
+// expects another AS of this node: each side refuses the other's OPEN before a session is there.
+func TestWrongAS(t *testing.T) {
+	startBIRD(t, "ist-was", []string{"169.254.4.1/30", "fd00:4::1/64"}, []string{"169.254.4.2/30", "fd00:4::2/64"}, `
+log stderr all;
+router id 169.254.4.2;
+protocol device { scan time 1; }
+protocol bgp theirs { local 169.254.4.2 as 65009; neighbor 169.254.4.1 as 64620; hold time 9; connect delay time 1; connect retry time 2; error wait time 1, 2; ipv4 { import all; export none; }; }
+protocol bgp ours { local fd00:4::2 as 65001; neighbor fd00:4::1 as 64999; hold time 9; connect delay time 1; connect retry time 2; error wait time 1, 2; ipv6 { import all; export none; }; }
+`)
+	n := startNode(t, Options{}, config(linkPeer("theirs", "ist-was", "169.254.4.1", "169.254.4.2", 65001), linkPeer("ours", "ist-was", "fd00:4::1", "fd00:4::2", 65001)))
+	for name, want := range map[string]string{
+		"theirs": "this node refused the peer (NOTIFICATION code 2(open) subcode 2(bad peer as)): the peer has AS 65009, and the document says 65001",
+		"ours":   "the peer refused this node (NOTIFICATION code 2(open) subcode 2(bad peer as)): it expects another AS than 64620 (node.asn)",
+	} {
+		eventually(t, 20*time.Second, "why session "+name+" is down", func() bool {
+			s := n.state(name)
+			return strings.HasPrefix(s.LastError, want) && !s.LastErrorAt.IsZero()
+		})
+	}
+}
+
 // TestLinkLocal has two sessions with BIRD over link-local addresses, one opened by each side.
 func TestLinkLocal(t *testing.T) {
 	const conf = `

@@ -4,7 +4,10 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
+
+	packet "github.com/osrg/gobgp/v3/pkg/packet/bgp"
 
 	"github.com/isthmus-net/isthmus/bgp"
 	"github.com/isthmus-net/isthmus/bgp/filter"
@@ -59,7 +62,35 @@ func (d *Driver) openRelay(p *process) *relay.Relay {
 		Port: d.o.ListenPort, Identifier: id, Inner: p.dial, Log: d.o.Log,
 		Failed: func(name string, err error) { d.note(name, fmt.Sprintf("connecting: %v", err), false) },
 		Ended:  func(name, reason string) { d.note(name, reason, true) },
+		Notified: func(name string, n relay.Notice) {
+			d.mu.Lock()
+			i := slices.IndexFunc(d.want.Peers, func(p bgp.Peer) bool { return p.Name == name })
+			var expected, own uint32
+			if own = d.want.ASN; i >= 0 {
+				expected = d.want.Peers[i].ASN
+			}
+			d.mu.Unlock()
+			d.note(name, refusal(n, own, expected), false)
+		},
 	})
+}
+
+// refusal explains a NOTIFICATION on a connection on which no session came up. own is the AS of
+// this node, expected that which the document gives the peer.
+func refusal(n relay.Notice, own, expected uint32) string {
+	what := fmt.Sprintf("NOTIFICATION %v", packet.NewNotificationErrorCode(n.Code, n.Subcode))
+	badAS := n.Code == packet.BGP_ERROR_OPEN_MESSAGE_ERROR && n.Subcode == packet.BGP_ERROR_SUB_BAD_PEER_AS
+	switch {
+	case n.Sent && badAS:
+		return fmt.Sprintf("this node refused the peer (%s): the peer has AS %d, and the document says %d; set the peer's asn, or correct the peer", what, n.AS, expected)
+	case badAS:
+		return fmt.Sprintf("the peer refused this node (%s): it expects another AS than %d (node.asn); correct the AS of this node at the peer, or node.asn", what, own)
+	case n.Sent:
+		return fmt.Sprintf("this node refused the peer (%s)", what)
+	case n.Code == packet.BGP_ERROR_CEASE:
+		return fmt.Sprintf("the peer ended the connection (%s): an operator has shut the session down there, or its limit was exceeded", what)
+	}
+	return fmt.Sprintf("the peer refused this node (%s)", what)
 }
 
 // note stores the relay's error for a peer. If GoBGP has the session that ended, it gets the same
@@ -69,7 +100,7 @@ func (d *Driver) note(name, text string, ended bool) {
 	d.mu.Lock()
 	s := d.peers[name]
 	if s != nil {
-		s.LastError = text
+		s.LastError, s.LastErrorAt = text, time.Now()
 	}
 	d.mu.Unlock()
 	if s != nil && ended {

@@ -239,7 +239,7 @@ func (d *Driver) ended(r bgp.Reporter, end crash, known *evidence, worked bool) 
 			}
 		}
 		if name == culprit {
-			s.LastError = clip(end.reason)
+			s.LastError, s.LastErrorAt = clip(end.reason), now
 		}
 		if s.State != bgp.Unknown {
 			s.State, s.Since = bgp.Unknown, now

@@ -115,7 +115,9 @@ func (l *leg) first(in *reader) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return l.filter.Message(nil, m)
+	out, err := l.filter.Message(nil, m)
+	l.as.Store(l.filter.AS())
+	return out, err
 }
 
 // next reads one message from the peer.
@@ -128,7 +130,24 @@ func (l *leg) next(in *reader) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return in.take(n)
+	m, err := in.take(n)
+	if err == nil {
+		l.observe(m, false)
+	}
+	return m, err
+}
+
+// observe reports the NOTIFICATION messages among whole messages, unless the session has come up:
+// then the speaker reports its end.
+func (l *leg) observe(b []byte, sent bool) {
+	for len(b) >= filter.HeaderLength+2 {
+		n := int(binary.BigEndian.Uint16(b[16:]))
+		collision := b[19] == filter.Collision.Code && b[20] == filter.Collision.Subcode
+		if b[18] == filter.NotificationType && !collision && !l.up.Load() && l.s.r.o.Notified != nil {
+			l.s.r.o.Notified(l.s.p.Name, Notice{Sent: sent, Code: b[19], Subcode: b[20], AS: l.as.Load()})
+		}
+		b = b[min(n, len(b)):]
+	}
 }
 
 // pair opens a connection to the speaker, and passes its OPEN on.
@@ -197,6 +216,9 @@ func (l *leg) toSpeaker(in *reader, inner net.Conn, out []byte) {
 			if err == nil {
 				busy = busy || m[18] != filter.Keepalive
 				out, err = l.filter.Message(out, m)
+				if !l.up.Load() {
+					l.as.Store(l.filter.AS())
+				}
 			}
 			if err != nil {
 				l.finish(inner, out, err)
@@ -266,6 +288,9 @@ func (l *leg) fromSpeaker(inner net.Conn) {
 		}
 		if from != to {
 			filter.ReplaceNextHop(b, from.As16(), to.As16())
+		}
+		if !l.up.Load() {
+			l.observe(b, true)
 		}
 		if err := l.write(b); err != nil {
 			if errors.Is(err, errGone) {

@@ -64,7 +64,18 @@ type Options struct {
 	// goroutines.
 	Failed func(name string, err error)
 	Ended  func(name, reason string)
-	Log    *slog.Logger
+	// Notified receives the NOTIFICATION messages of connections on which no session came up. Nil:
+	// they are not reported.
+	Notified func(name string, n Notice)
+	Log      *slog.Logger
+}
+
+// Notice is a NOTIFICATION message of either side.
+type Notice struct {
+	Sent          bool // by this node
+	Code, Subcode byte
+	// AS is the number of the autonomous system in the peer's OPEN; 0: there was none.
+	AS uint32
 }
 
 // Relay holds the connections of all peers.

@@ -247,6 +247,7 @@ type leg struct {
 	paired atomic.Bool // the speaker has sent its OPEN
 	up     atomic.Bool // the peer has sent its OPEN and a KEEPALIVE
 	closed atomic.Bool
+	as     atomic.Uint32 // that of the peer's OPEN
 
 	mu    sync.Mutex // held while a message is written to the peer
 	ended bool       // nothing more is written to the peer

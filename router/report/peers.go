@@ -44,6 +44,10 @@ func peerStatus(c bgp.Peer, s bgp.PeerState) *isthmusv1.PeerStatus {
 		MessagesReceived: s.MessagesIn, MessagesSent: s.MessagesOut,
 		LastError: lastError(s), TimesUp: s.TimesUp, GracefulRestart: s.GracefulRestart, NextTry: stamp(s.NextTry),
 	}
+	if p.LastError != "" {
+		p.LastErrorTime = stamp(s.LastErrorAt)
+	}
+	p.MaxPrefixes, p.Passive = c.MaxPrefixes, c.Passive
 	p.Filter = &isthmusv1.PeerFilter{
 		Messages: s.Filtered.Messages, Withdrawn: s.Filtered.Withdrawn, Resets: s.Filtered.Resets, Note: s.Filtered.Note,
 	}

@@ -2401,8 +2401,8 @@ type PeerStatus struct {
 	// Messages received and sent, all types.
 	MessagesReceived uint64 `protobuf:"varint,11,opt,name=messages_received,json=messagesReceived,proto3" json:"messages_received,omitempty"`
 	MessagesSent     uint64 `protobuf:"varint,12,opt,name=messages_sent,json=messagesSent,proto3" json:"messages_sent,omitempty"`
-	// Reason why the session last went down, as NOTIFICATION code and subcode in words or a local
-	// reason.
+	// Reason why it is not established: the NOTIFICATION of either side in words, or a local reason.
+	// Empty while it is established.
 	LastError string `protobuf:"bytes,13,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
 	// Hold time in use.
 	HoldTime *durationpb.Duration `protobuf:"bytes,14,opt,name=hold_time,json=holdTime,proto3" json:"hold_time,omitempty"`
@@ -2417,7 +2417,13 @@ type PeerStatus struct {
 	// Prefixes that the export policy allows and its limit holds back.
 	PrefixesHeldBack uint32 `protobuf:"varint,20,opt,name=prefixes_held_back,json=prefixesHeldBack,proto3" json:"prefixes_held_back,omitempty"`
 	// Counters of the checks that the messages of the peer pass before they reach BGP.
-	Filter        *PeerFilter `protobuf:"bytes,21,opt,name=filter,proto3" json:"filter,omitempty"`
+	Filter *PeerFilter `protobuf:"bytes,21,opt,name=filter,proto3" json:"filter,omitempty"`
+	// Time of last_error.
+	LastErrorTime *timestamppb.Timestamp `protobuf:"bytes,22,opt,name=last_error_time,json=lastErrorTime,proto3" json:"last_error_time,omitempty"`
+	// Number of prefixes after which the session is closed.
+	MaxPrefixes uint32 `protobuf:"varint,23,opt,name=max_prefixes,json=maxPrefixes,proto3" json:"max_prefixes,omitempty"`
+	// Whether this side waits for the peer to open the connection.
+	Passive       bool `protobuf:"varint,24,opt,name=passive,proto3" json:"passive,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2597,6 +2603,27 @@ func (x *PeerStatus) GetFilter() *PeerFilter {
 		return x.Filter
 	}
 	return nil
+}
+
+func (x *PeerStatus) GetLastErrorTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastErrorTime
+	}
+	return nil
+}
+
+func (x *PeerStatus) GetMaxPrefixes() uint32 {
+	if x != nil {
+		return x.MaxPrefixes
+	}
+	return 0
+}
+
+func (x *PeerStatus) GetPassive() bool {
+	if x != nil {
+		return x.Passive
+	}
+	return false
 }
 
 // PeerFilter counts how the messages of a peer were handled, since the daemon was started or the
@@ -8375,7 +8402,7 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\x10ResetPeerRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04soft\x18\x02 \x01(\bR\x04soft\"\x13\n" +
-	"\x11ResetPeerResponse\"\xb2\x06\n" +
+	"\x11ResetPeerResponse\"\xb3\a\n" +
 	"\n" +
 	"PeerStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
@@ -8402,7 +8429,10 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"conditions\x125\n" +
 	"\bnext_try\x18\x13 \x01(\v2\x1a.google.protobuf.TimestampR\anextTry\x12,\n" +
 	"\x12prefixes_held_back\x18\x14 \x01(\rR\x10prefixesHeldBack\x12.\n" +
-	"\x06filter\x18\x15 \x01(\v2\x16.isthmus.v1.PeerFilterR\x06filter\"\xb0\x01\n" +
+	"\x06filter\x18\x15 \x01(\v2\x16.isthmus.v1.PeerFilterR\x06filter\x12B\n" +
+	"\x0flast_error_time\x18\x16 \x01(\v2\x1a.google.protobuf.TimestampR\rlastErrorTime\x12!\n" +
+	"\fmax_prefixes\x18\x17 \x01(\rR\vmaxPrefixes\x12\x18\n" +
+	"\apassive\x18\x18 \x01(\bR\apassive\"\xb0\x01\n" +
 	"\n" +
 	"PeerFilter\x12\x1a\n" +
 	"\bmessages\x18\x01 \x01(\x04R\bmessages\x12\x1c\n" +
@@ -9079,165 +9109,166 @@ var file_isthmus_v1_services_proto_depIdxs = []int32{
 	127, // 45: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
 	124, // 46: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
 	36,  // 47: isthmus.v1.PeerStatus.filter:type_name -> isthmus.v1.PeerFilter
-	37,  // 48: isthmus.v1.PeerFilter.discarded:type_name -> isthmus.v1.DiscardedAttribute
-	42,  // 49: isthmus.v1.ListRoutesResponse.routes:type_name -> isthmus.v1.Route
-	125, // 50: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
-	42,  // 51: isthmus.v1.RouteEvent.route:type_name -> isthmus.v1.Route
-	43,  // 52: isthmus.v1.Route.next_hops:type_name -> isthmus.v1.NextHop
-	124, // 53: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
-	127, // 54: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
-	54,  // 55: isthmus.v1.ListPoliciesResponse.policies:type_name -> isthmus.v1.PolicyStatus
-	46,  // 56: isthmus.v1.ListPoliciesResponse.drops:type_name -> isthmus.v1.Drop
-	125, // 57: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
-	54,  // 58: isthmus.v1.PolicyEvent.policy:type_name -> isthmus.v1.PolicyStatus
-	51,  // 59: isthmus.v1.ProveEgressResponse.proof:type_name -> isthmus.v1.EgressProof
-	124, // 60: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
-	52,  // 61: isthmus.v1.EgressProof.states:type_name -> isthmus.v1.EgressProofState
-	53,  // 62: isthmus.v1.EgressProof.canaries:type_name -> isthmus.v1.CanaryResult
-	60,  // 63: isthmus.v1.ListPoolsResponse.pools:type_name -> isthmus.v1.PoolStatus
-	125, // 64: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
-	60,  // 65: isthmus.v1.PoolEvent.pool:type_name -> isthmus.v1.PoolStatus
-	61,  // 66: isthmus.v1.PoolStatus.members:type_name -> isthmus.v1.PoolMember
-	124, // 67: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
-	62,  // 68: isthmus.v1.PoolMember.targets:type_name -> isthmus.v1.ProbeTarget
-	124, // 69: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
-	124, // 70: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
-	67,  // 71: isthmus.v1.ListNamesResponse.names:type_name -> isthmus.v1.NameStatus
-	125, // 72: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
-	67,  // 73: isthmus.v1.NameEvent.name:type_name -> isthmus.v1.NameStatus
-	124, // 74: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
-	124, // 75: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
-	68,  // 76: isthmus.v1.NameStatus.gone:type_name -> isthmus.v1.GoneAddress
-	124, // 77: isthmus.v1.NameStatus.differs:type_name -> google.protobuf.Timestamp
-	124, // 78: isthmus.v1.GoneAddress.since:type_name -> google.protobuf.Timestamp
-	75,  // 79: isthmus.v1.Machine.slots:type_name -> isthmus.v1.Slot
-	124, // 80: isthmus.v1.Slot.deadline:type_name -> google.protobuf.Timestamp
-	77,  // 81: isthmus.v1.UpgradeRequest.header:type_name -> isthmus.v1.UpgradeHeader
-	124, // 82: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
-	124, // 83: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
-	127, // 84: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
-	89,  // 85: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
-	87,  // 86: isthmus.v1.SystemStatus.platform:type_name -> isthmus.v1.PlatformStatus
-	88,  // 87: isthmus.v1.PlatformStatus.interfaces:type_name -> isthmus.v1.PlatformInterface
-	124, // 88: isthmus.v1.PlatformStatus.read:type_name -> google.protobuf.Timestamp
-	94,  // 89: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
-	124, // 90: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
-	124, // 91: isthmus.v1.RenewAuthorityResponse.former_until:type_name -> google.protobuf.Timestamp
-	122, // 92: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
-	105, // 93: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
-	105, // 94: isthmus.v1.RenewClientResponse.client:type_name -> isthmus.v1.Client
-	105, // 95: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
-	124, // 96: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
-	124, // 97: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
-	112, // 98: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
-	113, // 99: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
-	114, // 100: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
-	124, // 101: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
-	125, // 102: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
-	112, // 103: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
-	122, // 104: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
-	124, // 105: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
-	122, // 106: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
-	119, // 107: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
-	124, // 108: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
-	124, // 109: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
-	3,   // 110: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
-	5,   // 111: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
-	8,   // 112: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
-	10,  // 113: isthmus.v1.SpecService.EditPolicies:input_type -> isthmus.v1.EditPoliciesRequest
-	11,  // 114: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
-	13,  // 115: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
-	15,  // 116: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
-	18,  // 117: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
-	19,  // 118: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
-	21,  // 119: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
-	22,  // 120: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
-	28,  // 121: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
-	30,  // 122: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
-	31,  // 123: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
-	33,  // 124: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
-	38,  // 125: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
-	40,  // 126: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
-	44,  // 127: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
-	47,  // 128: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
-	49,  // 129: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
-	117, // 130: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
-	115, // 131: isthmus.v1.NATService.EndFlows:input_type -> isthmus.v1.EndFlowsRequest
-	55,  // 132: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
-	57,  // 133: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
-	58,  // 134: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
-	63,  // 135: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
-	65,  // 136: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
-	85,  // 137: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
-	73,  // 138: isthmus.v1.SystemService.GetMachine:input_type -> isthmus.v1.GetMachineRequest
-	76,  // 139: isthmus.v1.SystemService.Upgrade:input_type -> isthmus.v1.UpgradeRequest
-	79,  // 140: isthmus.v1.SystemService.RollbackSlot:input_type -> isthmus.v1.RollbackSlotRequest
-	81,  // 141: isthmus.v1.SystemService.Reboot:input_type -> isthmus.v1.RebootRequest
-	83,  // 142: isthmus.v1.SystemService.PowerOff:input_type -> isthmus.v1.PowerOffRequest
-	69,  // 143: isthmus.v1.SystemService.Seal:input_type -> isthmus.v1.SealRequest
-	71,  // 144: isthmus.v1.SystemService.Unseal:input_type -> isthmus.v1.UnsealRequest
-	90,  // 145: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
-	91,  // 146: isthmus.v1.SecretService.RollbackSecret:input_type -> isthmus.v1.RollbackSecretRequest
-	92,  // 147: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
-	95,  // 148: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
-	99,  // 149: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
-	103, // 150: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
-	106, // 151: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
-	101, // 152: isthmus.v1.AccessService.RenewClient:input_type -> isthmus.v1.RenewClientRequest
-	97,  // 153: isthmus.v1.AccessService.RenewAuthority:input_type -> isthmus.v1.RenewAuthorityRequest
-	108, // 154: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
-	110, // 155: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
-	4,   // 156: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
-	7,   // 157: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
-	9,   // 158: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
-	9,   // 159: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
-	12,  // 160: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
-	14,  // 161: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
-	16,  // 162: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
-	9,   // 163: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
-	20,  // 164: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
-	24,  // 165: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
-	23,  // 166: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
-	29,  // 167: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
-	35,  // 168: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
-	32,  // 169: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
-	34,  // 170: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
-	39,  // 171: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
-	41,  // 172: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
-	45,  // 173: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
-	48,  // 174: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
-	50,  // 175: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
-	118, // 176: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
-	116, // 177: isthmus.v1.NATService.EndFlows:output_type -> isthmus.v1.EndFlowsResponse
-	56,  // 178: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
-	60,  // 179: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
-	59,  // 180: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
-	64,  // 181: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
-	66,  // 182: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
-	86,  // 183: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
-	74,  // 184: isthmus.v1.SystemService.GetMachine:output_type -> isthmus.v1.Machine
-	78,  // 185: isthmus.v1.SystemService.Upgrade:output_type -> isthmus.v1.UpgradeResponse
-	80,  // 186: isthmus.v1.SystemService.RollbackSlot:output_type -> isthmus.v1.RollbackSlotResponse
-	82,  // 187: isthmus.v1.SystemService.Reboot:output_type -> isthmus.v1.RebootResponse
-	84,  // 188: isthmus.v1.SystemService.PowerOff:output_type -> isthmus.v1.PowerOffResponse
-	70,  // 189: isthmus.v1.SystemService.Seal:output_type -> isthmus.v1.SealResponse
-	72,  // 190: isthmus.v1.SystemService.Unseal:output_type -> isthmus.v1.UnsealResponse
-	94,  // 191: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
-	94,  // 192: isthmus.v1.SecretService.RollbackSecret:output_type -> isthmus.v1.SecretInfo
-	93,  // 193: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
-	96,  // 194: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
-	100, // 195: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
-	104, // 196: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
-	107, // 197: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
-	102, // 198: isthmus.v1.AccessService.RenewClient:output_type -> isthmus.v1.RenewClientResponse
-	98,  // 199: isthmus.v1.AccessService.RenewAuthority:output_type -> isthmus.v1.RenewAuthorityResponse
-	109, // 200: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
-	111, // 201: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
-	156, // [156:202] is the sub-list for method output_type
-	110, // [110:156] is the sub-list for method input_type
-	110, // [110:110] is the sub-list for extension type_name
-	110, // [110:110] is the sub-list for extension extendee
-	0,   // [0:110] is the sub-list for field type_name
+	124, // 48: isthmus.v1.PeerStatus.last_error_time:type_name -> google.protobuf.Timestamp
+	37,  // 49: isthmus.v1.PeerFilter.discarded:type_name -> isthmus.v1.DiscardedAttribute
+	42,  // 50: isthmus.v1.ListRoutesResponse.routes:type_name -> isthmus.v1.Route
+	125, // 51: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
+	42,  // 52: isthmus.v1.RouteEvent.route:type_name -> isthmus.v1.Route
+	43,  // 53: isthmus.v1.Route.next_hops:type_name -> isthmus.v1.NextHop
+	124, // 54: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
+	127, // 55: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
+	54,  // 56: isthmus.v1.ListPoliciesResponse.policies:type_name -> isthmus.v1.PolicyStatus
+	46,  // 57: isthmus.v1.ListPoliciesResponse.drops:type_name -> isthmus.v1.Drop
+	125, // 58: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
+	54,  // 59: isthmus.v1.PolicyEvent.policy:type_name -> isthmus.v1.PolicyStatus
+	51,  // 60: isthmus.v1.ProveEgressResponse.proof:type_name -> isthmus.v1.EgressProof
+	124, // 61: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
+	52,  // 62: isthmus.v1.EgressProof.states:type_name -> isthmus.v1.EgressProofState
+	53,  // 63: isthmus.v1.EgressProof.canaries:type_name -> isthmus.v1.CanaryResult
+	60,  // 64: isthmus.v1.ListPoolsResponse.pools:type_name -> isthmus.v1.PoolStatus
+	125, // 65: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
+	60,  // 66: isthmus.v1.PoolEvent.pool:type_name -> isthmus.v1.PoolStatus
+	61,  // 67: isthmus.v1.PoolStatus.members:type_name -> isthmus.v1.PoolMember
+	124, // 68: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
+	62,  // 69: isthmus.v1.PoolMember.targets:type_name -> isthmus.v1.ProbeTarget
+	124, // 70: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
+	124, // 71: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
+	67,  // 72: isthmus.v1.ListNamesResponse.names:type_name -> isthmus.v1.NameStatus
+	125, // 73: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
+	67,  // 74: isthmus.v1.NameEvent.name:type_name -> isthmus.v1.NameStatus
+	124, // 75: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
+	124, // 76: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
+	68,  // 77: isthmus.v1.NameStatus.gone:type_name -> isthmus.v1.GoneAddress
+	124, // 78: isthmus.v1.NameStatus.differs:type_name -> google.protobuf.Timestamp
+	124, // 79: isthmus.v1.GoneAddress.since:type_name -> google.protobuf.Timestamp
+	75,  // 80: isthmus.v1.Machine.slots:type_name -> isthmus.v1.Slot
+	124, // 81: isthmus.v1.Slot.deadline:type_name -> google.protobuf.Timestamp
+	77,  // 82: isthmus.v1.UpgradeRequest.header:type_name -> isthmus.v1.UpgradeHeader
+	124, // 83: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
+	124, // 84: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
+	127, // 85: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
+	89,  // 86: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
+	87,  // 87: isthmus.v1.SystemStatus.platform:type_name -> isthmus.v1.PlatformStatus
+	88,  // 88: isthmus.v1.PlatformStatus.interfaces:type_name -> isthmus.v1.PlatformInterface
+	124, // 89: isthmus.v1.PlatformStatus.read:type_name -> google.protobuf.Timestamp
+	94,  // 90: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
+	124, // 91: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
+	124, // 92: isthmus.v1.RenewAuthorityResponse.former_until:type_name -> google.protobuf.Timestamp
+	122, // 93: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
+	105, // 94: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
+	105, // 95: isthmus.v1.RenewClientResponse.client:type_name -> isthmus.v1.Client
+	105, // 96: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
+	124, // 97: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
+	124, // 98: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
+	112, // 99: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
+	113, // 100: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
+	114, // 101: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
+	124, // 102: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
+	125, // 103: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
+	112, // 104: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
+	122, // 105: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
+	124, // 106: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
+	122, // 107: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
+	119, // 108: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
+	124, // 109: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
+	124, // 110: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
+	3,   // 111: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
+	5,   // 112: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
+	8,   // 113: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
+	10,  // 114: isthmus.v1.SpecService.EditPolicies:input_type -> isthmus.v1.EditPoliciesRequest
+	11,  // 115: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
+	13,  // 116: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
+	15,  // 117: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
+	18,  // 118: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
+	19,  // 119: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
+	21,  // 120: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
+	22,  // 121: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
+	28,  // 122: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
+	30,  // 123: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
+	31,  // 124: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
+	33,  // 125: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
+	38,  // 126: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
+	40,  // 127: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
+	44,  // 128: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
+	47,  // 129: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
+	49,  // 130: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
+	117, // 131: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
+	115, // 132: isthmus.v1.NATService.EndFlows:input_type -> isthmus.v1.EndFlowsRequest
+	55,  // 133: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
+	57,  // 134: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
+	58,  // 135: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
+	63,  // 136: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
+	65,  // 137: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
+	85,  // 138: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
+	73,  // 139: isthmus.v1.SystemService.GetMachine:input_type -> isthmus.v1.GetMachineRequest
+	76,  // 140: isthmus.v1.SystemService.Upgrade:input_type -> isthmus.v1.UpgradeRequest
+	79,  // 141: isthmus.v1.SystemService.RollbackSlot:input_type -> isthmus.v1.RollbackSlotRequest
+	81,  // 142: isthmus.v1.SystemService.Reboot:input_type -> isthmus.v1.RebootRequest
+	83,  // 143: isthmus.v1.SystemService.PowerOff:input_type -> isthmus.v1.PowerOffRequest
+	69,  // 144: isthmus.v1.SystemService.Seal:input_type -> isthmus.v1.SealRequest
+	71,  // 145: isthmus.v1.SystemService.Unseal:input_type -> isthmus.v1.UnsealRequest
+	90,  // 146: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
+	91,  // 147: isthmus.v1.SecretService.RollbackSecret:input_type -> isthmus.v1.RollbackSecretRequest
+	92,  // 148: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
+	95,  // 149: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
+	99,  // 150: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
+	103, // 151: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
+	106, // 152: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
+	101, // 153: isthmus.v1.AccessService.RenewClient:input_type -> isthmus.v1.RenewClientRequest
+	97,  // 154: isthmus.v1.AccessService.RenewAuthority:input_type -> isthmus.v1.RenewAuthorityRequest
+	108, // 155: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
+	110, // 156: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
+	4,   // 157: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
+	7,   // 158: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
+	9,   // 159: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
+	9,   // 160: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
+	12,  // 161: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
+	14,  // 162: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
+	16,  // 163: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
+	9,   // 164: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
+	20,  // 165: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
+	24,  // 166: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
+	23,  // 167: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
+	29,  // 168: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
+	35,  // 169: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
+	32,  // 170: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
+	34,  // 171: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
+	39,  // 172: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
+	41,  // 173: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
+	45,  // 174: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
+	48,  // 175: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
+	50,  // 176: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
+	118, // 177: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
+	116, // 178: isthmus.v1.NATService.EndFlows:output_type -> isthmus.v1.EndFlowsResponse
+	56,  // 179: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
+	60,  // 180: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
+	59,  // 181: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
+	64,  // 182: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
+	66,  // 183: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
+	86,  // 184: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
+	74,  // 185: isthmus.v1.SystemService.GetMachine:output_type -> isthmus.v1.Machine
+	78,  // 186: isthmus.v1.SystemService.Upgrade:output_type -> isthmus.v1.UpgradeResponse
+	80,  // 187: isthmus.v1.SystemService.RollbackSlot:output_type -> isthmus.v1.RollbackSlotResponse
+	82,  // 188: isthmus.v1.SystemService.Reboot:output_type -> isthmus.v1.RebootResponse
+	84,  // 189: isthmus.v1.SystemService.PowerOff:output_type -> isthmus.v1.PowerOffResponse
+	70,  // 190: isthmus.v1.SystemService.Seal:output_type -> isthmus.v1.SealResponse
+	72,  // 191: isthmus.v1.SystemService.Unseal:output_type -> isthmus.v1.UnsealResponse
+	94,  // 192: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
+	94,  // 193: isthmus.v1.SecretService.RollbackSecret:output_type -> isthmus.v1.SecretInfo
+	93,  // 194: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
+	96,  // 195: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
+	100, // 196: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
+	104, // 197: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
+	107, // 198: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
+	102, // 199: isthmus.v1.AccessService.RenewClient:output_type -> isthmus.v1.RenewClientResponse
+	98,  // 200: isthmus.v1.AccessService.RenewAuthority:output_type -> isthmus.v1.RenewAuthorityResponse
+	109, // 201: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
+	111, // 202: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
+	157, // [157:203] is the sub-list for method output_type
+	111, // [111:157] is the sub-list for method input_type
+	111, // [111:111] is the sub-list for extension type_name
+	111, // [111:111] is the sub-list for extension extendee
+	0,   // [0:111] is the sub-list for field type_name
 }
 
 func init() { file_isthmus_v1_services_proto_init() }
