@@ -1099,4 +1099,4 @@ func TestFirstDocumentGoesBack(t *testing.T) {
 	}
 }
 
-func (m *machine) Withheld() int { return 0 }
+func (m *machine) Count() (c fib.Counts) { return c }

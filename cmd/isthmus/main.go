@@ -65,6 +65,9 @@ func (f failure) Unwrap() error { return f.error }
 // errChanges makes plan exit with 3.
 var errChanges = errors.New("the plan has changes")
 
+// errUnwell makes status --check exit with 1. The reason is in its output.
+var errUnwell = errors.New("the node has errors")
+
 // usageError is an error in the arguments or flags of a command.
 type usageError struct{ error }
 
@@ -78,6 +81,9 @@ func (a *app) run(ctx context.Context, args []string) int {
 	}
 	if errors.Is(err, errChanges) {
 		return exitChanges
+	}
+	if errors.Is(err, errUnwell) {
+		return exitFailed
 	}
 	if _, ok := errors.AsType[failure](err); ok {
 		a.printError(err)
@@ -156,7 +162,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the plan has changes.`,
 	watch := a.group("watch", "Follow changes of objects until interrupted")
 	root.AddCommand(get, describe, watch)
 	for _, add := range []func(root, get, describe, watch *cobra.Command){
-		a.addSpec, a.addTunnels, a.addPeers, a.addRoutes, a.addPolicies, a.addPolicy, a.addEgress, a.addWho, a.addFlows, a.addPorts, a.addPools, a.addNames, a.addConditions, a.addNode, a.addSecrets, a.addClients,
+		a.addSpec, a.addTunnels, a.addPeers, a.addRoutes, a.addPolicies, a.addPolicy, a.addEgress, a.addWho, a.addFlows, a.addPorts, a.addPools, a.addNames, a.addConditions, a.addStatus, a.addNode, a.addSecrets, a.addClients,
 		a.addContext, a.addCloud, a.addTopology,
 	} {
 		add(root, get, describe, watch)

@@ -27,6 +27,8 @@ type Capability struct {
 	// Kinds are the conditions that it can report, and Conditions returns the present ones.
 	Kinds      []*condition.Kind
 	Conditions func() []*isthmusv1.Condition
+	// Summarize adds its objects to the numbers of the node. Nil: it has none.
+	Summarize func(*isthmusv1.Summary)
 	// Jobs apply its part of the plan.
 	Jobs []apply.Job
 	// Run works until ctx is done. Nil: not needed.

@@ -29,6 +29,13 @@ func (p Ports) Capability() Capability {
 	}
 	return Capability{
 		Name: "ports of pools", Section: "egress.pools", Nouns: []api.Noun{p.noun()}, Conditions: p.conditions, Run: p.Keeper.Run, Rules: p.Keeper.Use,
+		Summarize: func(s *isthmusv1.Summary) {
+			for _, u := range p.List() {
+				if s.Ports == nil || u.Percent > s.Ports.Percent {
+					s.Ports = u
+				}
+			}
+		},
 		Kinds: []*condition.Kind{
 			condition.ConnectionTableFull, condition.ConnectionTableLow, condition.PlacementsFull, condition.PortsExhausted, condition.PortsLow, condition.PortsUnknown,
 		},

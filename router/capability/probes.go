@@ -30,6 +30,13 @@ func (c Probes) Capability() Capability {
 		Name: "probes of pools and proxies", Section: "egress.pools.probes", Nouns: []api.Noun{api.Pools.From(c.List)},
 		Kinds:      []*condition.Kind{condition.PoolDegraded, condition.PoolDown, condition.ProxyDown},
 		Conditions: func() []*isthmusv1.Condition { return append(c.poolConditions(), c.proxyConditions()...) },
+		Summarize: func(s *isthmusv1.Summary) {
+			for _, p := range c.List() {
+				s.Pools++
+				s.PoolAddresses += uint32(len(p.Members))
+				s.PoolAddressesHealthy += p.Healthy
+			}
+		},
 		Run: func(ctx context.Context) error {
 			var wg sync.WaitGroup
 			defer wg.Wait()

@@ -72,16 +72,27 @@ func (f *FIB) Routes() []RouteState {
 	return routes
 }
 
-// Withheld returns how many routes are withheld from the kernel. See RouteState.Takes.
-func (f *FIB) Withheld() (n int) {
+// Counts are numbers of routes.
+type Counts struct {
+	Routes    int
+	Installed int // the kernel has them
+	Withheld  int // see RouteState.Takes
+}
+
+// Count counts the routes.
+func (f *FIB) Count() (c Counts) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, e := range f.table.routes {
+		c.Routes++
+		if w := e.winner(); w != nil && w.has(e) && !w.dirty {
+			c.Installed++
+		}
 		if e.withheld {
-			n++
+			c.Withheld++
 		}
 	}
-	return n
+	return c
 }
 
 // Best returns the length of our most specific route in the main table. See Table.Best.

@@ -410,5 +410,5 @@ func TestCanaryEnds(t *testing.T) {
 	}
 }
 
-func (idle) Withheld() int    { return 0 }
-func (onRoute) Withheld() int { return 0 }
+func (idle) Count() (c fib.Counts)    { return c }
+func (onRoute) Count() (c fib.Counts) { return c }

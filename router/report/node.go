@@ -55,6 +55,7 @@ func (r *Report) status() *isthmusv1.SystemStatus {
 		s.Platform = r.Platform()
 	}
 	s.Conditions = limited(r.allConditions())
+	s.Summary = r.summary()
 	return s
 }
 

@@ -119,7 +119,7 @@ func (r *Report) objectConditions() (out []*isthmusv1.Condition) {
 	for _, p := range peers {
 		add("peer "+p.Name, p.Conditions)
 	}
-	if n := r.FIB.Withheld(); n > 0 {
+	if n := r.FIB.Count().Withheld; n > 0 {
 		out = append(out, condition.RoutesWithheld.Warning(time.Time{}, "%d learned routes are not installed, because they would divert addresses that the node needs: `isthmus get routes` shows them", n))
 	}
 	return out

@@ -54,8 +54,8 @@ type Documents interface {
 type FIB interface {
 	// Routes returns the wanted routes and whether the kernel has them.
 	Routes() []fib.RouteState
-	// Withheld returns how many of them are withheld from the kernel.
-	Withheld() int
+	// Count counts them.
+	Count() fib.Counts
 }
 
 // Flows ends flows in the connection table.

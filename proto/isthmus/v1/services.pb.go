@@ -5859,7 +5859,9 @@ type SystemStatus struct {
 	Counters     *Counters    `protobuf:"bytes,9,opt,name=counters,proto3" json:"counters,omitempty"`
 	// The platform's data about the machine; not set: the node did not look for a platform, or found
 	// none.
-	Platform      *PlatformStatus `protobuf:"bytes,10,opt,name=platform,proto3" json:"platform,omitempty"`
+	Platform *PlatformStatus `protobuf:"bytes,10,opt,name=platform,proto3" json:"platform,omitempty"`
+	// Numbers of the objects of the node.
+	Summary       *Summary `protobuf:"bytes,11,opt,name=summary,proto3" json:"summary,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5964,6 +5966,171 @@ func (x *SystemStatus) GetPlatform() *PlatformStatus {
 	return nil
 }
 
+func (x *SystemStatus) GetSummary() *Summary {
+	if x != nil {
+		return x.Summary
+	}
+	return nil
+}
+
+// Summary counts the objects of a node.
+type Summary struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Tunnels, and those that are up.
+	Tunnels   uint32 `protobuf:"varint,1,opt,name=tunnels,proto3" json:"tunnels,omitempty"`
+	TunnelsUp uint32 `protobuf:"varint,2,opt,name=tunnels_up,json=tunnelsUp,proto3" json:"tunnels_up,omitempty"`
+	// BGP sessions, those that are established, and the prefixes accepted from and announced to all
+	// peers together.
+	Peers             uint32 `protobuf:"varint,3,opt,name=peers,proto3" json:"peers,omitempty"`
+	PeersEstablished  uint32 `protobuf:"varint,4,opt,name=peers_established,json=peersEstablished,proto3" json:"peers_established,omitempty"`
+	PrefixesAccepted  uint64 `protobuf:"varint,5,opt,name=prefixes_accepted,json=prefixesAccepted,proto3" json:"prefixes_accepted,omitempty"`
+	PrefixesAnnounced uint64 `protobuf:"varint,6,opt,name=prefixes_announced,json=prefixesAnnounced,proto3" json:"prefixes_announced,omitempty"`
+	// Routes of isthmus, and those that the kernel has.
+	Routes          uint64 `protobuf:"varint,7,opt,name=routes,proto3" json:"routes,omitempty"`
+	RoutesInstalled uint64 `protobuf:"varint,8,opt,name=routes_installed,json=routesInstalled,proto3" json:"routes_installed,omitempty"`
+	// Pools, their addresses, and those that work, among them those without probes.
+	Pools                uint32 `protobuf:"varint,9,opt,name=pools,proto3" json:"pools,omitempty"`
+	PoolAddresses        uint32 `protobuf:"varint,10,opt,name=pool_addresses,json=poolAddresses,proto3" json:"pool_addresses,omitempty"`
+	PoolAddressesHealthy uint32 `protobuf:"varint,11,opt,name=pool_addresses_healthy,json=poolAddressesHealthy,proto3" json:"pool_addresses_healthy,omitempty"`
+	// Use of the ports that are most in use, with the address and the service, in percent; not set:
+	// none are in use.
+	Ports *PortUse `protobuf:"bytes,12,opt,name=ports,proto3" json:"ports,omitempty"`
+	// Whether the guard's rules are in the kernel, and the packets with a wrong source that they
+	// dropped.
+	Guard         bool   `protobuf:"varint,13,opt,name=guard,proto3" json:"guard,omitempty"`
+	GuardPackets  uint64 `protobuf:"varint,14,opt,name=guard_packets,json=guardPackets,proto3" json:"guard_packets,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Summary) Reset() {
+	*x = Summary{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[86]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Summary) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Summary) ProtoMessage() {}
+
+func (x *Summary) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[86]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Summary.ProtoReflect.Descriptor instead.
+func (*Summary) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{86}
+}
+
+func (x *Summary) GetTunnels() uint32 {
+	if x != nil {
+		return x.Tunnels
+	}
+	return 0
+}
+
+func (x *Summary) GetTunnelsUp() uint32 {
+	if x != nil {
+		return x.TunnelsUp
+	}
+	return 0
+}
+
+func (x *Summary) GetPeers() uint32 {
+	if x != nil {
+		return x.Peers
+	}
+	return 0
+}
+
+func (x *Summary) GetPeersEstablished() uint32 {
+	if x != nil {
+		return x.PeersEstablished
+	}
+	return 0
+}
+
+func (x *Summary) GetPrefixesAccepted() uint64 {
+	if x != nil {
+		return x.PrefixesAccepted
+	}
+	return 0
+}
+
+func (x *Summary) GetPrefixesAnnounced() uint64 {
+	if x != nil {
+		return x.PrefixesAnnounced
+	}
+	return 0
+}
+
+func (x *Summary) GetRoutes() uint64 {
+	if x != nil {
+		return x.Routes
+	}
+	return 0
+}
+
+func (x *Summary) GetRoutesInstalled() uint64 {
+	if x != nil {
+		return x.RoutesInstalled
+	}
+	return 0
+}
+
+func (x *Summary) GetPools() uint32 {
+	if x != nil {
+		return x.Pools
+	}
+	return 0
+}
+
+func (x *Summary) GetPoolAddresses() uint32 {
+	if x != nil {
+		return x.PoolAddresses
+	}
+	return 0
+}
+
+func (x *Summary) GetPoolAddressesHealthy() uint32 {
+	if x != nil {
+		return x.PoolAddressesHealthy
+	}
+	return 0
+}
+
+func (x *Summary) GetPorts() *PortUse {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+func (x *Summary) GetGuard() bool {
+	if x != nil {
+		return x.Guard
+	}
+	return false
+}
+
+func (x *Summary) GetGuardPackets() uint64 {
+	if x != nil {
+		return x.GuardPackets
+	}
+	return 0
+}
+
 // PlatformStatus is the last answer of the platform's metadata service about the machine.
 type PlatformStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -5983,7 +6150,7 @@ type PlatformStatus struct {
 
 func (x *PlatformStatus) Reset() {
 	*x = PlatformStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[86]
+	mi := &file_isthmus_v1_services_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5995,7 +6162,7 @@ func (x *PlatformStatus) String() string {
 func (*PlatformStatus) ProtoMessage() {}
 
 func (x *PlatformStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[86]
+	mi := &file_isthmus_v1_services_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6008,7 +6175,7 @@ func (x *PlatformStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlatformStatus.ProtoReflect.Descriptor instead.
 func (*PlatformStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{86}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *PlatformStatus) GetPlatform() string {
@@ -6079,7 +6246,7 @@ type PlatformInterface struct {
 
 func (x *PlatformInterface) Reset() {
 	*x = PlatformInterface{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[87]
+	mi := &file_isthmus_v1_services_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6091,7 +6258,7 @@ func (x *PlatformInterface) String() string {
 func (*PlatformInterface) ProtoMessage() {}
 
 func (x *PlatformInterface) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[87]
+	mi := &file_isthmus_v1_services_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6104,7 +6271,7 @@ func (x *PlatformInterface) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlatformInterface.ProtoReflect.Descriptor instead.
 func (*PlatformInterface) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{87}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *PlatformInterface) GetName() string {
@@ -6170,7 +6337,7 @@ type Counters struct {
 
 func (x *Counters) Reset() {
 	*x = Counters{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[88]
+	mi := &file_isthmus_v1_services_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6182,7 +6349,7 @@ func (x *Counters) String() string {
 func (*Counters) ProtoMessage() {}
 
 func (x *Counters) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[88]
+	mi := &file_isthmus_v1_services_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6195,7 +6362,7 @@ func (x *Counters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counters.ProtoReflect.Descriptor instead.
 func (*Counters) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{88}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *Counters) GetViciWrites() uint64 {
@@ -6252,7 +6419,7 @@ type SetSecretRequest struct {
 
 func (x *SetSecretRequest) Reset() {
 	*x = SetSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[89]
+	mi := &file_isthmus_v1_services_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6264,7 +6431,7 @@ func (x *SetSecretRequest) String() string {
 func (*SetSecretRequest) ProtoMessage() {}
 
 func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[89]
+	mi := &file_isthmus_v1_services_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6277,7 +6444,7 @@ func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSecretRequest.ProtoReflect.Descriptor instead.
 func (*SetSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{89}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *SetSecretRequest) GetName() string {
@@ -6303,7 +6470,7 @@ type RollbackSecretRequest struct {
 
 func (x *RollbackSecretRequest) Reset() {
 	*x = RollbackSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[90]
+	mi := &file_isthmus_v1_services_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6315,7 +6482,7 @@ func (x *RollbackSecretRequest) String() string {
 func (*RollbackSecretRequest) ProtoMessage() {}
 
 func (x *RollbackSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[90]
+	mi := &file_isthmus_v1_services_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6328,7 +6495,7 @@ func (x *RollbackSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackSecretRequest.ProtoReflect.Descriptor instead.
 func (*RollbackSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{90}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *RollbackSecretRequest) GetName() string {
@@ -6349,7 +6516,7 @@ type ListSecretsRequest struct {
 
 func (x *ListSecretsRequest) Reset() {
 	*x = ListSecretsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[91]
+	mi := &file_isthmus_v1_services_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6361,7 +6528,7 @@ func (x *ListSecretsRequest) String() string {
 func (*ListSecretsRequest) ProtoMessage() {}
 
 func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[91]
+	mi := &file_isthmus_v1_services_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6374,7 +6541,7 @@ func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsRequest.ProtoReflect.Descriptor instead.
 func (*ListSecretsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{91}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *ListSecretsRequest) GetPageSize() uint32 {
@@ -6401,7 +6568,7 @@ type ListSecretsResponse struct {
 
 func (x *ListSecretsResponse) Reset() {
 	*x = ListSecretsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[92]
+	mi := &file_isthmus_v1_services_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6413,7 +6580,7 @@ func (x *ListSecretsResponse) String() string {
 func (*ListSecretsResponse) ProtoMessage() {}
 
 func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[92]
+	mi := &file_isthmus_v1_services_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6426,7 +6593,7 @@ func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsResponse.ProtoReflect.Descriptor instead.
 func (*ListSecretsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{92}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *ListSecretsResponse) GetSecrets() []*SecretInfo {
@@ -6462,7 +6629,7 @@ type SecretInfo struct {
 
 func (x *SecretInfo) Reset() {
 	*x = SecretInfo{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[93]
+	mi := &file_isthmus_v1_services_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6474,7 +6641,7 @@ func (x *SecretInfo) String() string {
 func (*SecretInfo) ProtoMessage() {}
 
 func (x *SecretInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[93]
+	mi := &file_isthmus_v1_services_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6487,7 +6654,7 @@ func (x *SecretInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretInfo.ProtoReflect.Descriptor instead.
 func (*SecretInfo) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{93}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *SecretInfo) GetName() string {
@@ -6534,7 +6701,7 @@ type DeleteSecretRequest struct {
 
 func (x *DeleteSecretRequest) Reset() {
 	*x = DeleteSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[94]
+	mi := &file_isthmus_v1_services_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6546,7 +6713,7 @@ func (x *DeleteSecretRequest) String() string {
 func (*DeleteSecretRequest) ProtoMessage() {}
 
 func (x *DeleteSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[94]
+	mi := &file_isthmus_v1_services_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6559,7 +6726,7 @@ func (x *DeleteSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSecretRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{94}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *DeleteSecretRequest) GetName() string {
@@ -6577,7 +6744,7 @@ type DeleteSecretResponse struct {
 
 func (x *DeleteSecretResponse) Reset() {
 	*x = DeleteSecretResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[95]
+	mi := &file_isthmus_v1_services_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6589,7 +6756,7 @@ func (x *DeleteSecretResponse) String() string {
 func (*DeleteSecretResponse) ProtoMessage() {}
 
 func (x *DeleteSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[95]
+	mi := &file_isthmus_v1_services_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6602,7 +6769,7 @@ func (x *DeleteSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSecretResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSecretResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{95}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{96}
 }
 
 type RenewAuthorityRequest struct {
@@ -6616,7 +6783,7 @@ type RenewAuthorityRequest struct {
 
 func (x *RenewAuthorityRequest) Reset() {
 	*x = RenewAuthorityRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[96]
+	mi := &file_isthmus_v1_services_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6628,7 +6795,7 @@ func (x *RenewAuthorityRequest) String() string {
 func (*RenewAuthorityRequest) ProtoMessage() {}
 
 func (x *RenewAuthorityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[96]
+	mi := &file_isthmus_v1_services_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6641,7 +6808,7 @@ func (x *RenewAuthorityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewAuthorityRequest.ProtoReflect.Descriptor instead.
 func (*RenewAuthorityRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{96}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *RenewAuthorityRequest) GetAtOnce() bool {
@@ -6663,7 +6830,7 @@ type RenewAuthorityResponse struct {
 
 func (x *RenewAuthorityResponse) Reset() {
 	*x = RenewAuthorityResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[97]
+	mi := &file_isthmus_v1_services_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6675,7 +6842,7 @@ func (x *RenewAuthorityResponse) String() string {
 func (*RenewAuthorityResponse) ProtoMessage() {}
 
 func (x *RenewAuthorityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[97]
+	mi := &file_isthmus_v1_services_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6688,7 +6855,7 @@ func (x *RenewAuthorityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewAuthorityResponse.ProtoReflect.Descriptor instead.
 func (*RenewAuthorityResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{97}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *RenewAuthorityResponse) GetAuthority() string {
@@ -6721,7 +6888,7 @@ type IssueClientRequest struct {
 
 func (x *IssueClientRequest) Reset() {
 	*x = IssueClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[98]
+	mi := &file_isthmus_v1_services_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6733,7 +6900,7 @@ func (x *IssueClientRequest) String() string {
 func (*IssueClientRequest) ProtoMessage() {}
 
 func (x *IssueClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[98]
+	mi := &file_isthmus_v1_services_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6746,7 +6913,7 @@ func (x *IssueClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueClientRequest.ProtoReflect.Descriptor instead.
 func (*IssueClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{98}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *IssueClientRequest) GetName() string {
@@ -6790,7 +6957,7 @@ type IssueClientResponse struct {
 
 func (x *IssueClientResponse) Reset() {
 	*x = IssueClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[99]
+	mi := &file_isthmus_v1_services_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6802,7 +6969,7 @@ func (x *IssueClientResponse) String() string {
 func (*IssueClientResponse) ProtoMessage() {}
 
 func (x *IssueClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[99]
+	mi := &file_isthmus_v1_services_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6815,7 +6982,7 @@ func (x *IssueClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueClientResponse.ProtoReflect.Descriptor instead.
 func (*IssueClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{99}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *IssueClientResponse) GetCertificate() string {
@@ -6850,7 +7017,7 @@ type RenewClientRequest struct {
 
 func (x *RenewClientRequest) Reset() {
 	*x = RenewClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[100]
+	mi := &file_isthmus_v1_services_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6862,7 +7029,7 @@ func (x *RenewClientRequest) String() string {
 func (*RenewClientRequest) ProtoMessage() {}
 
 func (x *RenewClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[100]
+	mi := &file_isthmus_v1_services_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6875,7 +7042,7 @@ func (x *RenewClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewClientRequest.ProtoReflect.Descriptor instead.
 func (*RenewClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{100}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *RenewClientRequest) GetCsr() []byte {
@@ -6898,7 +7065,7 @@ type RenewClientResponse struct {
 
 func (x *RenewClientResponse) Reset() {
 	*x = RenewClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[101]
+	mi := &file_isthmus_v1_services_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6910,7 +7077,7 @@ func (x *RenewClientResponse) String() string {
 func (*RenewClientResponse) ProtoMessage() {}
 
 func (x *RenewClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[101]
+	mi := &file_isthmus_v1_services_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6923,7 +7090,7 @@ func (x *RenewClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewClientResponse.ProtoReflect.Descriptor instead.
 func (*RenewClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{101}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *RenewClientResponse) GetCertificate() string {
@@ -6955,7 +7122,7 @@ type ListClientsRequest struct {
 
 func (x *ListClientsRequest) Reset() {
 	*x = ListClientsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[102]
+	mi := &file_isthmus_v1_services_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6967,7 +7134,7 @@ func (x *ListClientsRequest) String() string {
 func (*ListClientsRequest) ProtoMessage() {}
 
 func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[102]
+	mi := &file_isthmus_v1_services_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6980,7 +7147,7 @@ func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsRequest.ProtoReflect.Descriptor instead.
 func (*ListClientsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{102}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{103}
 }
 
 type ListClientsResponse struct {
@@ -6992,7 +7159,7 @@ type ListClientsResponse struct {
 
 func (x *ListClientsResponse) Reset() {
 	*x = ListClientsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[103]
+	mi := &file_isthmus_v1_services_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7004,7 +7171,7 @@ func (x *ListClientsResponse) String() string {
 func (*ListClientsResponse) ProtoMessage() {}
 
 func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[103]
+	mi := &file_isthmus_v1_services_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7017,7 +7184,7 @@ func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsResponse.ProtoReflect.Descriptor instead.
 func (*ListClientsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{103}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *ListClientsResponse) GetClients() []*Client {
@@ -7048,7 +7215,7 @@ type Client struct {
 
 func (x *Client) Reset() {
 	*x = Client{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[104]
+	mi := &file_isthmus_v1_services_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7060,7 +7227,7 @@ func (x *Client) String() string {
 func (*Client) ProtoMessage() {}
 
 func (x *Client) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[104]
+	mi := &file_isthmus_v1_services_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7073,7 +7240,7 @@ func (x *Client) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Client.ProtoReflect.Descriptor instead.
 func (*Client) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{104}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *Client) GetName() string {
@@ -7135,7 +7302,7 @@ type RevokeClientRequest struct {
 
 func (x *RevokeClientRequest) Reset() {
 	*x = RevokeClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[105]
+	mi := &file_isthmus_v1_services_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7147,7 +7314,7 @@ func (x *RevokeClientRequest) String() string {
 func (*RevokeClientRequest) ProtoMessage() {}
 
 func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[105]
+	mi := &file_isthmus_v1_services_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7160,7 +7327,7 @@ func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientRequest.ProtoReflect.Descriptor instead.
 func (*RevokeClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{105}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *RevokeClientRequest) GetSerial() string {
@@ -7178,7 +7345,7 @@ type RevokeClientResponse struct {
 
 func (x *RevokeClientResponse) Reset() {
 	*x = RevokeClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[106]
+	mi := &file_isthmus_v1_services_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7190,7 +7357,7 @@ func (x *RevokeClientResponse) String() string {
 func (*RevokeClientResponse) ProtoMessage() {}
 
 func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[106]
+	mi := &file_isthmus_v1_services_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7203,7 +7370,7 @@ func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientResponse.ProtoReflect.Descriptor instead.
 func (*RevokeClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{106}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{107}
 }
 
 type ListPortsRequest struct {
@@ -7217,7 +7384,7 @@ type ListPortsRequest struct {
 
 func (x *ListPortsRequest) Reset() {
 	*x = ListPortsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[107]
+	mi := &file_isthmus_v1_services_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7229,7 +7396,7 @@ func (x *ListPortsRequest) String() string {
 func (*ListPortsRequest) ProtoMessage() {}
 
 func (x *ListPortsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[107]
+	mi := &file_isthmus_v1_services_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7242,7 +7409,7 @@ func (x *ListPortsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPortsRequest.ProtoReflect.Descriptor instead.
 func (*ListPortsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{107}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *ListPortsRequest) GetPageSize() uint32 {
@@ -7279,7 +7446,7 @@ type ListPortsResponse struct {
 
 func (x *ListPortsResponse) Reset() {
 	*x = ListPortsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[108]
+	mi := &file_isthmus_v1_services_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7291,7 +7458,7 @@ func (x *ListPortsResponse) String() string {
 func (*ListPortsResponse) ProtoMessage() {}
 
 func (x *ListPortsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[108]
+	mi := &file_isthmus_v1_services_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7304,7 +7471,7 @@ func (x *ListPortsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPortsResponse.ProtoReflect.Descriptor instead.
 func (*ListPortsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{108}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *ListPortsResponse) GetPorts() []*PortUse {
@@ -7357,7 +7524,7 @@ type WatchPortsRequest struct {
 
 func (x *WatchPortsRequest) Reset() {
 	*x = WatchPortsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[109]
+	mi := &file_isthmus_v1_services_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7369,7 +7536,7 @@ func (x *WatchPortsRequest) String() string {
 func (*WatchPortsRequest) ProtoMessage() {}
 
 func (x *WatchPortsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[109]
+	mi := &file_isthmus_v1_services_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7382,7 +7549,7 @@ func (x *WatchPortsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPortsRequest.ProtoReflect.Descriptor instead.
 func (*WatchPortsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{109}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{110}
 }
 
 type PortEvent struct {
@@ -7395,7 +7562,7 @@ type PortEvent struct {
 
 func (x *PortEvent) Reset() {
 	*x = PortEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[110]
+	mi := &file_isthmus_v1_services_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7407,7 +7574,7 @@ func (x *PortEvent) String() string {
 func (*PortEvent) ProtoMessage() {}
 
 func (x *PortEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[110]
+	mi := &file_isthmus_v1_services_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7420,7 +7587,7 @@ func (x *PortEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortEvent.ProtoReflect.Descriptor instead.
 func (*PortEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{110}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *PortEvent) GetType() EventType {
@@ -7472,7 +7639,7 @@ type PortUse struct {
 
 func (x *PortUse) Reset() {
 	*x = PortUse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[111]
+	mi := &file_isthmus_v1_services_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7484,7 +7651,7 @@ func (x *PortUse) String() string {
 func (*PortUse) ProtoMessage() {}
 
 func (x *PortUse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[111]
+	mi := &file_isthmus_v1_services_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7497,7 +7664,7 @@ func (x *PortUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortUse.ProtoReflect.Descriptor instead.
 func (*PortUse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{111}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *PortUse) GetPool() string {
@@ -7606,7 +7773,7 @@ type AddressUse struct {
 
 func (x *AddressUse) Reset() {
 	*x = AddressUse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[112]
+	mi := &file_isthmus_v1_services_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7618,7 +7785,7 @@ func (x *AddressUse) String() string {
 func (*AddressUse) ProtoMessage() {}
 
 func (x *AddressUse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[112]
+	mi := &file_isthmus_v1_services_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7631,7 +7798,7 @@ func (x *AddressUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressUse.ProtoReflect.Descriptor instead.
 func (*AddressUse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{112}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *AddressUse) GetPool() string {
@@ -7693,7 +7860,7 @@ type ConnectionTable struct {
 
 func (x *ConnectionTable) Reset() {
 	*x = ConnectionTable{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[113]
+	mi := &file_isthmus_v1_services_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7705,7 +7872,7 @@ func (x *ConnectionTable) String() string {
 func (*ConnectionTable) ProtoMessage() {}
 
 func (x *ConnectionTable) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[113]
+	mi := &file_isthmus_v1_services_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7718,7 +7885,7 @@ func (x *ConnectionTable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionTable.ProtoReflect.Descriptor instead.
 func (*ConnectionTable) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{113}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *ConnectionTable) GetEntries() uint32 {
@@ -7786,7 +7953,7 @@ type EndFlowsRequest struct {
 
 func (x *EndFlowsRequest) Reset() {
 	*x = EndFlowsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[114]
+	mi := &file_isthmus_v1_services_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7798,7 +7965,7 @@ func (x *EndFlowsRequest) String() string {
 func (*EndFlowsRequest) ProtoMessage() {}
 
 func (x *EndFlowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[114]
+	mi := &file_isthmus_v1_services_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7811,7 +7978,7 @@ func (x *EndFlowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndFlowsRequest.ProtoReflect.Descriptor instead.
 func (*EndFlowsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{114}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *EndFlowsRequest) GetSource() string {
@@ -7852,7 +8019,7 @@ type EndFlowsResponse struct {
 
 func (x *EndFlowsResponse) Reset() {
 	*x = EndFlowsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[115]
+	mi := &file_isthmus_v1_services_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7864,7 +8031,7 @@ func (x *EndFlowsResponse) String() string {
 func (*EndFlowsResponse) ProtoMessage() {}
 
 func (x *EndFlowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[115]
+	mi := &file_isthmus_v1_services_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7877,7 +8044,7 @@ func (x *EndFlowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndFlowsResponse.ProtoReflect.Descriptor instead.
 func (*EndFlowsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{115}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *EndFlowsResponse) GetFlows() uint64 {
@@ -7913,7 +8080,7 @@ type WhoRequest struct {
 
 func (x *WhoRequest) Reset() {
 	*x = WhoRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[116]
+	mi := &file_isthmus_v1_services_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7925,7 +8092,7 @@ func (x *WhoRequest) String() string {
 func (*WhoRequest) ProtoMessage() {}
 
 func (x *WhoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[116]
+	mi := &file_isthmus_v1_services_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7938,7 +8105,7 @@ func (x *WhoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoRequest.ProtoReflect.Descriptor instead.
 func (*WhoRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{116}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{117}
 }
 
 func (x *WhoRequest) GetAddress() string {
@@ -8007,7 +8174,7 @@ type WhoResponse struct {
 
 func (x *WhoResponse) Reset() {
 	*x = WhoResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[117]
+	mi := &file_isthmus_v1_services_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8019,7 +8186,7 @@ func (x *WhoResponse) String() string {
 func (*WhoResponse) ProtoMessage() {}
 
 func (x *WhoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[117]
+	mi := &file_isthmus_v1_services_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8032,7 +8199,7 @@ func (x *WhoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoResponse.ProtoReflect.Descriptor instead.
 func (*WhoResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{117}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *WhoResponse) GetFlows() []*TranslatedFlow {
@@ -8095,7 +8262,7 @@ type TranslatedFlow struct {
 
 func (x *TranslatedFlow) Reset() {
 	*x = TranslatedFlow{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[118]
+	mi := &file_isthmus_v1_services_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8107,7 +8274,7 @@ func (x *TranslatedFlow) String() string {
 func (*TranslatedFlow) ProtoMessage() {}
 
 func (x *TranslatedFlow) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[118]
+	mi := &file_isthmus_v1_services_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8120,7 +8287,7 @@ func (x *TranslatedFlow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TranslatedFlow.ProtoReflect.Descriptor instead.
 func (*TranslatedFlow) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{118}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *TranslatedFlow) GetStart() *timestamppb.Timestamp {
@@ -8667,7 +8834,7 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\x0eRebootResponse\"\x11\n" +
 	"\x0fPowerOffRequest\"\x12\n" +
 	"\x10PowerOffResponse\"\x12\n" +
-	"\x10GetStatusRequest\"\xc7\x03\n" +
+	"\x10GetStatusRequest\"\xf6\x03\n" +
 	"\fSystemStatus\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x124\n" +
@@ -8683,7 +8850,25 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"conditions\x120\n" +
 	"\bcounters\x18\t \x01(\v2\x14.isthmus.v1.CountersR\bcounters\x126\n" +
 	"\bplatform\x18\n" +
-	" \x01(\v2\x1a.isthmus.v1.PlatformStatusR\bplatform\"\xf7\x01\n" +
+	" \x01(\v2\x1a.isthmus.v1.PlatformStatusR\bplatform\x12-\n" +
+	"\asummary\x18\v \x01(\v2\x13.isthmus.v1.SummaryR\asummary\"\xfd\x03\n" +
+	"\aSummary\x12\x18\n" +
+	"\atunnels\x18\x01 \x01(\rR\atunnels\x12\x1d\n" +
+	"\n" +
+	"tunnels_up\x18\x02 \x01(\rR\ttunnelsUp\x12\x14\n" +
+	"\x05peers\x18\x03 \x01(\rR\x05peers\x12+\n" +
+	"\x11peers_established\x18\x04 \x01(\rR\x10peersEstablished\x12+\n" +
+	"\x11prefixes_accepted\x18\x05 \x01(\x04R\x10prefixesAccepted\x12-\n" +
+	"\x12prefixes_announced\x18\x06 \x01(\x04R\x11prefixesAnnounced\x12\x16\n" +
+	"\x06routes\x18\a \x01(\x04R\x06routes\x12)\n" +
+	"\x10routes_installed\x18\b \x01(\x04R\x0froutesInstalled\x12\x14\n" +
+	"\x05pools\x18\t \x01(\rR\x05pools\x12%\n" +
+	"\x0epool_addresses\x18\n" +
+	" \x01(\rR\rpoolAddresses\x124\n" +
+	"\x16pool_addresses_healthy\x18\v \x01(\rR\x14poolAddressesHealthy\x12)\n" +
+	"\x05ports\x18\f \x01(\v2\x13.isthmus.v1.PortUseR\x05ports\x12\x14\n" +
+	"\x05guard\x18\r \x01(\bR\x05guard\x12#\n" +
+	"\rguard_packets\x18\x0e \x01(\x04R\fguardPackets\"\xf7\x01\n" +
 	"\x0ePlatformStatus\x12\x1a\n" +
 	"\bplatform\x18\x01 \x01(\tR\bplatform\x12\x1a\n" +
 	"\binstance\x18\x02 \x01(\tR\binstance\x12\x16\n" +
@@ -8929,7 +9114,7 @@ func file_isthmus_v1_services_proto_rawDescGZIP() []byte {
 }
 
 var file_isthmus_v1_services_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 119)
+var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 120)
 var file_isthmus_v1_services_proto_goTypes = []any{
 	(Change_Action)(0),             // 0: isthmus.v1.Change.Action
 	(*Source)(nil),                 // 1: isthmus.v1.Source
@@ -9018,257 +9203,260 @@ var file_isthmus_v1_services_proto_goTypes = []any{
 	(*PowerOffResponse)(nil),       // 84: isthmus.v1.PowerOffResponse
 	(*GetStatusRequest)(nil),       // 85: isthmus.v1.GetStatusRequest
 	(*SystemStatus)(nil),           // 86: isthmus.v1.SystemStatus
-	(*PlatformStatus)(nil),         // 87: isthmus.v1.PlatformStatus
-	(*PlatformInterface)(nil),      // 88: isthmus.v1.PlatformInterface
-	(*Counters)(nil),               // 89: isthmus.v1.Counters
-	(*SetSecretRequest)(nil),       // 90: isthmus.v1.SetSecretRequest
-	(*RollbackSecretRequest)(nil),  // 91: isthmus.v1.RollbackSecretRequest
-	(*ListSecretsRequest)(nil),     // 92: isthmus.v1.ListSecretsRequest
-	(*ListSecretsResponse)(nil),    // 93: isthmus.v1.ListSecretsResponse
-	(*SecretInfo)(nil),             // 94: isthmus.v1.SecretInfo
-	(*DeleteSecretRequest)(nil),    // 95: isthmus.v1.DeleteSecretRequest
-	(*DeleteSecretResponse)(nil),   // 96: isthmus.v1.DeleteSecretResponse
-	(*RenewAuthorityRequest)(nil),  // 97: isthmus.v1.RenewAuthorityRequest
-	(*RenewAuthorityResponse)(nil), // 98: isthmus.v1.RenewAuthorityResponse
-	(*IssueClientRequest)(nil),     // 99: isthmus.v1.IssueClientRequest
-	(*IssueClientResponse)(nil),    // 100: isthmus.v1.IssueClientResponse
-	(*RenewClientRequest)(nil),     // 101: isthmus.v1.RenewClientRequest
-	(*RenewClientResponse)(nil),    // 102: isthmus.v1.RenewClientResponse
-	(*ListClientsRequest)(nil),     // 103: isthmus.v1.ListClientsRequest
-	(*ListClientsResponse)(nil),    // 104: isthmus.v1.ListClientsResponse
-	(*Client)(nil),                 // 105: isthmus.v1.Client
-	(*RevokeClientRequest)(nil),    // 106: isthmus.v1.RevokeClientRequest
-	(*RevokeClientResponse)(nil),   // 107: isthmus.v1.RevokeClientResponse
-	(*ListPortsRequest)(nil),       // 108: isthmus.v1.ListPortsRequest
-	(*ListPortsResponse)(nil),      // 109: isthmus.v1.ListPortsResponse
-	(*WatchPortsRequest)(nil),      // 110: isthmus.v1.WatchPortsRequest
-	(*PortEvent)(nil),              // 111: isthmus.v1.PortEvent
-	(*PortUse)(nil),                // 112: isthmus.v1.PortUse
-	(*AddressUse)(nil),             // 113: isthmus.v1.AddressUse
-	(*ConnectionTable)(nil),        // 114: isthmus.v1.ConnectionTable
-	(*EndFlowsRequest)(nil),        // 115: isthmus.v1.EndFlowsRequest
-	(*EndFlowsResponse)(nil),       // 116: isthmus.v1.EndFlowsResponse
-	(*WhoRequest)(nil),             // 117: isthmus.v1.WhoRequest
-	(*WhoResponse)(nil),            // 118: isthmus.v1.WhoResponse
-	(*TranslatedFlow)(nil),         // 119: isthmus.v1.TranslatedFlow
-	(*Spec)(nil),                   // 120: isthmus.v1.Spec
-	(*Problem)(nil),                // 121: isthmus.v1.Problem
-	(*durationpb.Duration)(nil),    // 122: google.protobuf.Duration
-	(*EgressPolicy)(nil),           // 123: isthmus.v1.EgressPolicy
-	(*timestamppb.Timestamp)(nil),  // 124: google.protobuf.Timestamp
-	(EventType)(0),                 // 125: isthmus.v1.EventType
-	(*Inside)(nil),                 // 126: isthmus.v1.Inside
-	(*Condition)(nil),              // 127: isthmus.v1.Condition
+	(*Summary)(nil),                // 87: isthmus.v1.Summary
+	(*PlatformStatus)(nil),         // 88: isthmus.v1.PlatformStatus
+	(*PlatformInterface)(nil),      // 89: isthmus.v1.PlatformInterface
+	(*Counters)(nil),               // 90: isthmus.v1.Counters
+	(*SetSecretRequest)(nil),       // 91: isthmus.v1.SetSecretRequest
+	(*RollbackSecretRequest)(nil),  // 92: isthmus.v1.RollbackSecretRequest
+	(*ListSecretsRequest)(nil),     // 93: isthmus.v1.ListSecretsRequest
+	(*ListSecretsResponse)(nil),    // 94: isthmus.v1.ListSecretsResponse
+	(*SecretInfo)(nil),             // 95: isthmus.v1.SecretInfo
+	(*DeleteSecretRequest)(nil),    // 96: isthmus.v1.DeleteSecretRequest
+	(*DeleteSecretResponse)(nil),   // 97: isthmus.v1.DeleteSecretResponse
+	(*RenewAuthorityRequest)(nil),  // 98: isthmus.v1.RenewAuthorityRequest
+	(*RenewAuthorityResponse)(nil), // 99: isthmus.v1.RenewAuthorityResponse
+	(*IssueClientRequest)(nil),     // 100: isthmus.v1.IssueClientRequest
+	(*IssueClientResponse)(nil),    // 101: isthmus.v1.IssueClientResponse
+	(*RenewClientRequest)(nil),     // 102: isthmus.v1.RenewClientRequest
+	(*RenewClientResponse)(nil),    // 103: isthmus.v1.RenewClientResponse
+	(*ListClientsRequest)(nil),     // 104: isthmus.v1.ListClientsRequest
+	(*ListClientsResponse)(nil),    // 105: isthmus.v1.ListClientsResponse
+	(*Client)(nil),                 // 106: isthmus.v1.Client
+	(*RevokeClientRequest)(nil),    // 107: isthmus.v1.RevokeClientRequest
+	(*RevokeClientResponse)(nil),   // 108: isthmus.v1.RevokeClientResponse
+	(*ListPortsRequest)(nil),       // 109: isthmus.v1.ListPortsRequest
+	(*ListPortsResponse)(nil),      // 110: isthmus.v1.ListPortsResponse
+	(*WatchPortsRequest)(nil),      // 111: isthmus.v1.WatchPortsRequest
+	(*PortEvent)(nil),              // 112: isthmus.v1.PortEvent
+	(*PortUse)(nil),                // 113: isthmus.v1.PortUse
+	(*AddressUse)(nil),             // 114: isthmus.v1.AddressUse
+	(*ConnectionTable)(nil),        // 115: isthmus.v1.ConnectionTable
+	(*EndFlowsRequest)(nil),        // 116: isthmus.v1.EndFlowsRequest
+	(*EndFlowsResponse)(nil),       // 117: isthmus.v1.EndFlowsResponse
+	(*WhoRequest)(nil),             // 118: isthmus.v1.WhoRequest
+	(*WhoResponse)(nil),            // 119: isthmus.v1.WhoResponse
+	(*TranslatedFlow)(nil),         // 120: isthmus.v1.TranslatedFlow
+	(*Spec)(nil),                   // 121: isthmus.v1.Spec
+	(*Problem)(nil),                // 122: isthmus.v1.Problem
+	(*durationpb.Duration)(nil),    // 123: google.protobuf.Duration
+	(*EgressPolicy)(nil),           // 124: isthmus.v1.EgressPolicy
+	(*timestamppb.Timestamp)(nil),  // 125: google.protobuf.Timestamp
+	(EventType)(0),                 // 126: isthmus.v1.EventType
+	(*Inside)(nil),                 // 127: isthmus.v1.Inside
+	(*Condition)(nil),              // 128: isthmus.v1.Condition
 }
 var file_isthmus_v1_services_proto_depIdxs = []int32{
-	120, // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
-	121, // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
+	121, // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
+	122, // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
 	1,   // 2: isthmus.v1.ValidateRequest.source:type_name -> isthmus.v1.Source
-	121, // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
-	121, // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
+	122, // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
+	122, // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
 	1,   // 5: isthmus.v1.PlanRequest.source:type_name -> isthmus.v1.Source
 	0,   // 6: isthmus.v1.Change.action:type_name -> isthmus.v1.Change.Action
 	6,   // 7: isthmus.v1.PlanResponse.changes:type_name -> isthmus.v1.Change
-	121, // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
+	122, // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
 	1,   // 9: isthmus.v1.ApplyRequest.source:type_name -> isthmus.v1.Source
-	122, // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
+	123, // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
 	6,   // 11: isthmus.v1.ApplyResponse.changes:type_name -> isthmus.v1.Change
-	121, // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
-	122, // 13: isthmus.v1.ApplyResponse.goes_back_in:type_name -> google.protobuf.Duration
-	123, // 14: isthmus.v1.EditPoliciesRequest.set:type_name -> isthmus.v1.EgressPolicy
-	122, // 15: isthmus.v1.EditPoliciesRequest.confirm_within:type_name -> google.protobuf.Duration
-	120, // 16: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
+	122, // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
+	123, // 13: isthmus.v1.ApplyResponse.goes_back_in:type_name -> google.protobuf.Duration
+	124, // 14: isthmus.v1.EditPoliciesRequest.set:type_name -> isthmus.v1.EgressPolicy
+	123, // 15: isthmus.v1.EditPoliciesRequest.confirm_within:type_name -> google.protobuf.Duration
+	121, // 16: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
 	17,  // 17: isthmus.v1.ListHistoryResponse.revisions:type_name -> isthmus.v1.Revision
-	124, // 18: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
+	125, // 18: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
 	24,  // 19: isthmus.v1.ListTunnelsResponse.tunnels:type_name -> isthmus.v1.TunnelStatus
 	27,  // 20: isthmus.v1.ListTunnelsResponse.strays:type_name -> isthmus.v1.StrayTunnel
-	125, // 21: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
+	126, // 21: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
 	24,  // 22: isthmus.v1.TunnelEvent.tunnel:type_name -> isthmus.v1.TunnelStatus
-	124, // 23: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
-	126, // 24: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
-	124, // 25: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
-	124, // 26: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
-	124, // 27: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
-	127, // 28: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
+	125, // 23: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
+	127, // 24: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
+	125, // 25: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
+	125, // 26: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
+	125, // 27: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
+	128, // 28: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
 	26,  // 29: isthmus.v1.TunnelStatus.explanation:type_name -> isthmus.v1.Explanation
-	124, // 30: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
-	124, // 31: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
-	124, // 32: isthmus.v1.TunnelStatus.last_error_since:type_name -> google.protobuf.Timestamp
-	124, // 33: isthmus.v1.TunnelStatus.data_received:type_name -> google.protobuf.Timestamp
+	125, // 30: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
+	125, // 31: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
+	125, // 32: isthmus.v1.TunnelStatus.last_error_since:type_name -> google.protobuf.Timestamp
+	125, // 33: isthmus.v1.TunnelStatus.data_received:type_name -> google.protobuf.Timestamp
 	25,  // 34: isthmus.v1.TunnelStatus.wireguard:type_name -> isthmus.v1.WireGuardStatus
-	124, // 35: isthmus.v1.WireGuardStatus.last_handshake:type_name -> google.protobuf.Timestamp
-	122, // 36: isthmus.v1.WireGuardStatus.keepalive:type_name -> google.protobuf.Duration
-	124, // 37: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
-	124, // 38: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
-	124, // 39: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
+	125, // 35: isthmus.v1.WireGuardStatus.last_handshake:type_name -> google.protobuf.Timestamp
+	123, // 36: isthmus.v1.WireGuardStatus.keepalive:type_name -> google.protobuf.Duration
+	125, // 37: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
+	125, // 38: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
+	125, // 39: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
 	35,  // 40: isthmus.v1.ListPeersResponse.peers:type_name -> isthmus.v1.PeerStatus
-	125, // 41: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
+	126, // 41: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
 	35,  // 42: isthmus.v1.PeerEvent.peer:type_name -> isthmus.v1.PeerStatus
-	124, // 43: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
-	122, // 44: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
-	127, // 45: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
-	124, // 46: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
+	125, // 43: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
+	123, // 44: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
+	128, // 45: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
+	125, // 46: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
 	36,  // 47: isthmus.v1.PeerStatus.filter:type_name -> isthmus.v1.PeerFilter
-	124, // 48: isthmus.v1.PeerStatus.last_error_time:type_name -> google.protobuf.Timestamp
+	125, // 48: isthmus.v1.PeerStatus.last_error_time:type_name -> google.protobuf.Timestamp
 	37,  // 49: isthmus.v1.PeerFilter.discarded:type_name -> isthmus.v1.DiscardedAttribute
 	42,  // 50: isthmus.v1.ListRoutesResponse.routes:type_name -> isthmus.v1.Route
-	125, // 51: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
+	126, // 51: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
 	42,  // 52: isthmus.v1.RouteEvent.route:type_name -> isthmus.v1.Route
 	43,  // 53: isthmus.v1.Route.next_hops:type_name -> isthmus.v1.NextHop
-	124, // 54: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
-	127, // 55: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
+	125, // 54: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
+	128, // 55: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
 	54,  // 56: isthmus.v1.ListPoliciesResponse.policies:type_name -> isthmus.v1.PolicyStatus
 	46,  // 57: isthmus.v1.ListPoliciesResponse.drops:type_name -> isthmus.v1.Drop
-	125, // 58: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
+	126, // 58: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
 	54,  // 59: isthmus.v1.PolicyEvent.policy:type_name -> isthmus.v1.PolicyStatus
 	51,  // 60: isthmus.v1.ProveEgressResponse.proof:type_name -> isthmus.v1.EgressProof
-	124, // 61: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
+	125, // 61: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
 	52,  // 62: isthmus.v1.EgressProof.states:type_name -> isthmus.v1.EgressProofState
 	53,  // 63: isthmus.v1.EgressProof.canaries:type_name -> isthmus.v1.CanaryResult
 	60,  // 64: isthmus.v1.ListPoolsResponse.pools:type_name -> isthmus.v1.PoolStatus
-	125, // 65: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
+	126, // 65: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
 	60,  // 66: isthmus.v1.PoolEvent.pool:type_name -> isthmus.v1.PoolStatus
 	61,  // 67: isthmus.v1.PoolStatus.members:type_name -> isthmus.v1.PoolMember
-	124, // 68: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
+	125, // 68: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
 	62,  // 69: isthmus.v1.PoolMember.targets:type_name -> isthmus.v1.ProbeTarget
-	124, // 70: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
-	124, // 71: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
+	125, // 70: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
+	125, // 71: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
 	67,  // 72: isthmus.v1.ListNamesResponse.names:type_name -> isthmus.v1.NameStatus
-	125, // 73: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
+	126, // 73: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
 	67,  // 74: isthmus.v1.NameEvent.name:type_name -> isthmus.v1.NameStatus
-	124, // 75: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
-	124, // 76: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
+	125, // 75: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
+	125, // 76: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
 	68,  // 77: isthmus.v1.NameStatus.gone:type_name -> isthmus.v1.GoneAddress
-	124, // 78: isthmus.v1.NameStatus.differs:type_name -> google.protobuf.Timestamp
-	124, // 79: isthmus.v1.GoneAddress.since:type_name -> google.protobuf.Timestamp
+	125, // 78: isthmus.v1.NameStatus.differs:type_name -> google.protobuf.Timestamp
+	125, // 79: isthmus.v1.GoneAddress.since:type_name -> google.protobuf.Timestamp
 	75,  // 80: isthmus.v1.Machine.slots:type_name -> isthmus.v1.Slot
-	124, // 81: isthmus.v1.Slot.deadline:type_name -> google.protobuf.Timestamp
+	125, // 81: isthmus.v1.Slot.deadline:type_name -> google.protobuf.Timestamp
 	77,  // 82: isthmus.v1.UpgradeRequest.header:type_name -> isthmus.v1.UpgradeHeader
-	124, // 83: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
-	124, // 84: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
-	127, // 85: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
-	89,  // 86: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
-	87,  // 87: isthmus.v1.SystemStatus.platform:type_name -> isthmus.v1.PlatformStatus
-	88,  // 88: isthmus.v1.PlatformStatus.interfaces:type_name -> isthmus.v1.PlatformInterface
-	124, // 89: isthmus.v1.PlatformStatus.read:type_name -> google.protobuf.Timestamp
-	94,  // 90: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
-	124, // 91: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
-	124, // 92: isthmus.v1.RenewAuthorityResponse.former_until:type_name -> google.protobuf.Timestamp
-	122, // 93: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
-	105, // 94: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
-	105, // 95: isthmus.v1.RenewClientResponse.client:type_name -> isthmus.v1.Client
-	105, // 96: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
-	124, // 97: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
-	124, // 98: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
-	112, // 99: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
-	113, // 100: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
-	114, // 101: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
-	124, // 102: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
-	125, // 103: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
-	112, // 104: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
-	122, // 105: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
-	124, // 106: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
-	122, // 107: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
-	119, // 108: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
-	124, // 109: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
-	124, // 110: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
-	3,   // 111: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
-	5,   // 112: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
-	8,   // 113: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
-	10,  // 114: isthmus.v1.SpecService.EditPolicies:input_type -> isthmus.v1.EditPoliciesRequest
-	11,  // 115: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
-	13,  // 116: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
-	15,  // 117: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
-	18,  // 118: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
-	19,  // 119: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
-	21,  // 120: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
-	22,  // 121: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
-	28,  // 122: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
-	30,  // 123: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
-	31,  // 124: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
-	33,  // 125: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
-	38,  // 126: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
-	40,  // 127: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
-	44,  // 128: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
-	47,  // 129: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
-	49,  // 130: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
-	117, // 131: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
-	115, // 132: isthmus.v1.NATService.EndFlows:input_type -> isthmus.v1.EndFlowsRequest
-	55,  // 133: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
-	57,  // 134: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
-	58,  // 135: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
-	63,  // 136: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
-	65,  // 137: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
-	85,  // 138: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
-	73,  // 139: isthmus.v1.SystemService.GetMachine:input_type -> isthmus.v1.GetMachineRequest
-	76,  // 140: isthmus.v1.SystemService.Upgrade:input_type -> isthmus.v1.UpgradeRequest
-	79,  // 141: isthmus.v1.SystemService.RollbackSlot:input_type -> isthmus.v1.RollbackSlotRequest
-	81,  // 142: isthmus.v1.SystemService.Reboot:input_type -> isthmus.v1.RebootRequest
-	83,  // 143: isthmus.v1.SystemService.PowerOff:input_type -> isthmus.v1.PowerOffRequest
-	69,  // 144: isthmus.v1.SystemService.Seal:input_type -> isthmus.v1.SealRequest
-	71,  // 145: isthmus.v1.SystemService.Unseal:input_type -> isthmus.v1.UnsealRequest
-	90,  // 146: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
-	91,  // 147: isthmus.v1.SecretService.RollbackSecret:input_type -> isthmus.v1.RollbackSecretRequest
-	92,  // 148: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
-	95,  // 149: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
-	99,  // 150: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
-	103, // 151: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
-	106, // 152: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
-	101, // 153: isthmus.v1.AccessService.RenewClient:input_type -> isthmus.v1.RenewClientRequest
-	97,  // 154: isthmus.v1.AccessService.RenewAuthority:input_type -> isthmus.v1.RenewAuthorityRequest
-	108, // 155: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
-	110, // 156: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
-	4,   // 157: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
-	7,   // 158: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
-	9,   // 159: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
-	9,   // 160: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
-	12,  // 161: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
-	14,  // 162: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
-	16,  // 163: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
-	9,   // 164: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
-	20,  // 165: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
-	24,  // 166: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
-	23,  // 167: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
-	29,  // 168: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
-	35,  // 169: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
-	32,  // 170: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
-	34,  // 171: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
-	39,  // 172: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
-	41,  // 173: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
-	45,  // 174: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
-	48,  // 175: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
-	50,  // 176: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
-	118, // 177: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
-	116, // 178: isthmus.v1.NATService.EndFlows:output_type -> isthmus.v1.EndFlowsResponse
-	56,  // 179: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
-	60,  // 180: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
-	59,  // 181: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
-	64,  // 182: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
-	66,  // 183: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
-	86,  // 184: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
-	74,  // 185: isthmus.v1.SystemService.GetMachine:output_type -> isthmus.v1.Machine
-	78,  // 186: isthmus.v1.SystemService.Upgrade:output_type -> isthmus.v1.UpgradeResponse
-	80,  // 187: isthmus.v1.SystemService.RollbackSlot:output_type -> isthmus.v1.RollbackSlotResponse
-	82,  // 188: isthmus.v1.SystemService.Reboot:output_type -> isthmus.v1.RebootResponse
-	84,  // 189: isthmus.v1.SystemService.PowerOff:output_type -> isthmus.v1.PowerOffResponse
-	70,  // 190: isthmus.v1.SystemService.Seal:output_type -> isthmus.v1.SealResponse
-	72,  // 191: isthmus.v1.SystemService.Unseal:output_type -> isthmus.v1.UnsealResponse
-	94,  // 192: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
-	94,  // 193: isthmus.v1.SecretService.RollbackSecret:output_type -> isthmus.v1.SecretInfo
-	93,  // 194: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
-	96,  // 195: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
-	100, // 196: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
-	104, // 197: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
-	107, // 198: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
-	102, // 199: isthmus.v1.AccessService.RenewClient:output_type -> isthmus.v1.RenewClientResponse
-	98,  // 200: isthmus.v1.AccessService.RenewAuthority:output_type -> isthmus.v1.RenewAuthorityResponse
-	109, // 201: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
-	111, // 202: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
-	157, // [157:203] is the sub-list for method output_type
-	111, // [111:157] is the sub-list for method input_type
-	111, // [111:111] is the sub-list for extension type_name
-	111, // [111:111] is the sub-list for extension extendee
-	0,   // [0:111] is the sub-list for field type_name
+	125, // 83: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
+	125, // 84: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
+	128, // 85: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
+	90,  // 86: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
+	88,  // 87: isthmus.v1.SystemStatus.platform:type_name -> isthmus.v1.PlatformStatus
+	87,  // 88: isthmus.v1.SystemStatus.summary:type_name -> isthmus.v1.Summary
+	113, // 89: isthmus.v1.Summary.ports:type_name -> isthmus.v1.PortUse
+	89,  // 90: isthmus.v1.PlatformStatus.interfaces:type_name -> isthmus.v1.PlatformInterface
+	125, // 91: isthmus.v1.PlatformStatus.read:type_name -> google.protobuf.Timestamp
+	95,  // 92: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
+	125, // 93: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
+	125, // 94: isthmus.v1.RenewAuthorityResponse.former_until:type_name -> google.protobuf.Timestamp
+	123, // 95: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
+	106, // 96: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
+	106, // 97: isthmus.v1.RenewClientResponse.client:type_name -> isthmus.v1.Client
+	106, // 98: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
+	125, // 99: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
+	125, // 100: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
+	113, // 101: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
+	114, // 102: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
+	115, // 103: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
+	125, // 104: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
+	126, // 105: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
+	113, // 106: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
+	123, // 107: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
+	125, // 108: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
+	123, // 109: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
+	120, // 110: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
+	125, // 111: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
+	125, // 112: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
+	3,   // 113: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
+	5,   // 114: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
+	8,   // 115: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
+	10,  // 116: isthmus.v1.SpecService.EditPolicies:input_type -> isthmus.v1.EditPoliciesRequest
+	11,  // 117: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
+	13,  // 118: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
+	15,  // 119: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
+	18,  // 120: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
+	19,  // 121: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
+	21,  // 122: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
+	22,  // 123: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
+	28,  // 124: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
+	30,  // 125: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
+	31,  // 126: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
+	33,  // 127: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
+	38,  // 128: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
+	40,  // 129: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
+	44,  // 130: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
+	47,  // 131: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
+	49,  // 132: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
+	118, // 133: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
+	116, // 134: isthmus.v1.NATService.EndFlows:input_type -> isthmus.v1.EndFlowsRequest
+	55,  // 135: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
+	57,  // 136: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
+	58,  // 137: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
+	63,  // 138: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
+	65,  // 139: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
+	85,  // 140: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
+	73,  // 141: isthmus.v1.SystemService.GetMachine:input_type -> isthmus.v1.GetMachineRequest
+	76,  // 142: isthmus.v1.SystemService.Upgrade:input_type -> isthmus.v1.UpgradeRequest
+	79,  // 143: isthmus.v1.SystemService.RollbackSlot:input_type -> isthmus.v1.RollbackSlotRequest
+	81,  // 144: isthmus.v1.SystemService.Reboot:input_type -> isthmus.v1.RebootRequest
+	83,  // 145: isthmus.v1.SystemService.PowerOff:input_type -> isthmus.v1.PowerOffRequest
+	69,  // 146: isthmus.v1.SystemService.Seal:input_type -> isthmus.v1.SealRequest
+	71,  // 147: isthmus.v1.SystemService.Unseal:input_type -> isthmus.v1.UnsealRequest
+	91,  // 148: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
+	92,  // 149: isthmus.v1.SecretService.RollbackSecret:input_type -> isthmus.v1.RollbackSecretRequest
+	93,  // 150: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
+	96,  // 151: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
+	100, // 152: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
+	104, // 153: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
+	107, // 154: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
+	102, // 155: isthmus.v1.AccessService.RenewClient:input_type -> isthmus.v1.RenewClientRequest
+	98,  // 156: isthmus.v1.AccessService.RenewAuthority:input_type -> isthmus.v1.RenewAuthorityRequest
+	109, // 157: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
+	111, // 158: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
+	4,   // 159: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
+	7,   // 160: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
+	9,   // 161: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
+	9,   // 162: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
+	12,  // 163: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
+	14,  // 164: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
+	16,  // 165: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
+	9,   // 166: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
+	20,  // 167: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
+	24,  // 168: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
+	23,  // 169: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
+	29,  // 170: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
+	35,  // 171: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
+	32,  // 172: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
+	34,  // 173: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
+	39,  // 174: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
+	41,  // 175: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
+	45,  // 176: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
+	48,  // 177: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
+	50,  // 178: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
+	119, // 179: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
+	117, // 180: isthmus.v1.NATService.EndFlows:output_type -> isthmus.v1.EndFlowsResponse
+	56,  // 181: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
+	60,  // 182: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
+	59,  // 183: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
+	64,  // 184: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
+	66,  // 185: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
+	86,  // 186: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
+	74,  // 187: isthmus.v1.SystemService.GetMachine:output_type -> isthmus.v1.Machine
+	78,  // 188: isthmus.v1.SystemService.Upgrade:output_type -> isthmus.v1.UpgradeResponse
+	80,  // 189: isthmus.v1.SystemService.RollbackSlot:output_type -> isthmus.v1.RollbackSlotResponse
+	82,  // 190: isthmus.v1.SystemService.Reboot:output_type -> isthmus.v1.RebootResponse
+	84,  // 191: isthmus.v1.SystemService.PowerOff:output_type -> isthmus.v1.PowerOffResponse
+	70,  // 192: isthmus.v1.SystemService.Seal:output_type -> isthmus.v1.SealResponse
+	72,  // 193: isthmus.v1.SystemService.Unseal:output_type -> isthmus.v1.UnsealResponse
+	95,  // 194: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
+	95,  // 195: isthmus.v1.SecretService.RollbackSecret:output_type -> isthmus.v1.SecretInfo
+	94,  // 196: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
+	97,  // 197: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
+	101, // 198: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
+	105, // 199: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
+	108, // 200: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
+	103, // 201: isthmus.v1.AccessService.RenewClient:output_type -> isthmus.v1.RenewClientResponse
+	99,  // 202: isthmus.v1.AccessService.RenewAuthority:output_type -> isthmus.v1.RenewAuthorityResponse
+	110, // 203: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
+	112, // 204: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
+	159, // [159:205] is the sub-list for method output_type
+	113, // [113:159] is the sub-list for method input_type
+	113, // [113:113] is the sub-list for extension type_name
+	113, // [113:113] is the sub-list for extension extendee
+	0,   // [0:113] is the sub-list for field type_name
 }
 
 func init() { file_isthmus_v1_services_proto_init() }
@@ -9291,7 +9479,7 @@ func file_isthmus_v1_services_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isthmus_v1_services_proto_rawDesc), len(file_isthmus_v1_services_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   119,
+			NumMessages:   120,
 			NumExtensions: 0,
 			NumServices:   11,
 		},

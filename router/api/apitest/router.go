@@ -205,6 +205,18 @@ func (r *Router) Status() (*isthmusv1.SystemStatus, <-chan struct{}) {
 		Node: r.status.Node, Version: r.status.Version, Started: timestamppb.New(r.now()), Conditions: r.status.Conditions,
 		Generation: r.generationLocked(), AppliedGeneration: r.generationLocked(), Capabilities: []string{"wireguard", "xfrm-interface"},
 		Counters: &isthmusv1.Counters{ViciWrites: 4, NetlinkWrites: 17, NftablesTransactions: 1, BgpStarts: 1},
+		Summary: &isthmusv1.Summary{
+			Tunnels: uint32(len(r.tunnels)), Peers: uint32(len(r.peers)), Routes: uint64(len(r.routes)), RoutesInstalled: uint64(len(r.routes)),
+			Pools: uint32(len(r.pools)), Guard: true, GuardPackets: 3,
+		},
+	}
+	for _, t := range r.tunnels {
+		if t.State == "up" {
+			st.Summary.TunnelsUp++
+		}
+	}
+	if len(r.ports) > 0 {
+		st.Summary.Ports = r.ports[0]
 	}
 	if !r.confirm.IsZero() {
 		st.ConfirmUntil = timestamppb.New(r.confirm)
