@@ -128,9 +128,11 @@ func show(ctx context.Context, prompt bool) (err error) {
 	}
 	// Prefixes are counted every few seconds.
 	err = lab.Until(ctx, 20*time.Second, func() error {
-		out, err := r.CLI(ctx, "get", "peers")
-		if err == nil && strings.Contains(out, "established  0") {
-			err = fmt.Errorf("a peer has announced nothing:\n%s", out)
+		peers, err := r.Peers(ctx)
+		for name, p := range peers {
+			if p.PrefixesReceived == 0 {
+				err = fmt.Errorf("peer %s has announced nothing", name)
+			}
 		}
 		return err
 	})
@@ -158,6 +160,19 @@ func show(ctx context.Context, prompt bool) (err error) {
 	if prompt {
 		return shell(ctx, r, bin)
 	}
+	var out string
+	err = lab.Until(ctx, time.Minute, func() error {
+		text, err := r.CLI(ctx, "status", "--check")
+		if err != nil {
+			return fmt.Errorf("the node is not well: %s: %w", text, err)
+		}
+		out, err = r.CLI(ctx, "status")
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	step("isthmus status\n\n%s", indent(out))
 	step("everything works")
 	return nil
 }
