@@ -376,6 +376,11 @@ func TestClientLife(t *testing.T) {
 	if out, _, _ := w.run(t.Context(), "", "client", "list"); !regexp.MustCompile(`(?m)^ann +reader +valid `).MatchString(out) {
 		t.Errorf("clients are\n%s", out)
 	}
+	for _, line := range []string{"get client ann", "describe clients ann"} {
+		if out, stderr, code := w.run(t.Context(), "", strings.Fields(line)...); code != 0 || !strings.Contains(out, "ann") || strings.Contains(out, "admin") {
+			t.Errorf("%s: exit %d, %s%s", line, code, out, stderr)
+		}
+	}
 	serial := ""
 	for _, c := range w.server.Authority.Clients() {
 		if c.Name == "ann" {

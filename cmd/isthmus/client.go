@@ -39,20 +39,17 @@ var clientColumns = []column[*isthmusv1.Client]{
 	{header: "ISSUED", wide: true, value: func(a *app, c *isthmusv1.Client) string { return a.since(c.Issued) }},
 }
 
-func (a *app) addClients(root, get, _, _ *cobra.Command) {
-	list := func(use string) *cobra.Command {
-		return getCommand(a, use, "List the client certificates that the node has issued",
-			func(ctx context.Context, conn *grpc.ClientConn) error {
-				r, err := isthmusv1.NewAccessServiceClient(conn).ListClients(ctx, &isthmusv1.ListClientsRequest{})
-				if err != nil {
-					return err
-				}
-				return show(a, clientColumns, r.GetClients(), r)
-			})
+func (a *app) addClients(root, get, describe, _ *cobra.Command) {
+	clients := nounCommands[*isthmusv1.Client]{
+		singular: "client", plural: "clients", columns: clientColumns,
+		what:     "NAME|SERIAL",
+		list:     "List the client certificates that the node has issued",
+		describe: "Show everything about client certificates",
+		names:    func(c *isthmusv1.Client) []string { return []string{c.Name, c.Serial} },
 	}
-	get.AddCommand(list("clients"))
+	clients.add(a, get, describe, nil)
 	group := a.group("client", "Grant and revoke access to the node")
-	group.AddCommand(a.clientIssue(), a.clientRequest(), a.clientAccept(), list("list"), &cobra.Command{
+	group.AddCommand(a.clientIssue(), a.clientRequest(), a.clientAccept(), clients.get(a, "list"), &cobra.Command{
 		Use: "revoke SERIAL", Short: "Revoke a certificate, and close its open connections", Args: cobra.ExactArgs(1),
 		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, args []string) error {
 			_, err := isthmusv1.NewAccessServiceClient(conn).RevokeClient(ctx, &isthmusv1.RevokeClientRequest{Serial: args[0]})

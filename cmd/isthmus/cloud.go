@@ -44,7 +44,7 @@ are checked against, and advice for the cloud's side. Each has its reason and so
 		if !ok {
 			return usageError{fmt.Errorf("cloud %q: must be one of %s", args[0], strings.Join(cloud.Names(), ", "))}
 		}
-		if a.output == "json" || a.output == "yaml" {
+		if !a.tables() {
 			return a.showValue(preset{p.Name, p.Title, p.Settings()})
 		}
 		return a.showPreset(p)

@@ -55,7 +55,7 @@ With -o json the answer contains the proof as signed by the node; "isthmus egres
 		if err != nil {
 			return err
 		}
-		if a.output == "json" || a.output == "yaml" {
+		if !a.tables() {
 			err = a.showMessage(r)
 		} else {
 			err = a.showProof(r.Proof)

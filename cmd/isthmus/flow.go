@@ -34,7 +34,7 @@ stay. The audit log records the request.`,
 		if err != nil {
 			return err
 		}
-		if a.output == "json" || a.output == "yaml" {
+		if !a.tables() {
 			return a.showMessage(r)
 		}
 		_, err = fmt.Fprintf(a.stdout, "%s ended.\n", plural(int(r.Flows), "flow"))

@@ -180,7 +180,7 @@ secrets are created at once.`,
 }
 
 func (a *app) showMachine(m *isthmusv1.Machine) error {
-	if err := show(a, slotColumns, m.Slots, m); err != nil || a.output == "json" || a.output == "yaml" {
+	if err := show(a, slotColumns, m.Slots, m); err != nil || !a.tables() {
 		return err
 	}
 	if len(m.Slots) == 0 {

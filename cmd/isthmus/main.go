@@ -79,12 +79,27 @@ func (a *app) run(ctx context.Context, args []string) int {
 	if errors.Is(err, errChanges) {
 		return exitChanges
 	}
-	if _, ok := errors.AsType[failure](err); ok {
-		a.printError(err)
+	if f, ok := errors.AsType[failure](err); ok {
+		for _, err := range joined(f.error) {
+			a.printError(err)
+		}
 		return exitFailed
 	}
 	fmt.Fprintf(a.stderr, "isthmus: %v\nRun '%s --help' for usage.\n", err, command.CommandPath())
 	return exitUsage
+}
+
+// joined returns the errors that errors.Join put together.
+func joined(err error) []error {
+	several, ok := err.(interface{ Unwrap() []error })
+	if !ok {
+		return []error{err}
+	}
+	var all []error
+	for _, err := range several.Unwrap() {
+		all = append(all, joined(err)...)
+	}
+	return all
 }
 
 // Messages of grpc about the connection; the first group of unreachable is the cause.
@@ -143,6 +158,14 @@ the address and the certificates of a context file.
 Answers go to standard output, all other messages to standard error.
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the plan has changes.`,
 	}
+	unknown := a.group("", "").RunE
+	root.Args = cobra.ArbitraryArgs
+	root.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return cmd.Help()
+		}
+		return unknown(cmd, args)
+	}
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
 	f := root.PersistentFlags()
@@ -151,8 +174,8 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the plan has changes.`,
 	f.StringVar(&a.socket, "socket", "", "unix socket of the daemon on this node (default $ISTHMUS_SOCKET; for root "+defaultSocket+" if it exists)")
 	f.DurationVar(&a.timeout, "timeout", 30*time.Second, "time to wait for an answer")
 
-	get := a.group("get", "List objects of one kind")
-	describe := a.group("describe", "Show everything about one object")
+	get := a.group("get", "List objects of one kind, or some of them by name")
+	describe := a.group("describe", "Show everything about objects")
 	watch := a.group("watch", "Follow changes of objects until interrupted")
 	root.AddCommand(get, describe, watch)
 	for _, add := range []func(root, get, describe, watch *cobra.Command){
@@ -176,16 +199,21 @@ func (a *app) group(use, short string) *cobra.Command {
 	return &cobra.Command{
 		Use: use, Short: short,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return fmt.Errorf("unknown command %q for %q", args[0], cmd.CommandPath())
-			}
-			var names []string
+			var near []string
+			var list strings.Builder
 			for _, c := range cmd.Commands() {
-				if !c.Hidden {
-					names = append(names, c.Name())
+				if !c.IsAvailableCommand() {
+					continue
 				}
+				if len(args) > 0 && len(similar(args[0], append(c.Aliases, c.Name()))) > 0 {
+					near = append(near, c.Name())
+				}
+				fmt.Fprintf(&list, "\n  %-*s %s", c.NamePadding(), c.Name(), c.Short)
 			}
-			return fmt.Errorf("%s: give one of %s", cmd.CommandPath(), strings.Join(names, ", "))
+			if len(args) > 0 {
+				return fmt.Errorf("unknown command %q for %q%s", args[0], cmd.CommandPath(), didYouMean(near))
+			}
+			return fmt.Errorf("%s: give one of%s", cmd.CommandPath(), list.String())
 		},
 	}
 }

@@ -7,7 +7,6 @@ import (
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
-	"google.golang.org/protobuf/proto"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 )
@@ -43,24 +42,27 @@ func getStatus(ctx context.Context, conn *grpc.ClientConn) (*isthmusv1.SystemSta
 }
 
 func (a *app) addNode(root, get, describe, _ *cobra.Command) {
-	get.AddCommand(getCommand(a, "status", "Show the node's state and conditions",
-		func(ctx context.Context, conn *grpc.ClientConn) error {
+	state := getCommand(a, "status", "Show the node's state and conditions", cobra.NoArgs,
+		func(ctx context.Context, conn *grpc.ClientConn, _ []string) error {
 			s, err := getStatus(ctx, conn)
 			if err != nil {
 				return err
 			}
 			return show(a, statusColumns, []*isthmusv1.SystemStatus{s}, s)
-		}))
-	node := describeCommand(a, "node", "Show everything about the node", func(ctx context.Context, conn *grpc.ClientConn, name string) (proto.Message, error) {
+		})
+	state.Aliases = []string{"node"}
+	get.AddCommand(state)
+	node := describeCommand(a, "node [NAME]", "Show everything about the node", func(ctx context.Context, conn *grpc.ClientConn, names []string) ([]*isthmusv1.SystemStatus, error) {
 		s, err := getStatus(ctx, conn)
-		if err == nil && name != "" && name != s.Node {
-			return nil, fmt.Errorf("node %q: not found; this is %q", name, s.Node)
+		if err != nil {
+			return nil, err
 		}
-		return s, err
+		if len(names) > 0 && names[0] != s.Node {
+			return nil, fmt.Errorf("node %q: not found; this is %q", names[0], s.Node)
+		}
+		return []*isthmusv1.SystemStatus{s}, nil
 	})
-	run := node.RunE
-	node.Use, node.Args = "node [NAME]", cobra.MaximumNArgs(1)
-	node.RunE = func(cmd *cobra.Command, args []string) error { return run(cmd, append(args, "")) }
+	node.Args, node.Aliases = cobra.MaximumNArgs(1), []string{"status"}
 	describe.AddCommand(node)
 
 	a.addSystem(root)

@@ -40,6 +40,9 @@ func (a *app) outputFlag(cmd *cobra.Command) {
 	cmd.Flags().VarP(&a.output, "output", "o", "output format: table, wide, json or yaml")
 }
 
+// tables reports whether the output is for people, as tables.
+func (a *app) tables() bool { return a.output == "table" || a.output == "wide" }
+
 // column is one column of a noun's table. The other formats print the whole message.
 type column[T any] struct {
 	header string
@@ -118,7 +121,7 @@ func cells[T any](a *app, columns []column[T], o T) []string {
 
 // show prints items as a table, or their message as JSON or YAML.
 func show[T any](a *app, columns []column[T], items []T, message proto.Message) error {
-	if a.output != "table" && a.output != "wide" {
+	if !a.tables() {
 		return a.showMessage(message)
 	}
 	t := &table{w: a.stdout}
@@ -216,7 +219,7 @@ func (a *app) describeMessage(m proto.Message) error {
 	if err != nil {
 		return err
 	}
-	if a.output == "table" || a.output == "wide" {
+	if a.tables() {
 		a.addAges(n)
 	}
 	data, err := marshalYAML(n)

@@ -34,9 +34,9 @@ var peerColumns = []column[*isthmusv1.PeerStatus]{
 
 func (a *app) addPeers(root, get, describe, watch *cobra.Command) {
 	nounCommands[*isthmusv1.PeerStatus]{
-		plural: "peers", columns: peerColumns,
+		singular: "peer", plural: "peers", columns: peerColumns,
 		list:     "List the BGP sessions, with prefixes received and messages received/sent",
-		describe: "peer NAME: Show everything about one BGP session",
+		describe: "Show everything about BGP sessions",
 		watch:    "Follow the BGP sessions",
 	}.add(a, get, describe, watch)
 

@@ -45,14 +45,12 @@ var policyColumns = []column[*isthmusv1.PolicyStatus]{
 
 func (a *app) addPolicies(_, get, describe, watch *cobra.Command) {
 	nounCommands[*isthmusv1.PolicyStatus]{
-		plural: "policies", aliases: []string{"nat"}, columns: policyColumns,
-		list:    "List the egress policies with their counters, and the dropped packets by reason",
-		watch:   "Follow the egress policies",
-		request: &isthmusv1.ListPoliciesRequest{PageSize: 10000},
-		show: func(message proto.Message, policies []*isthmusv1.PolicyStatus) error {
-			if err := show(a, policyColumns, policies, message); err != nil || a.output == "json" || a.output == "yaml" {
-				return err
-			}
+		singular: "policy", plural: "policies", aliases: []string{"nat"}, columns: policyColumns,
+		list:     "List the egress policies with their counters, and the dropped packets by reason",
+		describe: "Show everything about egress policies",
+		watch:    "Follow the egress policies",
+		request:  &isthmusv1.ListPoliciesRequest{PageSize: 10000},
+		more: func(message proto.Message) error {
 			all := message.(*isthmusv1.ListPoliciesResponse)
 			_, err := fmt.Fprintf(a.stdout, "\nThe guard kept %d packets (%s) from leaving with an inside source.\n", all.GuardPackets, size(all.GuardBytes))
 			for _, d := range all.Drops {

@@ -6,7 +6,6 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/protobuf/proto"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 )
@@ -53,18 +52,18 @@ func announces(p *isthmusv1.PoolStatus) string {
 
 func (a *app) addPools(_, get, describe, watch *cobra.Command) {
 	nounCommands[*isthmusv1.PoolStatus]{
-		plural: "pools", columns: poolColumns,
+		singular: "pool", plural: "pools", columns: poolColumns,
 		list:     "List the source addresses of the pools, with their health",
-		describe: "pool NAME: Show everything about one pool, with the probes of each address",
+		describe: "Show everything about pools, with the probes of each address",
 		watch:    "Follow the pools",
-		show: func(all proto.Message, pools []*isthmusv1.PoolStatus) error {
+		table: func(pools []*isthmusv1.PoolStatus) error {
 			var rows []member
 			for _, p := range pools {
 				for _, m := range p.Members {
 					rows = append(rows, member{m, p})
 				}
 			}
-			return show(a, memberColumns, rows, all)
+			return show(a, memberColumns, rows, nil)
 		},
 	}.add(a, get, describe, watch)
 }
@@ -95,8 +94,9 @@ var nameColumns = []column[*isthmusv1.NameStatus]{
 
 func (a *app) addNames(_, get, describe, watch *cobra.Command) {
 	nounCommands[*isthmusv1.NameStatus]{
-		plural: "names", columns: nameColumns,
-		list:  "List the domain names of the egress policies and their addresses",
-		watch: "Follow the domain names",
+		singular: "name", plural: "names", columns: nameColumns,
+		list:     "List the domain names of the egress policies and their addresses",
+		describe: "Show everything about domain names",
+		watch:    "Follow the domain names",
 	}.add(a, get, describe, watch)
 }

@@ -47,13 +47,15 @@ var addressColumns = []column[*isthmusv1.AddressUse]{
 
 func (a *app) addPorts(_, get, describe, watch *cobra.Command) {
 	nounCommands[*isthmusv1.PortUse]{
-		plural: "ports", aliases: []string{"egress"}, columns: portColumns,
-		list:  "List the ports in use and free of the pools' addresses, and the use of the connection table",
-		watch: "Follow the ports in use",
-		show: func(message proto.Message, ports []*isthmusv1.PortUse) error {
-			if err := show(a, portColumns, ports, message); err != nil || a.output == "json" || a.output == "yaml" {
-				return err
-			}
+		singular: "port", plural: "ports", aliases: []string{"egress"}, columns: portColumns,
+		what:     "POOL|ADDRESS",
+		list:     "List the ports in use and free of the pools' addresses, and the use of the connection table",
+		describe: "Show everything about the ports in use of pools or addresses",
+		watch:    "Follow the ports in use",
+		names: func(p *isthmusv1.PortUse) []string {
+			return []string{p.PublicAddress, p.Address, p.Pool, p.Destination}
+		},
+		more: func(message proto.Message) error {
 			all := message.(*isthmusv1.ListPortsResponse)
 			fmt.Fprintln(a.stdout)
 			if err := show(a, addressColumns, all.Addresses, nil); err != nil {

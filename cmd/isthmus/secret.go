@@ -33,9 +33,13 @@ var secretColumns = []column[*isthmusv1.SecretInfo]{
 	{header: "USED-BY", value: func(_ *app, s *isthmusv1.SecretInfo) string { return strings.Join(s.UsedBy, ",") }},
 }
 
-func (a *app) addSecrets(root, get, _, _ *cobra.Command) {
-	secrets := nounCommands[*isthmusv1.SecretInfo]{plural: "secrets", columns: secretColumns, list: "List names and fingerprints of the secrets"}
-	secrets.add(a, get, nil, nil)
+func (a *app) addSecrets(root, get, describe, _ *cobra.Command) {
+	secrets := nounCommands[*isthmusv1.SecretInfo]{
+		singular: "secret", plural: "secrets", columns: secretColumns,
+		list:     "List names and fingerprints of the secrets",
+		describe: "Show the fingerprints of secrets, and the fields that use them",
+	}
+	secrets.add(a, get, describe, nil)
 	group := a.group("secret", "Set and delete secrets, which cannot be read back")
 	group.AddCommand(a.secretSet(), secrets.get(a, "list"), &cobra.Command{Use: "rollback NAME", Short: "Restore the previous value of a secret", Args: cobra.ExactArgs(1),
 		Long: `Restore the value that a secret had before it was last set. Tunnels and peers that use it change at once. The previous value is

@@ -74,7 +74,7 @@ func (d *document) name() string {
 	return d.file
 }
 
-func (a *app) addSpec(root, get, _, _ *cobra.Command) {
+func (a *app) addSpec(root, get, describe, _ *cobra.Command) {
 	root.AddCommand(a.validateCommand(), a.planCommand(), a.applyCommand(), a.confirmCommand(), a.rollbackCommand())
 
 	var generation uint64
@@ -84,7 +84,7 @@ func (a *app) addSpec(root, get, _, _ *cobra.Command) {
 			if err != nil {
 				return err
 			}
-			if a.output == "json" || a.output == "yaml" {
+			if !a.tables() {
 				return a.showMessage(s.Spec)
 			}
 			_, err = io.WriteString(a.stdout, s.Text)
@@ -93,7 +93,13 @@ func (a *app) addSpec(root, get, _, _ *cobra.Command) {
 	spec.Flags().Uint64Var(&generation, "generation", 0, "generation to show (default: the present one)")
 	a.outputFlag(spec)
 	get.AddCommand(spec)
-	nounCommands[*isthmusv1.Revision]{plural: "history", columns: revisionColumns, list: "List the accepted documents, newest first"}.add(a, get, nil, nil)
+	nounCommands[*isthmusv1.Revision]{
+		singular: "generation", plural: "history", aliases: []string{"generations", "revisions", "revision"}, columns: revisionColumns,
+		what:     "GENERATION",
+		list:     "List the accepted documents, newest first",
+		describe: "Show time, author and reason of accepted documents",
+		names:    func(r *isthmusv1.Revision) []string { return []string{count(r.Generation)} },
+	}.add(a, get, describe, nil)
 }
 
 func (a *app) validateCommand() *cobra.Command {
@@ -108,7 +114,7 @@ func (a *app) validateCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if a.output == "json" || a.output == "yaml" {
+			if !a.tables() {
 				err = a.showMessage(r)
 			} else {
 				printProblems(a.stdout, a.document, r.Problems)
@@ -165,7 +171,7 @@ func (a *app) planned(changes []*isthmusv1.Change, generation uint64) error {
 
 // showChanges prints the changes, and nothing instead of an empty table.
 func (a *app) showChanges(changes []*isthmusv1.Change, m proto.Message) error {
-	if len(changes) == 0 && a.output != "json" && a.output != "yaml" {
+	if len(changes) == 0 && a.tables() {
 		return nil
 	}
 	return show(a, changeColumns, changes, m)

@@ -134,7 +134,7 @@ commands and Terraform, and the source of each pre-shared key.`}
 		if err != nil {
 			return err
 		}
-		if a.output == "json" || a.output == "yaml" {
+		if !a.tables() {
 			out := []pairing{}
 			for _, tu := range t.Tunnels {
 				p := pairing{Name: tu.Name, Key: tu.Key, Dead: tu.Dead}

@@ -49,14 +49,14 @@ var strayColumns = []column[*isthmusv1.StrayTunnel]{
 
 func (a *app) addTunnels(_, get, describe, watch *cobra.Command) {
 	nounCommands[*isthmusv1.TunnelStatus]{
-		plural: "tunnels", columns: tunnelColumns,
+		singular: "tunnel", plural: "tunnels", columns: tunnelColumns,
 		list:     "List the tunnels",
-		describe: "tunnel NAME: Show everything about one tunnel, with the reason if it is not up",
+		describe: "Show everything about tunnels, with the reason if they are not up",
 		watch:    "Follow the tunnels",
-		show: func(all proto.Message, tunnels []*isthmusv1.TunnelStatus) error {
+		more: func(all proto.Message) error {
 			strays := all.(*isthmusv1.ListTunnelsResponse).Strays
-			if err := show(a, tunnelColumns, tunnels, all); err != nil || len(strays) == 0 || a.output == "json" || a.output == "yaml" {
-				return err
+			if len(strays) == 0 {
+				return nil
 			}
 			fmt.Fprintln(a.stdout)
 			return show(a, strayColumns, strays, all)

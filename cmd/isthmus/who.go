@@ -87,7 +87,7 @@ from the address. The audit log records the query.`,
 		if err != nil {
 			return err
 		}
-		if a.output == "json" || a.output == "yaml" {
+		if !a.tables() {
 			err = a.showMessage(r)
 		} else {
 			err = a.showWho(args[0], r)
