@@ -50,7 +50,7 @@ func (a *app) addClients(root, get, describe, _ *cobra.Command) {
 	clients.add(a, get, describe, nil)
 	group := a.group("client", "Grant and revoke access to the node")
 	group.AddCommand(a.clientIssue(), a.clientRequest(), a.clientAccept(), clients.get(a, "list"), &cobra.Command{
-		Use: "revoke SERIAL", Short: "Revoke a certificate, and close its open connections", Args: cobra.ExactArgs(1),
+		Use: "revoke SERIAL", Short: "Revoke a certificate, and close its open connections", Args: cobra.ExactArgs(1), ValidArgsFunction: names(a, true, named((*isthmusv1.Client).GetSerial)),
 		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, args []string) error {
 			_, err := isthmusv1.NewAccessServiceClient(conn).RevokeClient(ctx, &isthmusv1.RevokeClientRequest{Serial: args[0]})
 			return err
@@ -147,5 +147,7 @@ func (a *app) clientIssue() *cobra.Command {
 	f.DurationVar(&lifetime, "lifetime", 0, "lifetime of the certificate, 1h to 87600h (default 8760h)")
 	cmd.MarkFlagRequired("role")
 	cmd.MarkFlagRequired("out")
+	completeFlag(cmd, "role", oneOf("reader", "operator", "admin"))
+	cmd.MarkFlagFilename("out", documents...)
 	return cmd
 }

@@ -152,6 +152,13 @@ file of its own.`}
 	f.BoolVar(&set, "set-secrets", false, "store the keys on the node")
 	f.StringVar(&dir, "secrets-dir", "", "directory to write each key to, as a file that only its owner can read")
 	cmd.MarkFlagsMutuallyExclusive("set-secrets", "secrets-dir")
+	cmd.MarkFlagDirname("secrets-dir")
+	cmd.ValidArgsFunction = func(cmd *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
+		if len(args) > 0 {
+			return files(cmd, args, word)
+		}
+		return []string{"aws", "azure", "gcp"}, cobra.ShellCompDirectiveNoFileComp
+	}
 	return cmd
 }
 

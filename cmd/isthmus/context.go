@@ -224,7 +224,7 @@ func (a *app) addContext(root, _, _, _ *cobra.Command) {
 			return err
 		}),
 	}, &cobra.Command{
-		Use: "import FILE", Short: "Import a context file from a node or an admin as the default context", Args: cobra.ExactArgs(1),
+		Use: "import FILE", Short: "Import a context file from a node or an admin as the default context", Args: cobra.ExactArgs(1), ValidArgsFunction: files,
 		RunE: runs(func(_ *cobra.Command, args []string) error {
 			c, err := a.loadContext(args[0])
 			if err != nil {

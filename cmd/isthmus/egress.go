@@ -115,10 +115,11 @@ func list(items []string) string {
 
 func (a *app) egressVerify() *cobra.Command {
 	var authority string
-	cmd := &cobra.Command{Use: "verify FILE", Short: "Check the signature of a proof (works without a node)", Args: cobra.ExactArgs(1),
+	cmd := &cobra.Command{Use: "verify FILE", Short: "Check the signature of a proof (works without a node)", Args: cobra.ExactArgs(1), ValidArgsFunction: files,
 		Long: `Check that a node of the authority signed a proof, as printed by "isthmus egress prove -o json", and print the proof.
 - is standard input.`}
 	cmd.Flags().StringVar(&authority, "authority", "", "file with the authority's certificate in PEM (default: that of the context)")
+	completeFlag(cmd, "authority", files)
 	cmd.RunE = runs(func(_ *cobra.Command, args []string) error {
 		roots := x509.NewCertPool()
 		if authority != "" {

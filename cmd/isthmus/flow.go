@@ -28,6 +28,7 @@ stay. The audit log records the request.`,
 	f.StringVar(&q.Source, "from", "", "address or prefix of the clients (required)")
 	f.StringVar(&q.Destination, "to", "", "address or prefix of the destinations (default: all destinations)")
 	f.StringVar(&q.Protocol, "protocol", "", "tcp, udp or icmp (default: every protocol)")
+	completeFlag(cmd, "protocol", oneOf("tcp", "udp", "icmp"))
 	f.Uint32Var(&q.Port, "port", 0, "destination port, for tcp and udp (default: every port)")
 	cmd.RunE = a.call(func(ctx context.Context, conn *grpc.ClientConn, _ []string) error {
 		r, err := isthmusv1.NewNATServiceClient(conn).EndFlows(ctx, q)

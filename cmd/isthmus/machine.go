@@ -96,6 +96,8 @@ A slot older than the running one is refused without --older.`,
 	upgrade.Flags().BoolVar(&older, "older", false, "accept a slot that is older than the running one")
 	upgrade.Flags().BoolVar(&later, "later", false, "do not reboot; the next boot tries the slot")
 	_ = upgrade.MarkFlagRequired("filename")
+	completeFlag(upgrade, "filename", files)
+	completeFlag(upgrade, "signature", files)
 
 	rollback := &cobra.Command{Use: "rollback", Short: "Boot the machine from the other slot", Args: cobra.NoArgs,
 		Long: `Boot the machine from the other slot, and wait for it. A slot on trial is given up. Otherwise the other slot is on trial as

@@ -184,6 +184,9 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the plan has changes.`,
 	} {
 		add(root, get, describe, watch)
 	}
+	completeFlag(root, "context", files)
+	completeFlag(root, "socket", files)
+	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
 	root.InitDefaultCompletionCmd()
 	// Cobra's own group shows its help and succeeds when the shell is unknown.
 	for _, c := range root.Commands() {

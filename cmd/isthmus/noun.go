@@ -51,6 +51,7 @@ func (n nounCommands[T]) add(a *app, get, describe, watch *cobra.Command) *cobra
 	list.Aliases = append([]string{n.singular}, n.aliases...)
 	get.AddCommand(list)
 	one := describeCommand(a, n.singular+" "+n.word()+"...", n.describe, n.pick)
+	one.ValidArgsFunction = list.ValidArgsFunction
 	one.Aliases = append([]string{n.plural}, n.aliases...)
 	describe.AddCommand(one)
 	if n.watch != "" {
@@ -66,7 +67,7 @@ func (n nounCommands[T]) word() string { return cmp.Or(n.what, "NAME") }
 
 // get returns the command that lists the noun, or some of its objects.
 func (n nounCommands[T]) get(a *app, use string) *cobra.Command {
-	return getCommand(a, use+" ["+n.word()+"...]", n.list, cobra.ArbitraryArgs, func(ctx context.Context, conn *grpc.ClientConn, names []string) error {
+	cmd := getCommand(a, use+" ["+n.word()+"...]", n.list, cobra.ArbitraryArgs, func(ctx context.Context, conn *grpc.ClientConn, names []string) error {
 		items, missing, all := []T(nil), error(nil), proto.Message(nil)
 		if len(names) > 0 {
 			var err error
@@ -82,6 +83,8 @@ func (n nounCommands[T]) get(a *app, use string) *cobra.Command {
 		}
 		return errors.Join(n.print(a, items, all, len(names) == 0), missing)
 	})
+	cmd.ValidArgsFunction = names(a, false, n.words)
+	return cmd
 }
 
 // print prints objects, and with whole the rest of the response.

@@ -38,6 +38,7 @@ func (o *outputFormat) Set(s string) error {
 func (a *app) outputFlag(cmd *cobra.Command) {
 	a.output = "table"
 	cmd.Flags().VarP(&a.output, "output", "o", "output format: table, wide, json or yaml")
+	completeFlag(cmd, "output", oneOf("table", "wide", "json", "yaml"))
 }
 
 // tables reports whether the output is for people, as tables.

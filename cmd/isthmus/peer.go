@@ -47,6 +47,7 @@ func (a *app) addPeers(root, get, describe, watch *cobra.Command) {
 			_, err := isthmusv1.NewBGPServiceClient(conn).ResetPeer(ctx, &isthmusv1.ResetPeerRequest{Name: args[0], Soft: soft})
 			return err
 		})}
+	peer.ValidArgsFunction = names(a, true, named((*isthmusv1.PeerStatus).GetName))
 	peer.Flags().BoolVar(&soft, "soft", false, "keep the session; apply the import policy to the peer's routes again, and send our routes again")
 	reset.AddCommand(peer)
 	root.AddCommand(reset)

@@ -81,7 +81,7 @@ with a certificate of its own.`}
 const maxConsoleText = 16 << 20
 
 func (a *app) clientAccept() *cobra.Command {
-	cmd := &cobra.Command{Use: "accept [FILE]", Short: "Make a context from the text of a new node's console", Args: cobra.MaximumNArgs(1),
+	cmd := &cobra.Command{Use: "accept [FILE]", Short: "Make a context from the text of a new node's console", Args: cobra.MaximumNArgs(1), ValidArgsFunction: files,
 		Long: `Make a context from the text of a new node's console, which has the answer to a request of isthmus client request. The text is
 read from standard input or FILE.
 

@@ -66,6 +66,7 @@ func (a *app) addRoutes(_, get, describe, watch *cobra.Command) {
 (the longest match).`
 	routes.Flags().StringVar(&request.Within, "within", "", "only routes inside this prefix")
 	routes.Flags().StringVar(&request.Peer, "peer", "", "only routes from this peer")
+	completeFlag(routes, "peer", names(a, false, named((*isthmusv1.PeerStatus).GetName)))
 }
 
 // findRoute returns the route of a prefix, or the longest match of an address.

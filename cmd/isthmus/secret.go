@@ -41,7 +41,8 @@ func (a *app) addSecrets(root, get, describe, _ *cobra.Command) {
 	}
 	secrets.add(a, get, describe, nil)
 	group := a.group("secret", "Set and delete secrets, which cannot be read back")
-	group.AddCommand(a.secretSet(), secrets.get(a, "list"), &cobra.Command{Use: "rollback NAME", Short: "Restore the previous value of a secret", Args: cobra.ExactArgs(1),
+	known := names(a, true, named((*isthmusv1.SecretInfo).GetName))
+	group.AddCommand(a.secretSet(), secrets.get(a, "list"), &cobra.Command{Use: "rollback NAME", Short: "Restore the previous value of a secret", Args: cobra.ExactArgs(1), ValidArgsFunction: known,
 		Long: `Restore the value that a secret had before it was last set. Tunnels and peers that use it change at once. The previous value is
 kept until the next document is applied and confirmed; rolling back twice restores the later value.`,
 		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, args []string) error {
@@ -51,7 +52,7 @@ kept until the next document is applied and confirmed; rolling back twice restor
 			}
 			fmt.Fprintf(a.stderr, "isthmus: rolled back %s, fingerprint %s\n", i.Name, i.Fingerprint)
 			return nil
-		})}, &cobra.Command{Use: "delete NAME", Short: "Remove a secret that nothing uses", Args: cobra.ExactArgs(1),
+		})}, &cobra.Command{Use: "delete NAME", Short: "Remove a secret that nothing uses", Args: cobra.ExactArgs(1), ValidArgsFunction: known,
 		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, args []string) error {
 			_, err := isthmusv1.NewSecretServiceClient(conn).DeleteSecret(ctx, &isthmusv1.DeleteSecretRequest{Name: args[0]})
 			return err
@@ -61,7 +62,7 @@ kept until the next document is applied and confirmed; rolling back twice restor
 
 func (a *app) secretSet() *cobra.Command {
 	var file, generate string
-	cmd := &cobra.Command{Use: "set NAME", Short: "Store or replace a secret", Args: cobra.ExactArgs(1),
+	cmd := &cobra.Command{Use: "set NAME", Short: "Store or replace a secret", Args: cobra.ExactArgs(1), ValidArgsFunction: names(a, true, named((*isthmusv1.SecretInfo).GetName)),
 		Long: `Store or replace a secret. The value comes from standard input (a terminal does not show it), from a file, or is generated.
 One line break at its end is not part of it.
 
@@ -103,6 +104,8 @@ needs it, and it cannot be read back. --generate wireguard makes a private key a
 	cmd.Flags().StringVar(&file, "from-file", "", "read the value from this file")
 	cmd.Flags().StringVar(&generate, "generate", "", "generate the value: psk or wireguard")
 	cmd.MarkFlagsMutuallyExclusive("from-file", "generate")
+	completeFlag(cmd, "from-file", files)
+	completeFlag(cmd, "generate", oneOf("psk", "wireguard"))
 	return cmd
 }
 

@@ -47,6 +47,7 @@ type document struct{ file string }
 func (d *document) flag(cmd *cobra.Command) {
 	cmd.Flags().StringVarP(&d.file, "file", "f", "", "the document as YAML or JSON; - for standard input")
 	cmd.MarkFlagRequired("file")
+	cmd.MarkFlagFilename("file", documents...)
 }
 
 // maxDocument is the size in bytes of the largest document that a node reads.
@@ -91,6 +92,7 @@ func (a *app) addSpec(root, get, describe, _ *cobra.Command) {
 			return err
 		})}
 	spec.Flags().Uint64Var(&generation, "generation", 0, "generation to show (default: the present one)")
+	completeFlag(spec, "generation", a.generations())
 	a.outputFlag(spec)
 	get.AddCommand(spec)
 	nounCommands[*isthmusv1.Revision]{
@@ -242,7 +244,7 @@ func parseGeneration(s string) (uint64, error) {
 }
 
 func (a *app) confirmCommand() *cobra.Command {
-	return &cobra.Command{Use: "confirm GENERATION", Short: "Keep a generation that was applied with --confirm-within", Args: cobra.ExactArgs(1),
+	return &cobra.Command{Use: "confirm GENERATION", Short: "Keep a generation that was applied with --confirm-within", Args: cobra.ExactArgs(1), ValidArgsFunction: a.generations(),
 		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, args []string) error {
 			g, err := parseGeneration(args[0])
 			if err != nil {
@@ -265,6 +267,7 @@ func (a *app) rollbackCommand() *cobra.Command {
 		return a.applied(r)
 	})
 	cmd.Flags().Uint64Var(&to, "to", 0, "generation to go back to (default: the one before the present one)")
+	completeFlag(cmd, "to", a.generations())
 	a.outputFlag(cmd)
 	return cmd
 }

@@ -64,6 +64,7 @@ from the address. The audit log records the query.`,
 	f.DurationVar(&within, "within", time.Second, "maximum error of the clock that --at is from")
 	f.StringVar(&q.Protocol, "protocol", "", "tcp, udp or icmp (default: every protocol)")
 	f.StringVar(&q.Destination, "to", "", "destination address of the flow (default: all destinations)")
+	completeFlag(cmd, "protocol", oneOf("tcp", "udp", "icmp"))
 	cmd.RunE = a.call(func(ctx context.Context, conn *grpc.ClientConn, args []string) error {
 		if address, err := netip.ParseAddr(args[0]); err == nil {
 			if q.Destination == "" {
