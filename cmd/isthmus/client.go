@@ -43,6 +43,7 @@ func (a *app) addClients(root, get, describe, _ *cobra.Command) {
 	clients := nounCommands[*isthmusv1.Client]{
 		singular: "client", plural: "clients", columns: clientColumns,
 		what:     "NAME|SERIAL",
+		samples:  [2]string{"alice", "bob"},
 		list:     "List the client certificates that the node has issued",
 		describe: "Show everything about client certificates",
 		names:    func(c *isthmusv1.Client) []string { return []string{c.Name, c.Serial} },

@@ -37,10 +37,7 @@ that the partner answers; these packets are the node's own and are not forwarded
 an inside address that no host uses, and its packets are forwarded like those of a host there: rules for forwarded packets, of any
 table, apply to them.
 
-With -o json the answer contains the proof as signed by the node; "isthmus egress verify" checks it on any machine.`,
-		Example: `  isthmus egress prove --to 198.51.100.0/24
-  isthmus egress prove --to 198.51.100.0/24 --expect 203.0.113.9 --canary https://echo.partner.example/ip -o json > proof.json
-  isthmus egress prove --to 198.51.100.0/24 --canary https://echo.partner.example/ip --canary-from 10.1.255.254`}
+With -o json the answer contains the proof as signed by the node; "isthmus egress verify" checks it on any machine.`}
 	f := cmd.Flags()
 	f.StringSliceVar(&q.Destinations, "to", nil, "destination prefixes (at least one)")
 	f.StringSliceVar(&q.Sources, "from", nil, "source prefixes (default: all sources)")

@@ -21,9 +21,7 @@ func (a *app) flowEnd() *cobra.Command {
 	cmd := &cobra.Command{Use: "end --from PREFIX", Short: "End flows of a host or a prefix", Args: cobra.NoArgs,
 		Long: `End established flows through this node, selected by their original source and destination. A client may reconnect at once:
 deny it first, by a policy with "action: deny". A policy that also has "flows: end" does both. Flows of the node itself
-stay. The audit log records the request.`,
-		Example: `  isthmus flow end --from 10.1.0.7
-  isthmus flow end --from 10.1.0.0/24 --to 198.51.100.7 --protocol tcp --port 443`}
+stay. The audit log records the request.`}
 	f := cmd.Flags()
 	f.StringVar(&q.Source, "from", "", "address or prefix of the clients (required)")
 	f.StringVar(&q.Destination, "to", "", "address or prefix of the destinations (default: all destinations)")

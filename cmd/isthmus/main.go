@@ -188,6 +188,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the plan has changes.`,
 	completeFlag(root, "socket", files)
 	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
 	root.InitDefaultCompletionCmd()
+	addExamples(root)
 	// Cobra's own group shows its help and succeeds when the shell is unknown.
 	for _, c := range root.Commands() {
 		if c.Name() == "completion" {

@@ -31,6 +31,7 @@ type nounCommands[T proto.Message] struct {
 	list, describe, watch string
 	// what stands for the name in usage lines, as PREFIX. Empty: NAME.
 	what    string
+	samples [2]string // names, for examples
 	columns []column[T]
 	// request of "get", to which flags are bound. Nil: without fields.
 	request proto.Message
@@ -52,11 +53,13 @@ func (n nounCommands[T]) add(a *app, get, describe, watch *cobra.Command) *cobra
 	get.AddCommand(list)
 	one := describeCommand(a, n.singular+" "+n.word()+"...", n.describe, n.pick)
 	one.ValidArgsFunction = list.ValidArgsFunction
+	list.Example, one.Example = nounExamples("get", n.singular, n.plural, n.samples), nounExamples("describe", n.singular, n.plural, n.samples)
 	one.Aliases = append([]string{n.plural}, n.aliases...)
 	describe.AddCommand(one)
 	if n.watch != "" {
 		follow := watchCommand(a, n.plural, n.watch, n.columns)
 		follow.Aliases = list.Aliases
+		follow.Example = nounExamples("watch", n.singular, n.plural, n.samples)
 		watch.AddCommand(follow)
 	}
 	return list

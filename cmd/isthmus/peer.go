@@ -35,6 +35,7 @@ var peerColumns = []column[*isthmusv1.PeerStatus]{
 func (a *app) addPeers(root, get, describe, watch *cobra.Command) {
 	nounCommands[*isthmusv1.PeerStatus]{
 		singular: "peer", plural: "peers", columns: peerColumns,
+		samples:  [2]string{"aws-0", "azure-1"},
 		list:     "List the BGP sessions, with prefixes received and messages received/sent",
 		describe: "Show everything about BGP sessions",
 		watch:    "Follow the BGP sessions",

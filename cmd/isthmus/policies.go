@@ -46,6 +46,7 @@ var policyColumns = []column[*isthmusv1.PolicyStatus]{
 func (a *app) addPolicies(_, get, describe, watch *cobra.Command) {
 	nounCommands[*isthmusv1.PolicyStatus]{
 		singular: "policy", plural: "policies", aliases: []string{"nat"}, columns: policyColumns,
+		samples:  [2]string{"partner", "web"},
 		list:     "List the egress policies with their counters, and the dropped packets by reason",
 		describe: "Show everything about egress policies",
 		watch:    "Follow the egress policies",

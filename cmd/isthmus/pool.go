@@ -53,6 +53,7 @@ func announces(p *isthmusv1.PoolStatus) string {
 func (a *app) addPools(_, get, describe, watch *cobra.Command) {
 	nounCommands[*isthmusv1.PoolStatus]{
 		singular: "pool", plural: "pools", columns: poolColumns,
+		samples:  [2]string{"main", "partner"},
 		list:     "List the source addresses of the pools, with their health",
 		describe: "Show everything about pools, with the probes of each address",
 		watch:    "Follow the pools",
@@ -95,6 +96,7 @@ var nameColumns = []column[*isthmusv1.NameStatus]{
 func (a *app) addNames(_, get, describe, watch *cobra.Command) {
 	nounCommands[*isthmusv1.NameStatus]{
 		singular: "name", plural: "names", columns: nameColumns,
+		samples:  [2]string{"api.partner.example", "'*.example.com'"},
 		list:     "List the domain names of the egress policies and their addresses",
 		describe: "Show everything about domain names",
 		watch:    "Follow the domain names",

@@ -49,6 +49,7 @@ func (a *app) addPorts(_, get, describe, watch *cobra.Command) {
 	nounCommands[*isthmusv1.PortUse]{
 		singular: "port", plural: "ports", aliases: []string{"egress"}, columns: portColumns,
 		what:     "POOL|ADDRESS",
+		samples:  [2]string{"main", "203.0.113.9"},
 		list:     "List the ports in use and free of the pools' addresses, and the use of the connection table",
 		describe: "Show everything about the ports in use of pools or addresses",
 		watch:    "Follow the ports in use",

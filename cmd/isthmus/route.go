@@ -51,6 +51,7 @@ func (a *app) addRoutes(_, get, describe, watch *cobra.Command) {
 	routes := nounCommands[*isthmusv1.Route]{
 		singular: "route", plural: "routes", columns: routeColumns, request: request,
 		what:     "PREFIX|ADDRESS",
+		samples:  [2]string{"10.1.0.0/16", "10.2.3.4"},
 		list:     "List the kernel routes that isthmus owns",
 		describe: "Show everything about routes",
 		watch:    "Follow the routes",
@@ -64,6 +65,7 @@ func (a *app) addRoutes(_, get, describe, watch *cobra.Command) {
 	}.add(a, get, describe, watch)
 	routes.Long = `List the kernel routes that isthmus owns: all of them, those of some prefixes, or for an address the one that its packets take
 (the longest match).`
+	routes.Example += "\n" + indented("isthmus get routes --within 10.0.0.0/8 --peer aws-0")
 	routes.Flags().StringVar(&request.Within, "within", "", "only routes inside this prefix")
 	routes.Flags().StringVar(&request.Peer, "peer", "", "only routes from this peer")
 	completeFlag(routes, "peer", names(a, false, named((*isthmusv1.PeerStatus).GetName)))

@@ -36,6 +36,7 @@ var secretColumns = []column[*isthmusv1.SecretInfo]{
 func (a *app) addSecrets(root, get, describe, _ *cobra.Command) {
 	secrets := nounCommands[*isthmusv1.SecretInfo]{
 		singular: "secret", plural: "secrets", columns: secretColumns,
+		samples:  [2]string{"psk-aws-0", "wg-branch"},
 		list:     "List names and fingerprints of the secrets",
 		describe: "Show the fingerprints of secrets, and the fields that use them",
 	}

@@ -98,6 +98,7 @@ func (a *app) addSpec(root, get, describe, _ *cobra.Command) {
 	nounCommands[*isthmusv1.Revision]{
 		singular: "generation", plural: "history", aliases: []string{"generations", "revisions", "revision"}, columns: revisionColumns,
 		what:     "GENERATION",
+		samples:  [2]string{"7", "8"},
 		list:     "List the accepted documents, newest first",
 		describe: "Show time, author and reason of accepted documents",
 		names:    func(r *isthmusv1.Revision) []string { return []string{count(r.Generation)} },

@@ -50,6 +50,7 @@ var strayColumns = []column[*isthmusv1.StrayTunnel]{
 func (a *app) addTunnels(_, get, describe, watch *cobra.Command) {
 	nounCommands[*isthmusv1.TunnelStatus]{
 		singular: "tunnel", plural: "tunnels", columns: tunnelColumns,
+		samples:  [2]string{"aws-0", "azure-1"},
 		list:     "List the tunnels",
 		describe: "Show everything about tunnels, with the reason if they are not up",
 		watch:    "Follow the tunnels",

@@ -55,10 +55,7 @@ func (a *app) natWho() *cobra.Command {
 		Long: `Find the flows that had a public address and port at a time: live flows, and those in the log of translations (egress.log in the
 document). If the pool has blocks, the source also follows from the port by a formula, without any log. One port may serve flows to
 several destinations at once; --to selects one. Without a port, --to is required, and the answer lists all flows to that destination
-from the address. The audit log records the query.`,
-		Example: `  isthmus nat who 203.0.113.9:21877 --at 2026-11-20T12:01:05Z
-  isthmus nat who 203.0.113.9:21877 --at 2026-11-20T12:01:05+01:00 --within 30s --protocol tcp --to 198.51.100.7
-  isthmus nat who 203.0.113.9 --to 198.51.100.7 --within 1m`}
+from the address. The audit log records the query.`}
 	f := cmd.Flags()
 	f.StringVar(&at, "at", "", "time in the form of RFC 3339 (default: now)")
 	f.DurationVar(&within, "within", time.Second, "maximum error of the clock that --at is from")
