@@ -248,9 +248,9 @@ func (s *syncBuffer) waitFor(t *testing.T, text string) {
 func TestWatch(t *testing.T) {
 	for format, want := range map[string][]string{
 		"table": {
-			"EVENT  TUNNEL  KIND       STATE  SINCE  PEER               INSIDE                       RX       TX      ERROR\n" +
-				"added  aws-0   ipsec      up     3h12m  203.0.113.10:4500  169.254.10.2/30              5.0 MiB  1.2 KiB  -\n",
-			"removed  aws-0 ", "updated  site-0  -          up ",
+			"EVENT    TUNNEL  KIND       STATE         SINCE   PEER               INSIDE                       RX          TX          WHY\n" +
+				"added    aws-0   ipsec      up            3h12m   203.0.113.10:4500  169.254.10.2/30              5.0 MiB     1.2 KiB     -\n",
+			"\nremoved  aws-0   ", "\nupdated  site-0  -          up    ",
 		},
 		"json": {`"MARK"`, `"EVENT_TYPE_REMOVED"`, `"state":`},
 	} {

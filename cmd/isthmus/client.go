@@ -24,7 +24,7 @@ import (
 var clientColumns = []column[*isthmusv1.Client]{
 	{header: "CLIENT", value: func(_ *app, c *isthmusv1.Client) string { return c.Name }},
 	{header: "ROLE", value: func(_ *app, c *isthmusv1.Client) string { return c.Role }},
-	{header: "STATE", value: func(a *app, c *isthmusv1.Client) string {
+	{header: "STATE", style: state, value: func(a *app, c *isthmusv1.Client) string {
 		switch {
 		case c.Revoked:
 			return "revoked"
@@ -33,10 +33,10 @@ var clientColumns = []column[*isthmusv1.Client]{
 		}
 		return "valid"
 	}},
-	{header: "EXPIRES", value: func(a *app, c *isthmusv1.Client) string { return a.until(c.Expires) }},
+	{header: "EXPIRES", style: age, value: func(a *app, c *isthmusv1.Client) string { return a.until(c.Expires) }},
 	{header: "SERIAL", value: func(_ *app, c *isthmusv1.Client) string { return c.Serial }},
 	{header: "RENEWED-FROM", value: func(_ *app, c *isthmusv1.Client) string { return c.RenewedFrom }},
-	{header: "ISSUED", wide: true, value: func(a *app, c *isthmusv1.Client) string { return a.since(c.Issued) }},
+	{header: "ISSUED", style: age, wide: true, value: func(a *app, c *isthmusv1.Client) string { return a.since(c.Issued) }},
 }
 
 func (a *app) addClients(root, get, describe, _ *cobra.Command) {

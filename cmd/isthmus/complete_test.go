@@ -47,7 +47,7 @@ func TestCompletion(t *testing.T) {
 		"confirm ":                     "2 1 " + ordered,
 		"rollback --to ":               "2 1 " + ordered,
 		"get spec --generation ":       "2 1 " + ordered,
-		"get peers -o ":                "table wide json yaml " + none,
+		"get peers -o ":                "table wide name json yaml " + none,
 		"client issue a --role ":       "reader operator admin " + none,
 		"secret set a --generate ":     "psk wireguard " + none,
 		"nat who 1.2.3.4:5 --to ":      none,

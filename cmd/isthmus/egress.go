@@ -74,7 +74,7 @@ func (a *app) showProof(p *isthmusv1.EgressProof) error {
 	}
 	fmt.Fprintf(&b, "Node %s, generation %d, %s: %s\n", p.Node, p.Generation, p.Time.AsTime().Format("2006-01-02 15:04:05 MST"), verdict)
 	fmt.Fprintf(&b, "  from      %s\n  to        %s\n  expected  %s\n", strings.Join(p.Sources, ", "), strings.Join(p.Destinations, ", "), list(p.Expected))
-	fmt.Fprintf(&b, "  guard     kept %d packets (%s) from leaving\n\n", p.GuardPackets, size(p.GuardBytes))
+	fmt.Fprintf(&b, "  guard     kept %d packets (%s) from leaving\n\n", p.GuardPackets, bytesText(p.GuardBytes))
 	width := 0
 	for _, s := range p.States {
 		width = max(width, len(s.Name))

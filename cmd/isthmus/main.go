@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -38,11 +39,13 @@ type app struct {
 	now            func() time.Time
 	wall           func() time.Time // for certificates
 	getenv         func(string) string
+	terminal       func() int // columns of standard output if it is a terminal, otherwise 0
 	uid            int
 
 	contextFile, address, socket string
 	timeout                      time.Duration
-	output                       outputFormat
+	output                       string
+	noHeaders                    bool
 
 	renewing bool   // the command renews the certificate, so its end needs no warning
 	document string // name of the file sent to the node, for problems
@@ -51,10 +54,19 @@ type app struct {
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	a := &app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, now: time.Now, wall: time.Now, getenv: os.Getenv, uid: os.Geteuid()}
+	a := &app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, now: time.Now, wall: time.Now, getenv: os.Getenv, uid: os.Geteuid(), terminal: columns}
 	code := a.run(ctx, os.Args[1:])
 	stop()
 	os.Exit(code)
+}
+
+// columns returns the width of the terminal that standard output is, 0 if it is not one.
+func columns() int {
+	width, _, err := term.GetSize(int(os.Stdout.Fd()))
+	if err != nil {
+		return 0
+	}
+	return width
 }
 
 // failure is an error of a command whose usage was correct.

@@ -27,9 +27,9 @@ func version() string {
 var statusColumns = []column[*isthmusv1.SystemStatus]{
 	{header: "NODE", value: func(_ *app, s *isthmusv1.SystemStatus) string { return s.Node }},
 	{header: "VERSION", value: func(_ *app, s *isthmusv1.SystemStatus) string { return s.Version }},
-	{header: "UP", value: func(a *app, s *isthmusv1.SystemStatus) string { return a.since(s.Started) }},
-	{header: "GENERATION", value: func(_ *app, s *isthmusv1.SystemStatus) string { return count(s.Generation) }},
-	{header: "APPLIED", value: func(_ *app, s *isthmusv1.SystemStatus) string { return count(s.AppliedGeneration) }},
+	{header: "UP", style: age, value: func(a *app, s *isthmusv1.SystemStatus) string { return a.since(s.Started) }},
+	{header: "GENERATION", style: number, value: func(_ *app, s *isthmusv1.SystemStatus) string { return count(s.Generation) }},
+	{header: "APPLIED", style: number, value: func(_ *app, s *isthmusv1.SystemStatus) string { return count(s.AppliedGeneration) }},
 	{header: "CONFIRM-WITHIN", value: func(a *app, s *isthmusv1.SystemStatus) string { return a.until(s.ConfirmUntil) }},
 	{header: "PLATFORM", wide: true, value: func(_ *app, s *isthmusv1.SystemStatus) string { return s.GetPlatform().GetPlatform() }},
 	{header: "ZONE", wide: true, value: func(_ *app, s *isthmusv1.SystemStatus) string { return s.GetPlatform().GetZone() }},

@@ -93,10 +93,8 @@ func (n nounCommands[T]) get(a *app, use string) *cobra.Command {
 // print prints objects, and with whole the rest of the response.
 func (n nounCommands[T]) print(a *app, items []T, all proto.Message, whole bool) error {
 	switch {
-	case !a.tables():
-		return a.showMessage(all)
-	case n.table == nil:
-		if err := show(a, n.columns, items, all); err != nil {
+	case n.table == nil || !a.tables():
+		if err := show(a, n.columns, items, all); err != nil || !a.tables() {
 			return err
 		}
 	default:
@@ -192,7 +190,7 @@ func didYouMean(near []string) string {
 // getCommand returns "get NOUN"; list prints the objects.
 func getCommand(a *app, use, short string, args cobra.PositionalArgs, list func(ctx context.Context, conn *grpc.ClientConn, names []string) error) *cobra.Command {
 	cmd := &cobra.Command{Use: use, Short: short, Args: args, RunE: a.call(list)}
-	a.outputFlag(cmd)
+	a.listFlags(cmd)
 	return cmd
 }
 
@@ -310,10 +308,8 @@ func watchCommand[T proto.Message](a *app, use, short string, columns []column[T
 			if err := stream.CloseSend(); err != nil {
 				return err
 			}
-			t := &table{w: a.stdout}
-			if a.tables() {
-				t.add(append([]string{"EVENT"}, headers(a, columns)...)...)
-			}
+			t := a.newTable(append([]look{{header: "EVENT", style: event}}, looks(a, columns)...)...)
+			t.steady = true
 			marked := false
 			for {
 				e := call.Response()
@@ -335,7 +331,7 @@ func watchCommand[T proto.Message](a *app, use, short string, columns []column[T
 				}
 				if kind != isthmusv1.EventType_EVENT_TYPE_MARK {
 					name := strings.ToLower(strings.TrimPrefix(kind.String(), "EVENT_TYPE_"))
-					t.add(append([]string{name}, cells(a, columns, m.Get(call.Field).Message().Interface().(T))...)...)
+					t.add(append([]cell{{text: name}}, cells(a, columns, m.Get(call.Field).Message().Interface().(T))...)...)
 				}
 				if marked {
 					if err := t.flush(); err != nil {
@@ -345,6 +341,7 @@ func watchCommand[T proto.Message](a *app, use, short string, columns []column[T
 			}
 		})}
 	a.outputFlag(cmd)
+	a.headersFlag(cmd)
 	return cmd
 }
 

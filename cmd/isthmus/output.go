@@ -3,9 +3,11 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -20,25 +22,53 @@ import (
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 )
 
-// outputFormat is a pflag.Value.
-type outputFormat string
-
-func (o *outputFormat) String() string { return string(*o) }
-func (o *outputFormat) Type() string   { return "format" }
-func (o *outputFormat) Set(s string) error {
-	switch s {
-	case "table", "wide", "json", "yaml":
-		*o = outputFormat(s)
-		return nil
-	}
-	return fmt.Errorf("must be table, wide, json or yaml")
+// outputFormat is a pflag.Value: one of some formats.
+type outputFormat struct {
+	format  *string
+	formats []string
 }
 
-// outputFlag adds -o to a command.
-func (a *app) outputFlag(cmd *cobra.Command) {
-	a.output = "table"
-	cmd.Flags().VarP(&a.output, "output", "o", "output format: table, wide, json or yaml")
-	completeFlag(cmd, "output", oneOf("table", "wide", "json", "yaml"))
+func (o outputFormat) String() string {
+	if o.format == nil {
+		return ""
+	}
+	return *o.format
+}
+func (o outputFormat) Type() string { return "format" }
+func (o outputFormat) Set(s string) error {
+	if !slices.Contains(o.formats, s) {
+		return errors.New("must be " + orList(o.formats))
+	}
+	*o.format = s
+	return nil
+}
+
+// orList joins words as "a, b or c".
+func orList(words []string) string {
+	last := len(words) - 1
+	if last < 1 {
+		return strings.Join(words, "")
+	}
+	return strings.Join(words[:last], ", ") + " or " + words[last]
+}
+
+// outputFlag adds -o to a command that prints objects or messages.
+func (a *app) outputFlag(cmd *cobra.Command) { a.formatFlag(cmd, "table", "wide", "json", "yaml") }
+
+// listFlags adds -o and --no-headers to a command that prints a list of objects.
+func (a *app) listFlags(cmd *cobra.Command) {
+	a.formatFlag(cmd, "table", "wide", "name", "json", "yaml")
+	a.headersFlag(cmd)
+}
+
+func (a *app) headersFlag(cmd *cobra.Command) {
+	cmd.Flags().BoolVar(&a.noHeaders, "no-headers", false, "print tables without their headers")
+}
+
+func (a *app) formatFlag(cmd *cobra.Command, formats ...string) {
+	a.output = formats[0]
+	cmd.Flags().VarP(outputFormat{&a.output, formats}, "output", "o", "output format: "+orList(formats))
+	completeFlag(cmd, "output", oneOf(formats...))
 }
 
 // tables reports whether the output is for people, as tables.
@@ -48,40 +78,19 @@ func (a *app) tables() bool { return a.output == "table" || a.output == "wide" }
 type column[T any] struct {
 	header string
 	wide   bool // only with -o wide
+	style  style
 	value  func(a *app, o T) string
+	// brief returns a shorter form of a list for a narrow terminal, "" if there is none. Nil: as
+	// brief that returns "".
+	brief func(o T) string
 }
 
-// table writes rows under headers, each column as wide as its widest cell so far.
-type table struct {
-	w      io.Writer
-	widths []int
-	rows   [][]string
-}
-
-func (t *table) add(cells ...string) {
-	for i, c := range cells {
-		cells[i] = clean(c)
-		if i == len(t.widths) {
-			t.widths = append(t.widths, 0)
-		}
-		t.widths[i] = max(t.widths[i], utf8.RuneCountInString(cells[i]))
+// many returns a number of things as the brief form of a list, "" if there are less than two.
+func many(n int, things string) string {
+	if n < 2 {
+		return ""
 	}
-	t.rows = append(t.rows, cells)
-}
-
-func (t *table) flush() error {
-	var b strings.Builder
-	for _, row := range t.rows {
-		var line strings.Builder
-		for i, c := range row {
-			line.WriteString(c)
-			line.WriteString(strings.Repeat(" ", t.widths[i]-utf8.RuneCountInString(c)+2))
-		}
-		b.WriteString(strings.TrimRight(line.String(), " ") + "\n")
-	}
-	t.rows = nil
-	_, err := io.WriteString(t.w, b.String())
-	return err
+	return fmt.Sprintf("%d %s", n, things)
 }
 
 // clean replaces control characters, which could move a terminal's cursor: some texts come from a
@@ -95,38 +104,52 @@ func clean(s string) string {
 	}, s)
 }
 
-func headers[T any](a *app, columns []column[T]) []string {
-	var out []string
+// looks returns the heads of the columns that are shown.
+func looks[T any](a *app, columns []column[T]) []look {
+	var out []look
 	for _, c := range columns {
 		if !c.wide || a.output == "wide" {
-			out = append(out, c.header)
+			out = append(out, look{c.header, c.style})
 		}
 	}
 	return out
 }
 
-func cells[T any](a *app, columns []column[T], o T) []string {
-	var out []string
+func cells[T any](a *app, columns []column[T], o T) []cell {
+	var out []cell
 	for _, c := range columns {
 		if c.wide && a.output != "wide" {
 			continue
 		}
-		v := c.value(a, o)
-		if v == "" {
-			v = "-"
+		v := cell{text: c.value(a, o)}
+		if v.text == "" {
+			v.text = "-"
+		}
+		if c.brief != nil {
+			v.brief = c.brief(o)
 		}
 		out = append(out, v)
 	}
 	return out
 }
 
-// show prints items as a table, or their message as JSON or YAML.
+// show prints items as a table, their names, which are in the first column, or their message as
+// JSON or YAML.
 func show[T any](a *app, columns []column[T], items []T, message proto.Message) error {
+	if a.output == "name" {
+		var last string
+		for _, o := range items {
+			if name := clean(columns[0].value(a, o)); name != last {
+				last = name
+				fmt.Fprintln(a.stdout, name)
+			}
+		}
+		return nil
+	}
 	if !a.tables() {
 		return a.showMessage(message)
 	}
-	t := &table{w: a.stdout}
-	t.add(headers(a, columns)...)
+	t := a.newTable(looks(a, columns)...)
 	for _, o := range items {
 		t.add(cells(a, columns, o)...)
 	}
@@ -283,8 +306,8 @@ func short(d time.Duration) string {
 	return fmt.Sprintf("%dd%02dh", s/86400, s/3600%24)
 }
 
-// size formats a number of bytes with a binary unit.
-func size(n uint64) string {
+// bytesText formats a number of bytes with a binary unit.
+func bytesText(n uint64) string {
 	if n < 1024 {
 		return fmt.Sprintf("%d B", n)
 	}

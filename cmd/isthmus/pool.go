@@ -21,9 +21,9 @@ var memberColumns = []column[member]{
 	{header: "ADDRESS", value: func(_ *app, m member) string { return m.Address }},
 	{header: "SEEN-AS", value: func(_ *app, m member) string { return m.PublicAddress }},
 	{header: "ZONE", value: func(_ *app, m member) string { return m.Zone }},
-	{header: "WEIGHT", value: func(_ *app, m member) string { return count(uint64(m.Weight)) }},
-	{header: "HEALTH", value: func(_ *app, m member) string { return m.Health }},
-	{header: "SINCE", value: func(a *app, m member) string { return a.since(m.Since) }},
+	{header: "WEIGHT", style: number, value: func(_ *app, m member) string { return count(uint64(m.Weight)) }},
+	{header: "HEALTH", style: state, value: func(_ *app, m member) string { return m.Health }},
+	{header: "SINCE", style: age, value: func(a *app, m member) string { return a.since(m.Since) }},
 	{header: "WHY", value: func(_ *app, m member) string { return m.Reason }},
 	{header: "ANNOUNCES", wide: true, value: func(_ *app, m member) string { return announces(m.pool) }},
 }
@@ -39,7 +39,7 @@ var poolColumns = []column[*isthmusv1.PoolStatus]{
 			list = append(list, m.Address+" "+m.Health)
 		}
 		return strings.Join(list, ", ")
-	}},
+	}, brief: func(p *isthmusv1.PoolStatus) string { return many(len(p.Members), "addresses") }},
 }
 
 func announces(p *isthmusv1.PoolStatus) string {
@@ -71,13 +71,13 @@ func (a *app) addPools(_, get, describe, watch *cobra.Command) {
 
 var nameColumns = []column[*isthmusv1.NameStatus]{
 	{header: "NAME", value: func(_ *app, n *isthmusv1.NameStatus) string { return n.Name }},
-	{header: "POLICIES", value: func(_ *app, n *isthmusv1.NameStatus) string { return strings.Join(n.Policies, ",") }},
+	{header: "POLICIES", value: func(_ *app, n *isthmusv1.NameStatus) string { return strings.Join(n.Policies, ",") }, brief: func(n *isthmusv1.NameStatus) string { return many(len(n.Policies), "policies") }},
 	{header: "ADDRESSES", value: func(a *app, n *isthmusv1.NameStatus) string {
 		if some := 4; len(n.Addresses) > some && a.output != "wide" {
 			return fmt.Sprintf("%s and %d more", strings.Join(n.Addresses[:some], ","), len(n.Addresses)-some)
 		}
 		return strings.Join(n.Addresses, ",")
-	}},
+	}, brief: func(n *isthmusv1.NameStatus) string { return many(len(n.Addresses), "addresses") }},
 	{header: "JUST-GONE", value: func(a *app, n *isthmusv1.NameStatus) string {
 		var out []string
 		for i, g := range slices.Backward(n.Gone) {
@@ -87,10 +87,10 @@ var nameColumns = []column[*isthmusv1.NameStatus]{
 			out = append(out, fmt.Sprintf("%s (%s)", g.Address, a.since(g.Since)))
 		}
 		return strings.Join(out, ",")
-	}},
-	{header: "NEXT", value: func(a *app, n *isthmusv1.NameStatus) string { return a.until(n.Next) }},
+	}, brief: func(n *isthmusv1.NameStatus) string { return many(len(n.Gone), "addresses") }},
+	{header: "NEXT", style: age, value: func(a *app, n *isthmusv1.NameStatus) string { return a.until(n.Next) }},
 	{header: "ERROR", value: func(_ *app, n *isthmusv1.NameStatus) string { return n.LastError }},
-	{header: "FAILING", wide: true, value: func(a *app, n *isthmusv1.NameStatus) string { return a.since(n.Failing) }},
+	{header: "FAILING", style: age, wide: true, value: func(a *app, n *isthmusv1.NameStatus) string { return a.since(n.Failing) }},
 }
 
 func (a *app) addNames(_, get, describe, watch *cobra.Command) {

@@ -14,19 +14,19 @@ var portColumns = []column[*isthmusv1.PortUse]{
 	{header: "SEEN-AS", value: func(_ *app, p *isthmusv1.PortUse) string { return p.PublicAddress }},
 	{header: "DESTINATION", value: func(_ *app, p *isthmusv1.PortUse) string { return p.Destination }},
 	{header: "SERVICE", value: func(_ *app, p *isthmusv1.PortUse) string { return service(p.Protocol, p.Port) }},
-	{header: "USED", value: func(_ *app, p *isthmusv1.PortUse) string { return fmt.Sprint(p.Used) }},
-	{header: "FREE", value: func(_ *app, p *isthmusv1.PortUse) string { return fmt.Sprint(p.Free) }},
-	{header: "PERCENT", value: func(_ *app, p *isthmusv1.PortUse) string { return fmt.Sprintf("%.1f", p.Percent) }},
-	{header: "EXHAUSTED-IN", value: func(_ *app, p *isthmusv1.PortUse) string {
+	{header: "USED", style: number, value: func(_ *app, p *isthmusv1.PortUse) string { return fmt.Sprint(p.Used) }},
+	{header: "FREE", style: number, value: func(_ *app, p *isthmusv1.PortUse) string { return fmt.Sprint(p.Free) }},
+	{header: "PERCENT", style: number, value: func(_ *app, p *isthmusv1.PortUse) string { return fmt.Sprintf("%.1f", p.Percent) }},
+	{header: "EXHAUSTED-IN", style: number, value: func(_ *app, p *isthmusv1.PortUse) string {
 		if p.ExhaustedIn == nil {
 			return ""
 		}
 		return short(p.ExhaustedIn.AsDuration())
 	}},
-	{header: "REFUSED", value: func(_ *app, p *isthmusv1.PortUse) string { return count(p.Refused) }},
-	{header: "STATE", value: func(_ *app, p *isthmusv1.PortUse) string { return p.State }},
+	{header: "REFUSED", style: number, value: func(_ *app, p *isthmusv1.PortUse) string { return count(p.Refused) }},
+	{header: "STATE", style: state, value: func(_ *app, p *isthmusv1.PortUse) string { return p.State }},
 	{header: "ADDRESS", wide: true, value: func(_ *app, p *isthmusv1.PortUse) string { return p.Address }},
-	{header: "GROWTH", wide: true, value: func(_ *app, p *isthmusv1.PortUse) string { return fmt.Sprintf("%.1f/s", p.Growth) }},
+	{header: "GROWTH", style: number, wide: true, value: func(_ *app, p *isthmusv1.PortUse) string { return fmt.Sprintf("%.1f/s", p.Growth) }},
 }
 
 // service returns a protocol with its port, or alone when it has none.
@@ -40,8 +40,8 @@ func service(protocol string, port uint32) string {
 var addressColumns = []column[*isthmusv1.AddressUse]{
 	{header: "POOL", value: func(_ *app, u *isthmusv1.AddressUse) string { return u.Pool }},
 	{header: "SEEN-AS", value: func(_ *app, u *isthmusv1.AddressUse) string { return u.PublicAddress }},
-	{header: "FLOWS", value: func(_ *app, u *isthmusv1.AddressUse) string { return fmt.Sprint(u.Flows) }},
-	{header: "SERVICES", value: func(_ *app, u *isthmusv1.AddressUse) string { return fmt.Sprint(u.Services) }},
+	{header: "FLOWS", style: number, value: func(_ *app, u *isthmusv1.AddressUse) string { return fmt.Sprint(u.Flows) }},
+	{header: "SERVICES", style: number, value: func(_ *app, u *isthmusv1.AddressUse) string { return fmt.Sprint(u.Services) }},
 	{header: "ADDRESS", wide: true, value: func(_ *app, u *isthmusv1.AddressUse) string { return u.Address }},
 }
 

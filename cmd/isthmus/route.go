@@ -33,17 +33,17 @@ var routeColumns = []column[*isthmusv1.Route]{
 			return "blackhole"
 		}
 		return perHop(r, (*isthmusv1.NextHop).GetTunnel)
-	}},
+	}, brief: func(r *isthmusv1.Route) string { return many(len(r.NextHops), "next hops") }},
 	{header: "AS-PATH", value: func(_ *app, r *isthmusv1.Route) string { return r.AsPath }},
-	{header: "INSTALLED", value: func(_ *app, r *isthmusv1.Route) string {
+	{header: "INSTALLED", style: state, value: func(_ *app, r *isthmusv1.Route) string {
 		if r.Installed {
 			return "yes"
 		}
 		return "no"
 	}},
-	{header: "SINCE", value: func(a *app, r *isthmusv1.Route) string { return a.since(r.Since) }},
-	{header: "GATEWAYS", wide: true, value: func(_ *app, r *isthmusv1.Route) string { return perHop(r, (*isthmusv1.NextHop).GetGateway) }},
-	{header: "PEERS", wide: true, value: func(_ *app, r *isthmusv1.Route) string { return perHop(r, (*isthmusv1.NextHop).GetPeer) }},
+	{header: "SINCE", style: age, value: func(a *app, r *isthmusv1.Route) string { return a.since(r.Since) }},
+	{header: "GATEWAYS", wide: true, value: func(_ *app, r *isthmusv1.Route) string { return perHop(r, (*isthmusv1.NextHop).GetGateway) }, brief: func(r *isthmusv1.Route) string { return many(len(r.NextHops), "next hops") }},
+	{header: "PEERS", wide: true, value: func(_ *app, r *isthmusv1.Route) string { return perHop(r, (*isthmusv1.NextHop).GetPeer) }, brief: func(r *isthmusv1.Route) string { return many(len(r.NextHops), "next hops") }},
 }
 
 func (a *app) addRoutes(_, get, describe, watch *cobra.Command) {

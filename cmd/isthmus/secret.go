@@ -29,8 +29,8 @@ var secretColumns = []column[*isthmusv1.SecretInfo]{
 		}
 		return s.Fingerprint
 	}},
-	{header: "CHANGED", value: func(a *app, s *isthmusv1.SecretInfo) string { return a.since(s.Changed) }},
-	{header: "USED-BY", value: func(_ *app, s *isthmusv1.SecretInfo) string { return strings.Join(s.UsedBy, ",") }},
+	{header: "CHANGED", style: age, value: func(a *app, s *isthmusv1.SecretInfo) string { return a.since(s.Changed) }},
+	{header: "USED-BY", value: func(_ *app, s *isthmusv1.SecretInfo) string { return strings.Join(s.UsedBy, ",") }, brief: func(s *isthmusv1.SecretInfo) string { return many(len(s.UsedBy), "fields") }},
 }
 
 func (a *app) addSecrets(root, get, describe, _ *cobra.Command) {

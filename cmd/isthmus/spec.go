@@ -33,11 +33,11 @@ var changeColumns = []column[*isthmusv1.Change]{
 }
 
 var revisionColumns = []column[*isthmusv1.Revision]{
-	{header: "GENERATION", value: func(_ *app, r *isthmusv1.Revision) string { return count(r.Generation) }},
-	{header: "AGE", value: func(a *app, r *isthmusv1.Revision) string { return a.since(r.Time) }},
+	{header: "GENERATION", style: number, value: func(_ *app, r *isthmusv1.Revision) string { return count(r.Generation) }},
+	{header: "AGE", style: age, value: func(a *app, r *isthmusv1.Revision) string { return a.since(r.Time) }},
 	{header: "AUTHOR", value: func(_ *app, r *isthmusv1.Revision) string { return r.Author }},
 	{header: "REASON", value: func(_ *app, r *isthmusv1.Revision) string { return r.Reason }},
-	{header: "CHANGES", value: func(_ *app, r *isthmusv1.Revision) string { return count(uint64(r.Changes)) }},
+	{header: "CHANGES", style: number, value: func(_ *app, r *isthmusv1.Revision) string { return count(uint64(r.Changes)) }},
 	{header: "TIME", wide: true, value: func(_ *app, r *isthmusv1.Revision) string { return r.Time.AsTime().UTC().Format(time.RFC3339) }},
 }
 

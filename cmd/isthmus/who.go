@@ -34,8 +34,8 @@ var whoColumns = []column[*isthmusv1.TranslatedFlow]{
 	{header: "INSIDE", value: func(_ *app, f *isthmusv1.TranslatedFlow) string { return f.Inside }},
 	{header: "DESTINATION", value: func(_ *app, f *isthmusv1.TranslatedFlow) string { return f.Destination }},
 	{header: "POLICY", value: func(_ *app, f *isthmusv1.TranslatedFlow) string { return f.Policy }},
-	{header: "SENT", value: func(_ *app, f *isthmusv1.TranslatedFlow) string { return size(f.BytesSent) }},
-	{header: "RECEIVED", value: func(_ *app, f *isthmusv1.TranslatedFlow) string { return size(f.BytesReceived) }},
+	{header: "SENT", style: size, value: func(_ *app, f *isthmusv1.TranslatedFlow) string { return bytesText(f.BytesSent) }},
+	{header: "RECEIVED", style: size, value: func(_ *app, f *isthmusv1.TranslatedFlow) string { return bytesText(f.BytesReceived) }},
 	{header: "OUTSIDE", wide: true, value: func(_ *app, f *isthmusv1.TranslatedFlow) string { return f.Outside }},
 }
 
@@ -116,8 +116,7 @@ func (a *app) showWho(outside string, r *isthmusv1.WhoResponse) error {
 	if len(r.Flows) == 0 {
 		return nil
 	}
-	t := &table{w: a.stdout}
-	t.add(headers(a, whoColumns)...)
+	t := a.newTable(looks(a, whoColumns)...)
 	for _, f := range r.Flows {
 		t.add(cells(a, whoColumns, f)...)
 	}

@@ -63,6 +63,7 @@ var importers = map[string][]string{
 	"go.yaml.in/yaml/":               {"router/spec", "cmd/isthmus", "tunnel/cloud/importer"},
 	"golang.org/x/net/bpf":           {"router/sockfilter", "tunnel/ipsec", "nat/conntrack", "router/fib/kernel"},
 	"golang.org/x/net/dns/":          {"router/egress/dns"},
+	"golang.org/x/term":             {"cmd/isthmus"},
 	"google.golang.org/grpc/":        {"router/api", "router/auth", "cmd/isthmus", "proto/isthmus/v1"},
 }
 
