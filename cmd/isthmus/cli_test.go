@@ -230,6 +230,12 @@ func (s *syncBuffer) Write(p []byte) (int, error) {
 	return s.b.Write(p)
 }
 
+func (s *syncBuffer) text() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}
+
 func (s *syncBuffer) waitFor(t *testing.T, text string) {
 	t.Helper()
 	deadline := time.Now().Add(30 * time.Second)
@@ -248,9 +254,9 @@ func (s *syncBuffer) waitFor(t *testing.T, text string) {
 func TestWatch(t *testing.T) {
 	for format, want := range map[string][]string{
 		"table": {
-			"EVENT    TUNNEL  KIND       STATE         SINCE   PEER               INSIDE                       RX          TX          WHY\n" +
-				"added    aws-0   ipsec      up            3h12m   203.0.113.10:4500  169.254.10.2/30              5.0 MiB     1.2 KiB     -\n",
-			"\nremoved  aws-0   ", "\nupdated  site-0  -          up    ",
+			"TIME      EVENT    TUNNEL  KIND       STATE         SINCE   PEER               INSIDE                       RX          TX          WHY\n" +
+				"12:00:00  added    aws-0   ipsec      up            3h12m   203.0.113.10:4500  169.254.10.2/30              5.0 MiB     1.2 KiB     -\n",
+			"12:00:00  removed  aws-0   ", "12:00:00  updated  site-0  -          up    ",
 		},
 		"json": {`"MARK"`, `"EVENT_TYPE_REMOVED"`, `"state":`},
 	} {

@@ -167,7 +167,7 @@ func nounExamples(verb, singular, plural string, names [2]string) string {
 	case "describe":
 		return indented(fmt.Sprintf("isthmus describe %[1]s %[3]s\nisthmus describe %[2]s %[3]s %[4]s\nisthmus describe %[1]s %[3]s -o json", singular, plural, names[0], names[1]))
 	case "watch":
-		return indented(fmt.Sprintf("isthmus watch %[1]s\nisthmus watch %[1]s -o wide\nisthmus watch %[1]s -o json", plural))
+		return indented(fmt.Sprintf("isthmus watch %[1]s\nisthmus watch %[1]s %[2]s %[3]s\nisthmus watch %[1]s -o json", plural, names[0], names[1]))
 	}
 	return indented(fmt.Sprintf("isthmus get %[2]s\nisthmus get %[2]s %[3]s %[4]s -o wide\nisthmus get %[1]s %[3]s -o json", singular, plural, names[0], names[1]))
 }

@@ -48,6 +48,7 @@ type app struct {
 	noHeaders                    bool
 
 	renewing bool   // the command renews the certificate, so its end needs no warning
+	warned   bool   // of the end of the certificate
 	document string // name of the file sent to the node, for problems
 	node     string // socket or address of the daemon, for errors
 }

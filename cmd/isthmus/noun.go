@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"strings"
 
@@ -13,11 +12,9 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
-	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/noun"
 )
 
@@ -37,6 +34,10 @@ type nounCommands[T proto.Message] struct {
 	request proto.Message
 	// names returns the words that select an object; the first is its name. Nil: its field name.
 	names func(T) []string
+	// key returns what no other object has. Nil: the first of the names.
+	key func(T) string
+	// match reports whether a name selects an object of a watch. Nil: it is one of the names.
+	match func(o T, name string) bool
 	// find returns the object with a name, and none if there is none. Nil: a Get call of the API,
 	// or one of the list.
 	find func(ctx context.Context, conn *grpc.ClientConn, name string) ([]T, error)
@@ -57,8 +58,8 @@ func (n nounCommands[T]) add(a *app, get, describe, watch *cobra.Command) *cobra
 	one.Aliases = append([]string{n.plural}, n.aliases...)
 	describe.AddCommand(one)
 	if n.watch != "" {
-		follow := watchCommand(a, n.plural, n.watch, n.columns)
-		follow.Aliases = list.Aliases
+		follow := n.watchCommand(a)
+		follow.Aliases, follow.ValidArgsFunction = list.Aliases, list.ValidArgsFunction
 		follow.Example = nounExamples("watch", n.singular, n.plural, n.samples)
 		watch.AddCommand(follow)
 	}
@@ -70,6 +71,7 @@ func (n nounCommands[T]) word() string { return cmp.Or(n.what, "NAME") }
 
 // get returns the command that lists the noun, or some of its objects.
 func (n nounCommands[T]) get(a *app, use string) *cobra.Command {
+	var watch bool
 	cmd := getCommand(a, use+" ["+n.word()+"...]", n.list, cobra.ArbitraryArgs, func(ctx context.Context, conn *grpc.ClientConn, names []string) error {
 		items, missing, all := []T(nil), error(nil), proto.Message(nil)
 		if len(names) > 0 {
@@ -87,6 +89,19 @@ func (n nounCommands[T]) get(a *app, use string) *cobra.Command {
 		return errors.Join(n.print(a, items, all, len(names) == 0), missing)
 	})
 	cmd.ValidArgsFunction = names(a, false, n.words)
+	if n.watch != "" {
+		cmd.Flags().BoolVarP(&watch, "watch", "w", false, "then follow the changes, as isthmus watch")
+		list := cmd.RunE
+		cmd.RunE = func(cmd *cobra.Command, args []string) error {
+			if !watch {
+				return list(cmd, args)
+			}
+			if a.output == "name" {
+				return errors.New("--watch cannot be used with -o name: give one of them")
+			}
+			return runs(func(cmd *cobra.Command, args []string) error { return n.follow(cmd.Context(), a, args) })(cmd, args)
+		}
+	}
 	return cmd
 }
 
@@ -167,6 +182,22 @@ func (n nounCommands[T]) words(o T) []string {
 		return n.names(o)
 	}
 	return []string{noun.Text(o, "name")}
+}
+
+// id returns the key of an object.
+func (n nounCommands[T]) id(o T) string {
+	if n.key != nil {
+		return n.key(o)
+	}
+	return n.words(o)[0]
+}
+
+// matches reports whether a name selects an object.
+func (n nounCommands[T]) matches(o T, name string) bool {
+	if n.match != nil {
+		return n.match(o, name)
+	}
+	return slices.Contains(n.words(o), name)
 }
 
 // similar returns the words that are like a given one.
@@ -284,81 +315,4 @@ func describeCommand[T proto.Message](a *app, use, short string, pick func(conte
 		})}
 	a.outputFlag(cmd)
 	return cmd
-}
-
-// watchCommand returns "watch NOUN". It prints what is there, and then each change on a line of its
-// own.
-func watchCommand[T proto.Message](a *app, use, short string, columns []column[T]) *cobra.Command {
-	cmd := &cobra.Command{Use: use, Short: short, Args: cobra.NoArgs,
-		RunE: runs(func(cmd *cobra.Command, _ []string) error {
-			conn, err := a.connect()
-			if err != nil {
-				return err
-			}
-			defer conn.Close()
-			var none T
-			call := noun.Of(none).Watch
-			stream, err := conn.NewStream(cmd.Context(), &grpc.StreamDesc{ServerStreams: true}, call.Path)
-			if err != nil {
-				return err
-			}
-			if err := stream.SendMsg(call.Request()); err != nil && err != io.EOF {
-				return err
-			}
-			if err := stream.CloseSend(); err != nil {
-				return err
-			}
-			t := a.newTable(append([]look{{header: "EVENT", style: event}}, looks(a, columns)...)...)
-			t.steady = true
-			marked := false
-			for {
-				e := call.Response()
-				err := stream.RecvMsg(e)
-				if err == io.EOF || status.Code(err) == codes.Canceled && cmd.Context().Err() != nil {
-					return nil
-				}
-				if err != nil {
-					return err
-				}
-				m := e.ProtoReflect()
-				kind := isthmusv1.EventType(m.Get(noun.Field(e, "type")).Enum())
-				marked = marked || kind == isthmusv1.EventType_EVENT_TYPE_MARK
-				if !a.tables() {
-					if err := a.showEvent(e); err != nil {
-						return err
-					}
-					continue
-				}
-				if kind != isthmusv1.EventType_EVENT_TYPE_MARK {
-					name := strings.ToLower(strings.TrimPrefix(kind.String(), "EVENT_TYPE_"))
-					t.add(append([]cell{{text: name}}, cells(a, columns, m.Get(call.Field).Message().Interface().(T))...)...)
-				}
-				if marked {
-					if err := t.flush(); err != nil {
-						return err
-					}
-				}
-			}
-		})}
-	a.outputFlag(cmd)
-	a.headersFlag(cmd)
-	return cmd
-}
-
-// showEvent prints an event as one line of JSON, or as one YAML document.
-func (a *app) showEvent(e proto.Message) error {
-	if a.output == "yaml" {
-		data, err := encodeYAML(e)
-		if err != nil {
-			return err
-		}
-		_, err = fmt.Fprintf(a.stdout, "---\n%s", data)
-		return err
-	}
-	data, err := protojson.Marshal(e)
-	if err != nil {
-		return err
-	}
-	_, err = fmt.Fprintf(a.stdout, "%s\n", data)
-	return err
 }

@@ -56,6 +56,9 @@ func (a *app) addPorts(_, get, describe, watch *cobra.Command) {
 		names: func(p *isthmusv1.PortUse) []string {
 			return []string{p.PublicAddress, p.Address, p.Pool, p.Destination}
 		},
+		key: func(p *isthmusv1.PortUse) string {
+			return fmt.Sprint(p.Pool, " ", p.Address, " ", p.Destination, " ", p.Protocol, " ", p.Port)
+		},
 		more: func(message proto.Message) error {
 			all := message.(*isthmusv1.ListPortsResponse)
 			fmt.Fprintln(a.stdout)

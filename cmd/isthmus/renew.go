@@ -169,7 +169,7 @@ func parseKey(text string) (crypto.Signer, error) {
 // warnOfEnd says on standard error that the certificate of a context ends soon, or has ended.
 func (a *app) warnOfEnd(path string, pair tls.Certificate) {
 	leaf, now := pair.Leaf, a.wall()
-	if leaf == nil || a.renewing {
+	if leaf == nil || a.renewing || a.warned {
 		return
 	}
 	lifetime := leaf.NotAfter.Sub(leaf.NotBefore) - issuedBefore
@@ -177,6 +177,7 @@ func (a *app) warnOfEnd(path string, pair tls.Certificate) {
 	if left > min(warnBefore, lifetime/3) {
 		return
 	}
+	a.warned = true
 	command := "run: isthmus client renew"
 	if a.contextFile != "" {
 		command += " --context " + path

@@ -56,6 +56,11 @@ func (a *app) addRoutes(_, get, describe, watch *cobra.Command) {
 		describe: "Show everything about routes",
 		watch:    "Follow the routes",
 		names:    func(r *isthmusv1.Route) []string { return []string{r.Prefix} },
+		match: func(r *isthmusv1.Route, name string) bool {
+			p, _ := netip.ParsePrefix(r.Prefix)
+			address, err := netip.ParseAddr(name)
+			return err == nil && p.Contains(address.Unmap()) || err != nil && r.Prefix == name
+		},
 		find: func(ctx context.Context, conn *grpc.ClientConn, name string) ([]*isthmusv1.Route, error) {
 			if request.Within != "" || request.Peer != "" {
 				return nil, usageError{errors.New("--within and --peer cannot be used together with a prefix or an address: give one of them")}
@@ -68,6 +73,8 @@ func (a *app) addRoutes(_, get, describe, watch *cobra.Command) {
 	routes.Example += "\n" + indented("isthmus get routes --within 10.0.0.0/8 --peer aws-0")
 	routes.Flags().StringVar(&request.Within, "within", "", "only routes inside this prefix")
 	routes.Flags().StringVar(&request.Peer, "peer", "", "only routes from this peer")
+	routes.MarkFlagsMutuallyExclusive("watch", "within")
+	routes.MarkFlagsMutuallyExclusive("watch", "peer")
 	completeFlag(routes, "peer", names(a, false, named((*isthmusv1.PeerStatus).GetName)))
 }
 
