@@ -49,10 +49,19 @@ isthmus cloud show azure -o yaml`,
 isthmus confirm 8`,
 	"context import": `
 isthmus context import admin.yaml
-isthmus context import admin.yaml --address 203.0.113.9:7443`,
+isthmus context import admin.yaml --address 203.0.113.9:7443 --name hub-1
+isthmus context import admin.yaml --overwrite`,
+	"context list": `
+isthmus context list
+isthmus context list -o json`,
+	"context rename": `
+isthmus context rename 203.0.113.9 hub-1`,
 	"context show": `
 isthmus context show
+isthmus context show hub-1
 isthmus context show --context alice.yaml`,
+	"context use": `
+isthmus context use hub-1`,
 	"describe condition": `
 isthmus describe condition PeerUnreachable
 isthmus describe condition PoolDown
@@ -78,6 +87,7 @@ isthmus get spec -o json`,
 	"get status": `
 isthmus get status
 isthmus get status -o wide
+isthmus get status -A
 isthmus get status -o json`,
 	"nat who": `
 isthmus nat who 203.0.113.9:21877 --at 2026-11-20T12:01:05Z

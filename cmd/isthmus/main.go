@@ -43,6 +43,8 @@ type app struct {
 	uid            int
 
 	contextFile, address, socket string
+	nodeName                     string // context to use instead of the current one
+	quiet                        bool
 	timeout                      time.Duration
 	output                       string
 	noHeaders                    bool
@@ -122,6 +124,20 @@ var (
 )
 
 func (a *app) printError(err error) {
+	fmt.Fprintf(a.stderr, "isthmus: %s\n", clean(a.words(err)))
+	s, ok := status.FromError(err)
+	if !ok {
+		return
+	}
+	for _, d := range s.Details() {
+		if p, ok := d.(*isthmusv1.Problems); ok {
+			printProblems(a.stderr, a.document, p.Problems)
+		}
+	}
+}
+
+// words returns an error for the user, without the words of grpc.
+func (a *app) words(err error) string {
 	text := err.Error()
 	s, ok := status.FromError(err)
 	if ok {
@@ -134,14 +150,13 @@ func (a *app) printError(err error) {
 	case codes.DeadlineExceeded:
 		text = late.ReplaceAllString(text, fmt.Sprintf("the daemon at %s did not answer within %v", a.node, a.timeout))
 	}
-	fmt.Fprintf(a.stderr, "isthmus: %s\n", clean(text))
-	if !ok {
-		return
-	}
-	for _, d := range s.Details() {
-		if p, ok := d.(*isthmusv1.Problems); ok {
-			printProblems(a.stderr, a.document, p.Problems)
-		}
+	return text
+}
+
+// note prints what a command has done, or what to do next, unless --quiet was used.
+func (a *app) note(format string, args ...any) {
+	if !a.quiet {
+		fmt.Fprintf(a.stderr, "isthmus: "+format+"\n", args...)
 	}
 }
 
@@ -182,10 +197,12 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the plan has changes.`,
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
 	f := root.PersistentFlags()
-	f.StringVar(&a.contextFile, "context", "", "file with the node's address and certificates (default $ISTHMUS_CONTEXT, then ~/.config/isthmus/context.yaml)")
+	f.StringVar(&a.nodeName, "node", "", "name of the context to use (default: the one chosen with isthmus context use)")
+	f.StringVar(&a.contextFile, "context", "", "file with the node's address and certificates, instead of a named context (default $ISTHMUS_CONTEXT)")
 	f.StringVar(&a.address, "address", "", "host and port of the API (default: those of the context)")
 	f.StringVar(&a.socket, "socket", "", "unix socket of the daemon on this node (default $ISTHMUS_SOCKET; for root "+defaultSocket+" if it exists)")
 	f.DurationVar(&a.timeout, "timeout", 30*time.Second, "time to wait for an answer")
+	f.BoolVarP(&a.quiet, "quiet", "q", false, "print no notes on standard error, only warnings and errors")
 
 	get := a.group("get", "List objects of one kind, or some of them by name")
 	describe := a.group("describe", "Show everything about objects")
@@ -197,6 +214,9 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the plan has changes.`,
 	} {
 		add(root, get, describe, watch)
 	}
+	completeFlag(root, "node", func(cmd *cobra.Command, _ []string, word string) ([]string, cobra.ShellCompDirective) {
+		return a.completeContexts(cmd, nil, word)
+	})
 	completeFlag(root, "context", files)
 	completeFlag(root, "socket", files)
 	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)

@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 )
@@ -42,15 +43,15 @@ func getStatus(ctx context.Context, conn *grpc.ClientConn) (*isthmusv1.SystemSta
 }
 
 func (a *app) addNode(root, get, describe, _ *cobra.Command) {
-	state := getCommand(a, "status", "Show the node's state and conditions", cobra.NoArgs,
-		func(ctx context.Context, conn *grpc.ClientConn, _ []string) error {
+	state := nounCommands[*isthmusv1.SystemStatus]{
+		singular: "node", columns: statusColumns,
+		list: "Show the node's state and conditions",
+		read: func(ctx context.Context, conn *grpc.ClientConn) (proto.Message, []*isthmusv1.SystemStatus, error) {
 			s, err := getStatus(ctx, conn)
-			if err != nil {
-				return err
-			}
-			return show(a, statusColumns, []*isthmusv1.SystemStatus{s}, s)
-		})
-	state.Aliases = []string{"node"}
+			return s, []*isthmusv1.SystemStatus{s}, err
+		},
+	}.get(a, "status")
+	state.Use, state.Args, state.ValidArgsFunction, state.Aliases = "status", cobra.NoArgs, nil, []string{"node"}
 	get.AddCommand(state)
 	node := describeCommand(a, "node [NAME]", "Show everything about the node", func(ctx context.Context, conn *grpc.ClientConn, names []string) ([]*isthmusv1.SystemStatus, error) {
 		s, err := getStatus(ctx, conn)

@@ -38,11 +38,13 @@ type nounCommands[T proto.Message] struct {
 	key func(T) string
 	// match reports whether a name selects an object of a watch. Nil: it is one of the names.
 	match func(o T, name string) bool
+	// read returns the objects, and the answer of the API. Nil: by a List call.
+	read func(ctx context.Context, conn *grpc.ClientConn) (proto.Message, []T, error)
 	// find returns the object with a name, and none if there is none. Nil: a Get call of the API,
 	// or one of the list.
 	find func(ctx context.Context, conn *grpc.ClientConn, name string) ([]T, error)
-	// table prints objects. Nil: as rows of columns.
-	table func(items []T) error
+	// rows returns the table of objects. Nil: a row of columns for each.
+	rows func(items []T) ([]look, [][]cell)
 	// more prints the rest of a List response below the table of all objects. Nil: there is none.
 	more func(all proto.Message) error
 }
@@ -52,7 +54,10 @@ func (n nounCommands[T]) add(a *app, get, describe, watch *cobra.Command) *cobra
 	list := n.get(a, n.plural)
 	list.Aliases = append([]string{n.singular}, n.aliases...)
 	get.AddCommand(list)
-	one := describeCommand(a, n.singular+" "+n.word()+"...", n.describe, n.pick)
+	one := describeCommand(a, n.singular+" "+n.word()+"...", n.describe, func(ctx context.Context, conn *grpc.ClientConn, names []string) ([]T, error) {
+		items, lacks, err := n.pick(ctx, conn, names)
+		return items, errors.Join(err, notFound(lacks))
+	})
 	one.ValidArgsFunction = list.ValidArgsFunction
 	list.Example, one.Example = nounExamples("get", n.singular, n.plural, n.samples), nounExamples("describe", n.singular, n.plural, n.samples)
 	one.Aliases = append([]string{n.plural}, n.aliases...)
@@ -71,61 +76,86 @@ func (n nounCommands[T]) word() string { return cmp.Or(n.what, "NAME") }
 
 // get returns the command that lists the noun, or some of its objects.
 func (n nounCommands[T]) get(a *app, use string) *cobra.Command {
-	var watch bool
-	cmd := getCommand(a, use+" ["+n.word()+"...]", n.list, cobra.ArbitraryArgs, func(ctx context.Context, conn *grpc.ClientConn, names []string) error {
-		items, missing, all := []T(nil), error(nil), proto.Message(nil)
-		if len(names) > 0 {
-			var err error
-			if items, err = n.pick(ctx, conn, names); err != nil && len(items) == 0 {
+	var watch, everywhere bool
+	cmd := &cobra.Command{Use: use + " [" + n.word() + "...]", Short: n.list, Args: cobra.ArbitraryArgs, ValidArgsFunction: names(a, false, n.words)}
+	here := a.call(func(ctx context.Context, conn *grpc.ClientConn, names []string) error {
+		if len(names) == 0 {
+			all, items, err := n.readAll(ctx, conn)
+			if err != nil {
 				return err
 			}
-			missing, all = err, response(items)
-		} else {
-			var err error
-			if all, items, err = listAll[T](ctx, conn, n.request); err != nil {
-				return err
-			}
+			return n.print(a, items, all, true)
 		}
-		return errors.Join(n.print(a, items, all, len(names) == 0), missing)
+		items, missing, err := n.pick(ctx, conn, names)
+		if err != nil {
+			return err
+		}
+		if len(items) > 0 {
+			err = n.print(a, items, response(items), false)
+		}
+		return errors.Join(err, notFound(missing))
 	})
-	cmd.ValidArgsFunction = names(a, false, n.words)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		switch {
+		case watch && a.output == "name":
+			return errors.New("--watch cannot be used together with -o name")
+		case watch:
+			return runs(func(cmd *cobra.Command, args []string) error { return n.follow(cmd.Context(), a, args) })(cmd, args)
+		case everywhere:
+			return runs(func(cmd *cobra.Command, args []string) error { return n.everywhere(cmd.Context(), a, args) })(cmd, args)
+		}
+		return here(cmd, args)
+	}
+	a.listFlags(cmd)
+	cmd.Flags().BoolVarP(&everywhere, "all-nodes", "A", false, "ask the nodes of all contexts (see isthmus context list)")
 	if n.watch != "" {
 		cmd.Flags().BoolVarP(&watch, "watch", "w", false, "then follow the changes, as isthmus watch")
-		list := cmd.RunE
-		cmd.RunE = func(cmd *cobra.Command, args []string) error {
-			if !watch {
-				return list(cmd, args)
-			}
-			if a.output == "name" {
-				return errors.New("--watch cannot be used with -o name: give one of them")
-			}
-			return runs(func(cmd *cobra.Command, args []string) error { return n.follow(cmd.Context(), a, args) })(cmd, args)
-		}
+		cmd.MarkFlagsMutuallyExclusive("watch", "all-nodes")
 	}
 	return cmd
 }
 
-// print prints objects, and with whole the rest of the response.
-func (n nounCommands[T]) print(a *app, items []T, all proto.Message, whole bool) error {
-	switch {
-	case n.table == nil || !a.tables():
-		if err := show(a, n.columns, items, all); err != nil || !a.tables() {
-			return err
-		}
-	default:
-		if err := n.table(items); err != nil {
-			return err
-		}
+// readAll returns all objects, and the answer of the API.
+func (n nounCommands[T]) readAll(ctx context.Context, conn *grpc.ClientConn) (proto.Message, []T, error) {
+	if n.read != nil {
+		return n.read(ctx, conn)
 	}
-	if whole && n.more != nil {
-		return n.more(all)
-	}
-	return nil
+	return listAll[T](ctx, conn, n.request)
 }
 
-// pick returns the objects with some names. The error names those that are missing; the others are
-// returned as well.
-func (n nounCommands[T]) pick(ctx context.Context, conn *grpc.ClientConn, names []string) (items []T, err error) {
+// rowsOf returns the table of objects.
+func (n nounCommands[T]) rowsOf(a *app, items []T) ([]look, [][]cell) {
+	if n.rows != nil {
+		return n.rows(items)
+	}
+	return rowsOf(a, n.columns, items)
+}
+
+// print prints objects, and with whole the rest of the answer.
+func (n nounCommands[T]) print(a *app, items []T, all proto.Message, whole bool) error {
+	heads, rows := n.rowsOf(a, items)
+	if err := a.show(heads, rows, all); err != nil || !whole || n.more == nil || !a.tables() {
+		return err
+	}
+	return n.more(all)
+}
+
+// missing is a name that no object has, with the error for the user.
+type missing struct {
+	name string
+	err  error
+}
+
+func notFound(all []missing) error {
+	var errs []error
+	for _, m := range all {
+		errs = append(errs, m.err)
+	}
+	return errors.Join(errs...)
+}
+
+// pick returns the objects with some names, and the names that are missing.
+func (n nounCommands[T]) pick(ctx context.Context, conn *grpc.ClientConn, names []string) (items []T, lacks []missing, err error) {
 	var none T
 	var all []T
 	var read bool
@@ -153,11 +183,10 @@ func (n nounCommands[T]) pick(ctx context.Context, conn *grpc.ClientConn, names 
 			return found, err
 		}
 	}
-	var missing []error
 	for _, name := range names {
 		found, err := find(ctx, conn, name)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		items = append(items, found...)
 		if len(found) > 0 {
@@ -165,15 +194,15 @@ func (n nounCommands[T]) pick(ctx context.Context, conn *grpc.ClientConn, names 
 		}
 		all, err := everything()
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		var known []string
 		for _, o := range all {
 			known = append(known, n.words(o)...)
 		}
-		missing = append(missing, fmt.Errorf("%s %q: not found%s", n.singular, name, didYouMean(similar(name, known))))
+		lacks = append(lacks, missing{name, fmt.Errorf("%s %q: not found%s", n.singular, name, didYouMean(similar(name, known)))})
 	}
-	return items, errors.Join(missing...)
+	return items, lacks, nil
 }
 
 // words returns the words that select an object.
@@ -216,13 +245,6 @@ func didYouMean(near []string) string {
 		return ""
 	}
 	return "; did you mean " + strings.Join(near[:min(len(near), 3)], " or ") + "?"
-}
-
-// getCommand returns "get NOUN"; list prints the objects.
-func getCommand(a *app, use, short string, args cobra.PositionalArgs, list func(ctx context.Context, conn *grpc.ClientConn, names []string) error) *cobra.Command {
-	cmd := &cobra.Command{Use: use, Short: short, Args: args, RunE: a.call(list)}
-	a.listFlags(cmd)
-	return cmd
 }
 
 // response returns the List response that has some objects.

@@ -133,25 +133,39 @@ func cells[T any](a *app, columns []column[T], o T) []cell {
 	return out
 }
 
+// rowsOf returns a table of items.
+func rowsOf[T any](a *app, columns []column[T], items []T) ([]look, [][]cell) {
+	var rows [][]cell
+	for _, o := range items {
+		rows = append(rows, cells(a, columns, o))
+	}
+	return looks(a, columns), rows
+}
+
 // show prints items as a table, their names, which are in the first column, or their message as
 // JSON or YAML.
 func show[T any](a *app, columns []column[T], items []T, message proto.Message) error {
-	if a.output == "name" {
+	heads, rows := rowsOf(a, columns, items)
+	return a.show(heads, rows, message)
+}
+
+func (a *app) show(heads []look, rows [][]cell, message proto.Message) error {
+	switch a.output {
+	case "name":
 		var last string
-		for _, o := range items {
-			if name := clean(columns[0].value(a, o)); name != last {
+		for _, row := range rows {
+			if name := clean(row[0].text); name != last {
 				last = name
 				fmt.Fprintln(a.stdout, name)
 			}
 		}
 		return nil
-	}
-	if !a.tables() {
+	case "json", "yaml":
 		return a.showMessage(message)
 	}
-	t := a.newTable(looks(a, columns)...)
-	for _, o := range items {
-		t.add(cells(a, columns, o)...)
+	t := a.newTable(heads...)
+	for _, row := range rows {
+		t.add(row...)
 	}
 	return t.flush()
 }

@@ -57,14 +57,14 @@ func (a *app) addPools(_, get, describe, watch *cobra.Command) {
 		list:     "List the source addresses of the pools, with their health",
 		describe: "Show everything about pools, with the probes of each address",
 		watch:    "Follow the pools",
-		table: func(pools []*isthmusv1.PoolStatus) error {
+		rows: func(pools []*isthmusv1.PoolStatus) ([]look, [][]cell) {
 			var rows []member
 			for _, p := range pools {
 				for _, m := range p.Members {
 					rows = append(rows, member{m, p})
 				}
 			}
-			return show(a, memberColumns, rows, nil)
+			return rowsOf(a, memberColumns, rows)
 		},
 	}.add(a, get, describe, watch)
 }

@@ -6,7 +6,6 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -167,9 +166,9 @@ func parseKey(text string) (crypto.Signer, error) {
 }
 
 // warnOfEnd says on standard error that the certificate of a context ends soon, or has ended.
-func (a *app) warnOfEnd(path string, pair tls.Certificate) {
-	leaf, now := pair.Leaf, a.wall()
-	if leaf == nil || a.renewing || a.warned {
+func (a *app) warnOfEnd(path string, leaf *x509.Certificate) {
+	now := a.wall()
+	if a.renewing || a.warned {
 		return
 	}
 	lifetime := leaf.NotAfter.Sub(leaf.NotBefore) - issuedBefore

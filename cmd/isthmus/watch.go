@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"regexp"
 	"slices"
 	"strings"
@@ -124,7 +125,7 @@ func (f *follower[T]) connection(ctx context.Context) error {
 			}
 			err = f.event(kind, o)
 		}
-		if err == nil && f.marked {
+		if err == nil && f.marked && f.a.tables() {
 			err = f.table.flush()
 		}
 		if err != nil {
@@ -136,9 +137,9 @@ func (f *follower[T]) connection(ctx context.Context) error {
 // mark ends the list of objects with which a connection begins: those that are not in it have gone
 // since the last connection. Programs get the mark of the first connection only.
 func (f *follower[T]) mark(e proto.Message, listed map[string]bool) error {
-	for id, o := range f.known {
+	for _, id := range slices.Sorted(maps.Keys(f.known)) {
 		if !listed[id] {
-			if err := f.event(isthmusv1.EventType_EVENT_TYPE_REMOVED, o); err != nil {
+			if err := f.event(isthmusv1.EventType_EVENT_TYPE_REMOVED, f.known[id]); err != nil {
 				return err
 			}
 		}
