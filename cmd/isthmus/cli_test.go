@@ -376,7 +376,7 @@ func TestClientLife(t *testing.T) {
 	if out, stderr, code := w.run(t.Context(), "", "get", "tunnels", "--context", file); code != 0 || !strings.Contains(out, "aws-0") {
 		t.Errorf("reading as a reader: exit %d, %s%s", code, out, stderr)
 	}
-	if _, stderr, code := w.run(t.Context(), "", "apply", "-f", "testdata/first.yaml", "--context", file); code != 1 || !strings.Contains(stderr, "needs role operator") {
+	if _, stderr, code := w.run(t.Context(), "", "apply", "-f", "testdata/first.yaml", "--context", file); code != 1 || !strings.Contains(stderr, "isthmus: `isthmus apply` needs the role operator; this client is ann, reader\n") {
 		t.Errorf("writing as a reader: exit %d, %s", code, stderr)
 	}
 	if out, _, _ := w.run(t.Context(), "", "client", "list"); !regexp.MustCompile(`(?m)^ann +reader +valid `).MatchString(out) {
@@ -399,8 +399,8 @@ func TestClientLife(t *testing.T) {
 	if out, _, _ := w.run(t.Context(), "", "get", "clients"); !regexp.MustCompile(`(?m)^ann +reader +revoked `).MatchString(out) {
 		t.Errorf("clients are\n%s", out)
 	}
-	if out, _, code := w.run(t.Context(), "", "get", "tunnels", "--context", file); code != 1 || out != "" {
-		t.Errorf("reading with a revoked certificate: exit %d, %s", code, out)
+	if out, stderr, code := w.run(t.Context(), "", "get", "tunnels", "--context", file); code != 1 || out != "" || stderr != "isthmus: the node at "+w.server.Address+" refuses this certificate: revoked or expired; see isthmus context show\n" {
+		t.Errorf("reading with a revoked certificate: exit %d, %s%s", code, out, stderr)
 	}
 	if err := os.Chmod(file, 0o644); err != nil {
 		t.Fatal(err)

@@ -143,7 +143,7 @@ func (a *app) clientIssue() *cobra.Command {
 	})
 	f := cmd.Flags()
 	f.StringVar(&role, "role", "", "reader, operator or admin")
-	f.StringVarP(&out, "out", "o", "", "context file to write; must not exist")
+	f.StringVarP(&out, "out", "o", "", "the context file to write; must not exist")
 	f.StringVar(&endpoint, "endpoint", "", "host and port at which the client reaches the node (default: those of the own context)")
 	f.DurationVar(&lifetime, "lifetime", 0, "lifetime of the certificate, 1h to 87600h (default 8760h)")
 	cmd.MarkFlagRequired("role")

@@ -221,3 +221,19 @@ func TestAllNodes(t *testing.T) {
 		t.Errorf("as JSON: exit %d, %v, %s", code, err, out)
 	}
 }
+
+// TestOtherAuthority: a context of another node is refused in words, by whichever side notices
+// first.
+func TestOtherAuthority(t *testing.T) {
+	f := &fleet{t, t.TempDir()}
+	first, second := serve(t), serve(t)
+	file := f.contextFile(first)
+	f.refused("get tunnels --context "+file+" --address "+second.Address, "isthmus: the node at "+second.Address+" has a certificate of another authority than the context: the context is for another node, or of a former authority; import a new one with isthmus context import\n")
+	mine, theirs := mustContext(t, file), mustContext(t, second.Context)
+	mine.Authority, mine.Address = theirs.Authority, second.Address
+	file = filepath.Join(t.TempDir(), "mixed.yaml")
+	if err := writeContext(file, mine); err != nil {
+		t.Fatal(err)
+	}
+	f.refused("get tunnels --context "+file, "isthmus context show\n")
+}

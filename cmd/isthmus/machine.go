@@ -91,7 +91,7 @@ A slot older than the running one is refused without --older.`,
 			}
 			return a.upgrade(ctx, conn, file, signature, older, later)
 		})}
-	upgrade.Flags().StringVarP(&file, "filename", "f", "", "`file` of the slot")
+	upgrade.Flags().StringVarP(&file, "filename", "f", "", "the `file` of the slot")
 	upgrade.Flags().StringVar(&signature, "signature", "", "`file` of its signature (default: the slot's file with .minisig)")
 	upgrade.Flags().BoolVar(&older, "older", false, "accept a slot that is older than the running one")
 	upgrade.Flags().BoolVar(&later, "later", false, "do not reboot; the next boot tries the slot")

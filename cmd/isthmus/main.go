@@ -51,6 +51,7 @@ type app struct {
 
 	renewing bool   // the command renews the certificate, so its end needs no warning
 	warned   bool   // of the end of the certificate
+	path     string // of the command, as "isthmus get tunnels"
 	document string // name of the file sent to the node, for problems
 	node     string // socket or address of the daemon, for errors
 }
@@ -121,7 +122,18 @@ func joined(err error) []error {
 var (
 	unreachable = regexp.MustCompile(`connection error: desc = "(?:transport: )?(?:Error while dialing: |authentication handshake failed: |error reading server preface: )?(.*)"`)
 	late        = regexp.MustCompile(`context deadline exceeded.*`)
+	role        = regexp.MustCompile(`^.*/isthmus\.v1\.\S+ needs role (\w+), (.+) has role (\w+)$`)
 )
+
+const refused = "the node at %s refuses this certificate: revoked or expired; see isthmus context show"
+
+// refusals are causes for which a connection fails because one side does not take the certificate
+// of the other.
+var refusals = []struct{ cause, text string }{
+	{"remote error: tls: bad certificate", refused},
+	{"remote error: tls: unknown certificate authority", "the node at %s does not know the authority of this certificate: the context is for another node, or of a former authority; see isthmus context show"},
+	{"x509: certificate signed by unknown authority", "the node at %s has a certificate of another authority than the context: the context is for another node, or of a former authority; import a new one with isthmus context import"},
+}
 
 func (a *app) printError(err error) {
 	fmt.Fprintf(a.stderr, "isthmus: %s\n", clean(a.words(err)))
@@ -145,7 +157,16 @@ func (a *app) words(err error) string {
 		text = strings.Replace(s.Message(), fmt.Sprintf("rpc error: code = %s desc = ", s.Code()), "", 1)
 	}
 	switch s.Code() {
+	case codes.PermissionDenied:
+		text = role.ReplaceAllString(text, "`"+a.path+"` needs the role $1; this client is $2, $3")
+	case codes.Unauthenticated:
+		text = strings.Replace(text, "certificate is revoked", fmt.Sprintf(refused, a.node), 1)
 	case codes.Unavailable:
+		for _, r := range refusals {
+			if strings.Contains(text, r.cause) {
+				return fmt.Sprintf(r.text, a.node)
+			}
+		}
 		text = unreachable.ReplaceAllString(text, "the daemon at "+a.node+" cannot be reached: $1")
 	case codes.DeadlineExceeded:
 		text = late.ReplaceAllString(text, fmt.Sprintf("the daemon at %s did not answer within %v", a.node, a.timeout))
@@ -222,6 +243,9 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the plan has changes.`,
 	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
 	root.InitDefaultCompletionCmd()
 	addExamples(root)
+	plainUsage(root)
+	root.SetFlagErrorFunc(flagError)
+	root.PersistentPreRun = func(cmd *cobra.Command, _ []string) { a.path = cmd.CommandPath() }
 	// Cobra's own group shows its help and succeeds when the shell is unknown.
 	for _, c := range root.Commands() {
 		if c.Name() == "completion" {

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strconv"
@@ -64,6 +66,8 @@ func (a *app) read(d *document) (*isthmusv1.Source, error) {
 		return nil, fmt.Errorf("reading %s: is larger than %d bytes", d.name(), maxDocument)
 	case !utf8.Valid(data):
 		return nil, fmt.Errorf("reading %s: is not valid UTF-8 text", d.name())
+	case len(bytes.TrimSpace(data)) == 0:
+		return nil, fmt.Errorf("reading %s: is empty: give a document in YAML or JSON", d.name())
 	}
 	return &isthmusv1.Source{Source: &isthmusv1.Source_Text{Text: string(data)}}, nil
 }
@@ -245,8 +249,11 @@ func parseGeneration(s string) (uint64, error) {
 }
 
 func (a *app) confirmCommand() *cobra.Command {
-	return &cobra.Command{Use: "confirm GENERATION", Short: "Keep a generation that was applied with --confirm-within", Args: cobra.ExactArgs(1), ValidArgsFunction: a.generations(),
+	return &cobra.Command{Use: "confirm GENERATION", Short: "Keep a generation that was applied with --confirm-within", Args: cobra.MaximumNArgs(1), ValidArgsFunction: a.generations(),
 		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, args []string) error {
+			if len(args) == 0 {
+				return a.waiting(ctx, conn)
+			}
 			g, err := parseGeneration(args[0])
 			if err != nil {
 				return err
@@ -254,6 +261,22 @@ func (a *app) confirmCommand() *cobra.Command {
 			_, err = isthmusv1.NewSpecServiceClient(conn).Confirm(ctx, &isthmusv1.ConfirmRequest{Generation: g})
 			return err
 		})}
+}
+
+// waiting returns the error of a confirmation without a generation: it names the one that waits.
+func (a *app) waiting(ctx context.Context, conn *grpc.ClientConn) error {
+	s, err := getStatus(ctx, conn)
+	if err != nil {
+		return err
+	}
+	if s.ConfirmUntil == nil {
+		return usageError{errors.New("GENERATION is missing, and no generation waits for a confirmation")}
+	}
+	when := a.until(s.ConfirmUntil)
+	if when != "now" {
+		when = "in " + when
+	}
+	return usageError{fmt.Errorf("GENERATION is missing: generation %d waits, and reverts %s: run isthmus confirm %d", s.Generation, when, s.Generation)}
 }
 
 func (a *app) rollbackCommand() *cobra.Command {
