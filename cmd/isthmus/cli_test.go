@@ -149,7 +149,8 @@ var volatile = []struct {
 	{regexp.MustCompile(`(expires:?) \d{4}-\S+`), "$1 TIME"},
 	{regexp.MustCompile(`/\S+/([a-z]+\.yaml|api\.sock)\b`), "DIR/$1"},
 	{regexp.MustCompile(`(generation 1,) [0-9-]+ [0-9:]+ UTC`), "$1 TIME"},
-	{regexp.MustCompile(`isthmus  \S+`), "isthmus  VERSION"},
+	{regexp.MustCompile(`isthmus (\s?)(v\d|unknown|\(devel\))\S*\n`), "isthmus ${1}VERSION\n"},
+	{regexp.MustCompile(`("?client"?:) "?(v\d|unknown|\(devel\))[^\s",]*"?`), "$1 VERSION"},
 }
 
 // TestCommands runs the command lines of testdata/*.txt against a server and compares everything

@@ -81,10 +81,10 @@ contexts over the unix socket.`}
 			return err
 		}
 		if r.FormerUntil == nil {
-			fmt.Fprintln(a.stderr, "isthmus: renewed; the former authority has ended: as root on the node, issue new contexts to all clients")
+			a.note("renewed; the former authority has ended: as root on the node, issue new contexts to all clients")
 			return nil
 		}
-		fmt.Fprintf(a.stderr, "isthmus: renewed; the former authority ends at %s: until then run isthmus client renew on each client, or issue new contexts\n", r.FormerUntil.AsTime().Format(time.RFC3339))
+		a.note("renewed; the former authority ends at %s: until then run isthmus client renew on each client, or issue new contexts", r.FormerUntil.AsTime().Format(time.RFC3339))
 		return nil
 	})
 	cmd.Flags().BoolVar(&atOnce, "at-once", false, "stop trusting the former authority now")
@@ -137,7 +137,7 @@ func (a *app) clientIssue() *cobra.Command {
 		if err := writeContext(out, c); err != nil {
 			return fmt.Errorf("writing context; revoke the certificate with isthmus client revoke %s: %w", r.Client.GetSerial(), err)
 		}
-		fmt.Fprintf(a.stderr, "isthmus: wrote %s for %s, role %s, serial %s, expires %s\n",
+		a.note("wrote %s for %s, role %s, serial %s, expires %s",
 			out, args[0], role, r.Client.GetSerial(), r.Client.GetExpires().AsTime().Format(time.RFC3339))
 		return nil
 	})

@@ -207,11 +207,11 @@ func (a *app) storeKeys(ctx context.Context, r *importer.Result, set bool, dir s
 	switch {
 	case known == 0:
 	case set:
-		fmt.Fprintf(a.stderr, "isthmus: keys stored: %d\n", known)
+		a.note("keys stored: %d", known)
 	case dir != "":
-		fmt.Fprintf(a.stderr, "isthmus: keys written: %d; store each with isthmus secret set NAME --from-file FILE\n", known)
+		a.note("keys written: %d; store each with isthmus secret set NAME --from-file FILE", known)
 	default:
-		fmt.Fprintf(a.stderr, "isthmus: keys read and not stored: %d; run the command again with --set-secrets or --secrets-dir DIR\n", known)
+		a.note("keys read and not stored: %d; run the command again with --set-secrets or --secrets-dir DIR", known)
 	}
 	return nil
 }

@@ -163,7 +163,7 @@ func (a *app) contextList() *cobra.Command {
 				rows = append(rows, contextRow{name == a.currentContext(), name, c.Address, clean(cert.Subject.CommonName), clean(role), cert.NotAfter, a.namedContext(name)})
 			}
 			if len(all) == 0 {
-				fmt.Fprintln(a.stderr, "isthmus: there are no contexts: see isthmus context import")
+				a.note("there are no contexts: see isthmus context import")
 			}
 			if a.output == "json" || a.output == "yaml" {
 				return errors.Join(append([]error{a.showValue(rows)}, broken...)...)

@@ -90,7 +90,9 @@ isthmus get status -o wide
 isthmus get status -A
 isthmus get status -o json`,
 	"nat who": `
+isthmus nat who 203.0.113.9:21877 --at 5m
 isthmus nat who 203.0.113.9:21877 --at 2026-11-20T12:01:05Z
+isthmus nat who 203.0.113.9:21877 --at "2026-11-20 13:01:05" --within 30s
 isthmus nat who 203.0.113.9:21877 --at 2026-11-20T12:01:05+01:00 --within 30s --protocol tcp --to 198.51.100.7
 isthmus nat who 203.0.113.9 --to 198.51.100.7 --within 1m`,
 	"plan": `
@@ -158,7 +160,7 @@ isthmus validate -f hub.yaml -o json
 isthmus topology render -f network.yaml --for node/hub-1 | isthmus validate -f -`,
 	"version": `
 isthmus version
-isthmus version --client`,
+isthmus version --client -o json`,
 }
 
 // addExamples sets the examples of the commands below one.

@@ -98,7 +98,7 @@ func (n nounCommands[T]) printNodes(a *app, answers []*nodeAnswer[T]) error {
 			if r.err != nil {
 				e.Error = r.err.Error()
 			} else {
-				data, err := encodeJSON(r.all)
+				data, err := everyField.Marshal(r.all)
 				if err != nil {
 					return err
 				}

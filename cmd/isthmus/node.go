@@ -71,19 +71,37 @@ func (a *app) addNode(root, get, describe, _ *cobra.Command) {
 	var clientOnly bool
 	v := &cobra.Command{Use: "version", Short: "Show the versions of this program and of the node's daemon", Args: cobra.NoArgs,
 		RunE: runs(func(cmd *cobra.Command, args []string) error {
-			fmt.Fprintf(a.stdout, "isthmus  %s\n", version())
-			if clientOnly {
-				return nil
+			out := versions{Client: version()}
+			if a.tables() {
+				fmt.Fprintf(a.stdout, "isthmus  %s\n", out.Client)
 			}
-			return a.call(func(ctx context.Context, conn *grpc.ClientConn, _ []string) error {
-				s, err := getStatus(ctx, conn)
+			if !clientOnly {
+				err := a.call(func(ctx context.Context, conn *grpc.ClientConn, _ []string) error {
+					s, err := getStatus(ctx, conn)
+					out.Daemon = s.GetVersion()
+					return err
+				})(cmd, args)
 				if err != nil {
 					return err
 				}
-				_, err = fmt.Fprintf(a.stdout, "isthmusd %s\n", clean(s.Version))
-				return err
-			})(cmd, args)
+			}
+			if !a.tables() {
+				return a.showValue(out)
+			}
+			if !clientOnly {
+				fmt.Fprintf(a.stdout, "isthmusd %s\n", clean(out.Daemon))
+			}
+			return nil
 		})}
 	v.Flags().BoolVar(&clientOnly, "client", false, "show only the version of this program")
+	a.formatFlag(v, "table", "json", "yaml")
 	root.AddCommand(v)
+	root.Version = version()
+	root.SetVersionTemplate("isthmus {{.Version}}\n")
+}
+
+// versions is what version prints as JSON and YAML.
+type versions struct {
+	Client string `json:"client"`
+	Daemon string `json:"daemon,omitempty"`
 }

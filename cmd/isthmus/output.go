@@ -170,13 +170,22 @@ func (a *app) show(heads []look, rows [][]cell, message proto.Message) error {
 	return t.flush()
 }
 
-// showMessage prints a message as JSON or YAML.
-func (a *app) showMessage(m proto.Message) error {
-	encode := encodeYAML
-	if a.output == "json" {
-		encode = encodeJSON
+// showMessage prints a message as JSON or YAML, with all its fields: a program need not know which
+// of them are left out when they are zero.
+func (a *app) showMessage(m proto.Message) error { return a.showAs(everyField, m) }
+
+// showDocument prints a document, which has the fields that its author has written.
+func (a *app) showDocument(m proto.Message) error { return a.showAs(protojson.MarshalOptions{}, m) }
+
+var everyField = protojson.MarshalOptions{EmitUnpopulated: true}
+
+func (a *app) showAs(options protojson.MarshalOptions, m proto.Message) error {
+	data, err := options.Marshal(m)
+	if err == nil && a.output == "json" {
+		data, err = indentJSON(data)
+	} else if err == nil {
+		data, err = yamlOf(data)
 	}
-	data, err := encode(m)
 	if err != nil {
 		return err
 	}
@@ -184,12 +193,8 @@ func (a *app) showMessage(m proto.Message) error {
 	return err
 }
 
-// encodeJSON is protojson with stable white space, which protojson does not promise.
-func encodeJSON(m proto.Message) ([]byte, error) {
-	data, err := protojson.Marshal(m)
-	if err != nil {
-		return nil, err
-	}
+// indentJSON gives JSON of protojson stable white space, which protojson does not promise.
+func indentJSON(data []byte) ([]byte, error) {
 	var b bytes.Buffer
 	if err := json.Indent(&b, data, "", "  "); err != nil {
 		return nil, err
@@ -198,8 +203,18 @@ func encodeJSON(m proto.Message) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
+// encodeYAML returns a message as YAML, without the fields that are not set.
 func encodeYAML(m proto.Message) ([]byte, error) {
-	n, err := yamlNode(m)
+	data, err := protojson.Marshal(m)
+	if err != nil {
+		return nil, err
+	}
+	return yamlOf(data)
+}
+
+// yamlOf returns JSON of protojson as YAML.
+func yamlOf(data []byte) ([]byte, error) {
+	n, err := yamlNode(data)
 	if err != nil {
 		return nil, err
 	}
@@ -210,12 +225,8 @@ func encodeYAML(m proto.Message) ([]byte, error) {
 // line breaks. They may come from a peer.
 var unfit = regexp.MustCompile(`[\x7f-\x{9f}\x{2028}\x{2029}\x{fffe}\x{ffff}]`)
 
-// yamlNode returns a message as a tree in block style, fields in the order of the message.
-func yamlNode(m proto.Message) (*yaml.Node, error) {
-	data, err := protojson.Marshal(m)
-	if err != nil {
-		return nil, err
-	}
+// yamlNode returns JSON as a tree in block style, fields in the same order.
+func yamlNode(data []byte) (*yaml.Node, error) {
 	data = unfit.ReplaceAllFunc(data, func(c []byte) []byte {
 		r, _ := utf8.DecodeRune(c)
 		return fmt.Appendf(nil, `\u%04x`, r)
@@ -248,19 +259,22 @@ func marshalYAML(n *yaml.Node) ([]byte, error) {
 	return b.Bytes(), e.Close()
 }
 
-// describeMessage prints everything about one object, with the age of each time in a comment.
+// describeMessage prints everything about one object. For people, fields that are not set are left
+// out, and each time is one of their time zone, with its age in a comment.
 func (a *app) describeMessage(m proto.Message) error {
-	if a.output == "json" {
+	if !a.tables() {
 		return a.showMessage(m)
 	}
-	n, err := yamlNode(m)
+	data, err := protojson.Marshal(m)
 	if err != nil {
 		return err
 	}
-	if a.tables() {
-		a.addAges(n)
+	n, err := yamlNode(data)
+	if err != nil {
+		return err
 	}
-	data, err := marshalYAML(n)
+	a.addAges(n)
+	data, err = marshalYAML(n)
 	if err != nil {
 		return err
 	}
@@ -272,6 +286,7 @@ func (a *app) addAges(n *yaml.Node) {
 	if n.Kind == yaml.ScalarNode {
 		if t, err := time.Parse(time.RFC3339Nano, n.Value); err == nil {
 			n.Style, n.Tag, n.LineComment = 0, "!!timestamp", relative(t.Sub(a.now()))
+			n.Value = t.In(a.now().Location()).Format(time.RFC3339)
 		}
 	}
 	for _, c := range n.Content {
@@ -365,6 +380,9 @@ func printProblems(w io.Writer, file string, problems []*isthmusv1.Problem) {
 
 // printNotes writes the notes about a valid document.
 func (a *app) printNotes(notes []*isthmusv1.Problem) {
+	if a.quiet {
+		return
+	}
 	var b strings.Builder
 	printProblems(&b, a.document, notes)
 	for line := range strings.Lines(b.String()) {

@@ -66,7 +66,7 @@ func (a *app) addPorts(_, get, describe, watch *cobra.Command) {
 				return err
 			}
 			if all.Counted == nil {
-				fmt.Fprintln(a.stderr, "The flows have not been counted yet.")
+				a.note("the flows have not been counted yet")
 			}
 			t := all.GetTable()
 			_, err := fmt.Fprintf(a.stdout, "\nConnection table: %d of %d flows, %d refused because it was full, %d lost without a port, %d without room. Placed sources: %d.\n",

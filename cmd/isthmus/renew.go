@@ -114,7 +114,7 @@ func (a *app) renewContext(ctx context.Context, conn *grpc.ClientConn, path stri
 	if err := os.Remove(path + renewingSuffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("removing the file of the new key, which is in the context now: %w", err)
 	}
-	fmt.Fprintf(a.stderr, "isthmus: renewed %s for %s, role %s, serial %s, expires %s\n",
+	a.note("renewed %s for %s, role %s, serial %s, expires %s",
 		path, r.Client.GetName(), r.Client.GetRole(), r.Client.GetSerial(), r.Client.GetExpires().AsTime().Format(time.RFC3339))
 	return nil
 }

@@ -69,7 +69,7 @@ with a certificate of its own.`}
 		if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 			return err
 		}
-		fmt.Fprintf(a.stderr, "isthmus: the key is in %s; put the request into the node's user-data\n", path)
+		a.note("the key is in %s; put the request into the node's user-data", path)
 		return pem.Encode(a.stdout, &pem.Block{Type: "CERTIFICATE REQUEST", Bytes: csr})
 	})
 	cmd.Flags().StringVar(&name, "name", "", "name of the admin: letters, digits, hyphens, dots, at signs")

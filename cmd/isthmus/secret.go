@@ -51,7 +51,7 @@ kept until the next document is applied and confirmed; rolling back twice restor
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(a.stderr, "isthmus: rolled back %s, fingerprint %s\n", i.Name, i.Fingerprint)
+			a.note("rolled back %s, fingerprint %s", i.Name, i.Fingerprint)
 			return nil
 		})}, &cobra.Command{Use: "delete NAME", Short: "Remove a secret that nothing uses", Args: cobra.ExactArgs(1), ValidArgsFunction: known,
 		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, args []string) error {
@@ -95,7 +95,7 @@ needs it, and it cannot be read back. --generate wireguard makes a private key a
 			if err != nil {
 				return fmt.Errorf("storing secret %s: %w", args[0], err)
 			}
-			fmt.Fprintf(a.stderr, "isthmus: stored %s, fingerprint %s\n", i.Name, i.Fingerprint)
+			a.note("stored %s, fingerprint %s", i.Name, i.Fingerprint)
 			if answer != "" {
 				_, err = fmt.Fprintln(a.stdout, answer)
 			}

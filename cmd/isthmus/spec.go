@@ -90,7 +90,7 @@ func (a *app) addSpec(root, get, describe, _ *cobra.Command) {
 				return err
 			}
 			if !a.tables() {
-				return a.showMessage(s.Spec)
+				return a.showDocument(s.Spec)
 			}
 			_, err = io.WriteString(a.stdout, s.Text)
 			return err
@@ -169,7 +169,7 @@ func (a *app) planCommand() *cobra.Command {
 
 // planned reports the number of changes of a plan, and returns errChanges if there are any.
 func (a *app) planned(changes []*isthmusv1.Change, generation uint64) error {
-	fmt.Fprintf(a.stderr, "isthmus: %s to generation %d\n", plural(len(changes), "change"), generation)
+	a.note("%s to generation %d", plural(len(changes), "change"), generation)
 	if len(changes) > 0 {
 		return errChanges
 	}
@@ -236,7 +236,7 @@ func (a *app) applied(r *isthmusv1.ApplyResponse) error {
 		fmt.Fprintf(a.stderr, "isthmus: the node goes back in %s unless you run: isthmus confirm %d\n", short(left.AsDuration().Round(time.Second)), r.Generation)
 	}
 	a.printNotes(r.Notes)
-	fmt.Fprintf(a.stderr, "isthmus: generation %d, %s\n", r.Generation, plural(len(r.Changes), "change"))
+	a.note("generation %d, %s", r.Generation, plural(len(r.Changes), "change"))
 	return a.showChanges(r.Changes, r)
 }
 

@@ -14,7 +14,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
@@ -66,7 +65,7 @@ func (n nounCommands[T]) follow(ctx context.Context, a *app, names []string) err
 		}
 		if !f.lost {
 			f.lost = true
-			fmt.Fprintf(a.stderr, "isthmus: %s the connection to %s is lost; connecting again\n", a.clock(), a.node)
+			a.note("%s the connection to %s is lost; connecting again", a.clock(), a.node)
 		}
 		select {
 		case <-ctx.Done():
@@ -111,7 +110,7 @@ func (f *follower[T]) connection(ctx context.Context) error {
 		}
 		if f.lost {
 			f.lost = false
-			fmt.Fprintf(f.a.stderr, "isthmus: %s connected again\n", f.a.clock())
+			f.a.note("%s connected again", f.a.clock())
 		}
 		m := e.ProtoReflect()
 		kind := isthmusv1.EventType(m.Get(noun.Field(e, "type")).Enum())
@@ -203,14 +202,10 @@ func still(m proto.Message) proto.Message {
 // showEvent prints an event as one line of JSON, or as one YAML document.
 func (a *app) showEvent(e proto.Message) error {
 	if a.output == "yaml" {
-		data, err := encodeYAML(e)
-		if err != nil {
-			return err
-		}
-		_, err = fmt.Fprintf(a.stdout, "---\n%s", data)
-		return err
+		fmt.Fprintln(a.stdout, "---")
+		return a.showMessage(e)
 	}
-	data, err := protojson.Marshal(e)
+	data, err := everyField.Marshal(e)
 	if err != nil {
 		return err
 	}

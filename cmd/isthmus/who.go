@@ -47,6 +47,31 @@ func moment(t *timestamppb.Timestamp, unset string) string {
 	return t.AsTime().Format("2006-01-02T15:04:05.000Z")
 }
 
+// parseMoment returns the time of the flag --at: one of RFC 3339, one of the time zone of now, or a
+// duration before now.
+func parseMoment(text string, now time.Time) (time.Time, error) {
+	if d, err := time.ParseDuration(text); err == nil && d >= 0 {
+		return now.Add(-d), nil
+	}
+	for _, layout := range []string{time.RFC3339, "2006-01-02 15:04:05", "2006-01-02 15:04", "2006-01-02T15:04:05"} {
+		if t, err := time.ParseInLocation(layout, text, now.Location()); err == nil {
+			return t, nil
+		}
+	}
+	for _, layout := range []string{"15:04:05", "15:04"} {
+		clock, err := time.Parse(layout, text)
+		if err != nil {
+			continue
+		}
+		t := time.Date(now.Year(), now.Month(), now.Day(), clock.Hour(), clock.Minute(), clock.Second(), clock.Nanosecond(), now.Location())
+		if t.After(now) {
+			t = t.AddDate(0, 0, -1)
+		}
+		return t, nil
+	}
+	return time.Time{}, usageError{fmt.Errorf(`--at %q: must be a time as 5m (ago), 11:20, "2026-11-20 11:20:05" or 2026-11-20T11:20:05Z`, text)}
+}
+
 func (a *app) natWho() *cobra.Command {
 	var at string
 	var within time.Duration
@@ -57,7 +82,7 @@ document). If the pool has blocks, the source also follows from the port by a fo
 several destinations at once; --to selects one. Without a port, --to is required, and the answer lists all flows to that destination
 from the address. The audit log records the query.`}
 	f := cmd.Flags()
-	f.StringVar(&at, "at", "", "time in the form of RFC 3339 (default: now)")
+	f.StringVar(&at, "at", "", "time: 5m ago as 5m, 11:20 of the last 24 hours, 2026-11-20 11:20:05 in local time, or RFC 3339 (default: now)")
 	f.DurationVar(&within, "within", time.Second, "maximum error of the clock that --at is from")
 	f.StringVar(&q.Protocol, "protocol", "", "tcp, udp or icmp (default: every protocol)")
 	f.StringVar(&q.Destination, "to", "", "destination address of the flow (default: all destinations)")
@@ -75,9 +100,9 @@ from the address. The audit log records the query.`}
 		}
 		q.Within = durationpb.New(within)
 		if at != "" {
-			t, err := time.Parse(time.RFC3339, at)
+			t, err := parseMoment(at, a.now())
 			if err != nil {
-				return usageError{fmt.Errorf("--at %q: must be a time as 2026-11-20T12:01:05Z", at)}
+				return err
 			}
 			q.At = timestamppb.New(t)
 		}
