@@ -126,6 +126,9 @@ isthmus secret set psk-aws-0
 isthmus secret set psk-site-0 --generate psk
 isthmus secret set wg-branch --generate wireguard
 isthmus secret set psk-aws-0 --from-file keys/psk-aws-0`,
+	"secret show": `
+isthmus secret show psk-aws-0
+isthmus secret show psk-aws-0 wg-branch -o json`,
 	"system clean": `
 sudo isthmus system clean --yes`,
 	"system poweroff": `

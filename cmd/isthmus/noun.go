@@ -54,11 +54,7 @@ func (n nounCommands[T]) add(a *app, get, describe, watch *cobra.Command) *cobra
 	list := n.get(a, n.plural)
 	list.Aliases = append([]string{n.singular}, n.aliases...)
 	get.AddCommand(list)
-	one := describeCommand(a, n.singular+" "+n.word()+"...", n.describe, func(ctx context.Context, conn *grpc.ClientConn, names []string) ([]T, error) {
-		items, lacks, err := n.pick(ctx, conn, names)
-		return items, errors.Join(err, notFound(lacks))
-	})
-	one.ValidArgsFunction = list.ValidArgsFunction
+	one := n.describeAs(a, n.singular)
 	list.Example, one.Example = nounExamples("get", n.singular, n.plural, n.samples), nounExamples("describe", n.singular, n.plural, n.samples)
 	one.Aliases = append([]string{n.plural}, n.aliases...)
 	describe.AddCommand(one)
@@ -69,6 +65,16 @@ func (n nounCommands[T]) add(a *app, get, describe, watch *cobra.Command) *cobra
 		watch.AddCommand(follow)
 	}
 	return list
+}
+
+// describeAs returns the command that shows everything about objects.
+func (n nounCommands[T]) describeAs(a *app, use string) *cobra.Command {
+	cmd := describeCommand(a, use+" "+n.word()+"...", n.describe, func(ctx context.Context, conn *grpc.ClientConn, names []string) ([]T, error) {
+		items, lacks, err := n.pick(ctx, conn, names)
+		return items, errors.Join(err, notFound(lacks))
+	})
+	cmd.ValidArgsFunction = names(a, false, n.words)
+	return cmd
 }
 
 // word stands for a name in usage lines.

@@ -41,9 +41,9 @@ func (a *app) addSecrets(root, get, describe, _ *cobra.Command) {
 		describe: "Show the fingerprints of secrets, and the fields that use them",
 	}
 	secrets.add(a, get, describe, nil)
-	group := a.group("secret", "Set and delete secrets, which cannot be read back")
+	group := a.group("secret", "Set, list and delete secrets, whose values cannot be read back")
 	known := names(a, true, named((*isthmusv1.SecretInfo).GetName))
-	group.AddCommand(a.secretSet(), secrets.get(a, "list"), &cobra.Command{Use: "rollback NAME", Short: "Restore the previous value of a secret", Args: cobra.ExactArgs(1), ValidArgsFunction: known,
+	group.AddCommand(a.secretSet(), secrets.get(a, "list"), secrets.describeAs(a, "show"), &cobra.Command{Use: "rollback NAME", Short: "Restore the previous value of a secret", Args: cobra.ExactArgs(1), ValidArgsFunction: known,
 		Long: `Restore the value that a secret had before it was last set. Tunnels and peers that use it change at once. The previous value is
 kept until the next document is applied and confirmed; rolling back twice restores the later value.`,
 		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, args []string) error {
