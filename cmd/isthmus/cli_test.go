@@ -388,6 +388,10 @@ func TestClientLife(t *testing.T) {
 			t.Errorf("%s: exit %d, %s%s", line, code, out, stderr)
 		}
 	}
+	printed, stderr, code := w.run(t.Context(), "", "client", "issue", "eve", "--role", "reader", "-o", "-")
+	if code != 0 || !strings.HasPrefix(printed, "address: ") || !strings.Contains(printed, "PRIVATE KEY") {
+		t.Errorf("issuing to standard output: exit %d, %s", code, stderr)
+	}
 	serial := ""
 	for _, c := range w.server.Authority.Clients() {
 		if c.Name == "ann" {

@@ -109,7 +109,7 @@ func (a *app) clientIssue() *cobra.Command {
 		} else if err := hostPort("--endpoint", endpoint); err != nil {
 			return err
 		}
-		if _, err := os.Lstat(out); !errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Lstat(out); out != "-" && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("%s exists already: choose another file with --out", out)
 		}
 		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -134,7 +134,11 @@ func (a *app) clientIssue() *cobra.Command {
 		}
 		c.Authority, c.Certificate = r.Authority, r.Certificate
 		c.Key = string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
-		if err := writeContext(out, c); err != nil {
+		write := writeContext
+		if out == "-" {
+			write = a.printContext
+		}
+		if err := write(out, c); err != nil {
 			return fmt.Errorf("writing context; revoke the certificate with isthmus client revoke %s: %w", r.Client.GetSerial(), err)
 		}
 		a.note("wrote %s for %s, role %s, serial %s, expires %s",
@@ -143,7 +147,7 @@ func (a *app) clientIssue() *cobra.Command {
 	})
 	f := cmd.Flags()
 	f.StringVar(&role, "role", "", "reader, operator or admin")
-	f.StringVarP(&out, "out", "o", "", "the context file to write; must not exist")
+	f.StringVarP(&out, "out", "o", "", "the context file to write, which must not exist; - for standard output")
 	f.StringVar(&endpoint, "endpoint", "", "host and port at which the client reaches the node (default: those of the own context)")
 	f.DurationVar(&lifetime, "lifetime", 0, "lifetime of the certificate, 1h to 87600h (default 8760h)")
 	cmd.MarkFlagRequired("role")

@@ -199,6 +199,16 @@ func (a *app) call(f func(ctx context.Context, conn *grpc.ClientConn, args []str
 	})
 }
 
+// printContext writes a context to standard output.
+func (a *app) printContext(_ string, c *isthmusv1.ClientContext) error {
+	data, err := encodeYAML(c)
+	if err != nil {
+		return err
+	}
+	_, err = a.stdout.Write(data)
+	return err
+}
+
 // writeContext writes a new context file that only its owner can read.
 func writeContext(path string, c *isthmusv1.ClientContext) error {
 	data, err := encodeYAML(c)

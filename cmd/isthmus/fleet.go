@@ -112,7 +112,7 @@ func (n nounCommands[T]) printNodes(a *app, answers []*nodeAnswer[T]) error {
 	for _, r := range answers {
 		heads, rows := n.rowsOf(a, r.items)
 		if t == nil {
-			t = a.newTable(slices.Concat([]look{{header: "NODE"}}, heads)...)
+			t = a.newTable(slices.Concat([]look{{header: "NODE"}}, heads)...).fitting()
 		}
 		var last string
 		for _, row := range rows {

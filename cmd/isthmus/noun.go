@@ -140,7 +140,7 @@ func (n nounCommands[T]) rowsOf(a *app, items []T) ([]look, [][]cell) {
 // print prints objects, and with whole the rest of the answer.
 func (n nounCommands[T]) print(a *app, items []T, all proto.Message, whole bool) error {
 	heads, rows := n.rowsOf(a, items)
-	if err := a.show(heads, rows, all); err != nil || !whole || n.more == nil || !a.tables() {
+	if err := a.print(a.newTable(heads...).fitting(), rows, all); err != nil || !whole || n.more == nil || !a.tables() {
 		return err
 	}
 	return n.more(all)

@@ -146,10 +146,10 @@ func rowsOf[T any](a *app, columns []column[T], items []T) ([]look, [][]cell) {
 // JSON or YAML.
 func show[T any](a *app, columns []column[T], items []T, message proto.Message) error {
 	heads, rows := rowsOf(a, columns, items)
-	return a.show(heads, rows, message)
+	return a.print(a.newTable(heads...), rows, message)
 }
 
-func (a *app) show(heads []look, rows [][]cell, message proto.Message) error {
+func (a *app) print(t *table, rows [][]cell, message proto.Message) error {
 	switch a.output {
 	case "name":
 		var last string
@@ -163,7 +163,6 @@ func (a *app) show(heads []look, rows [][]cell, message proto.Message) error {
 	case "json", "yaml":
 		return a.showMessage(message)
 	}
-	t := a.newTable(heads...)
 	for _, row := range rows {
 		t.add(row...)
 	}

@@ -36,13 +36,14 @@ type need struct {
 	hasBrief    bool
 }
 
-// table writes rows under headers, each column as wide as its widest cell so far. On a terminal it
-// keeps to the width.
+// table writes rows under headers, each column as wide as its widest cell so far.
 type table struct {
 	w        io.Writer
 	terminal int // columns of the terminal; 0: the output is not for a terminal
 	colour   bool
+	fits     bool // cells are cut to the width of the terminal
 	steady   bool // rows follow the first ones, and keep their widths
+	wide     bool // -o wide
 	headless bool
 	columns  []look
 	needs    []need
@@ -53,11 +54,19 @@ type table struct {
 
 // newTable returns a table for the output of a command.
 func (a *app) newTable(columns ...look) *table {
-	t := &table{w: a.stdout, columns: columns, needs: make([]need, len(columns)), widths: make([]int, len(columns)), headless: a.noHeaders}
+	t := &table{w: a.stdout, columns: columns, needs: make([]need, len(columns)), widths: make([]int, len(columns)), headless: a.noHeaders, wide: a.output == "wide"}
 	if a.terminal != nil {
 		t.terminal = a.terminal()
 		t.colour = t.terminal > 0 && a.getenv("NO_COLOR") == "" && a.getenv("TERM") != "dumb"
 	}
+	return t
+}
+
+// fitting makes the table keep to the width of the terminal, unless -o wide asks for everything. It
+// is for lists of objects, where describe shows what is cut. A plan or an answer to a query is
+// shown whole.
+func (t *table) fitting() *table {
+	t.fits = t.terminal > 0 && !t.wide
 	return t
 }
 
@@ -92,7 +101,7 @@ func (t *table) flush() error {
 		}
 		t.widths[i] = n.text
 	}
-	if t.terminal > 0 {
+	if t.fits {
 		t.fit()
 	}
 	var b strings.Builder

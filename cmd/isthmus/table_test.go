@@ -42,6 +42,14 @@ func TestTerminal(t *testing.T) {
 				t.Errorf("%s: %d columns on a terminal of %d: %s", c.line, n, c.columns, line)
 			}
 		}
+		for _, whole := range []string{c.line + " -o wide", "nat who 203.0.113.9:21877"} {
+			var out, errs bytes.Buffer
+			a := w.app(nil, &out, &errs)
+			a.terminal = func() int { return c.columns }
+			if code := a.run(t.Context(), strings.Fields(whole)); code != 0 || strings.Contains(out.String(), "…") {
+				t.Errorf("%s is cut: exit %d, %s%s", whole, code, out.String(), errs.String())
+			}
+		}
 		got.WriteString("$ " + c.line + "\n" + text)
 	}
 	golden.Check(t, "testdata/terminal.golden", got.String())

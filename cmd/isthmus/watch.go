@@ -53,7 +53,7 @@ type follower[T proto.Message] struct {
 // again when the node restarts. A node that refuses the client ends it.
 func (n nounCommands[T]) follow(ctx context.Context, a *app, names []string) error {
 	heads := []look{{header: "TIME"}, {header: "EVENT", style: event}}
-	f := &follower[T]{n: n, a: a, names: names, table: a.newTable(append(heads, looks(a, n.columns)...)...), known: map[string]T{}}
+	f := &follower[T]{n: n, a: a, names: names, table: a.newTable(append(heads, looks(a, n.columns)...)...).fitting(), known: map[string]T{}}
 	f.table.steady = true
 	for {
 		err := f.connection(ctx)
