@@ -202,7 +202,7 @@ func (a *app) command() *cobra.Command {
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Long: `isthmus manages one node through its daemon: over the unix socket when it runs as root on the node itself, otherwise with
-the address and the certificates of a context file.
+the address and the certificates of a context (isthmus context import). There may be several contexts, one for each node.
 
 Answers go to standard output, all other messages to standard error.
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the plan has changes.`,
@@ -244,6 +244,8 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the plan has changes.`,
 	root.InitDefaultCompletionCmd()
 	addExamples(root)
 	plainUsage(root)
+	// A group alone is not a command, although cobra runs it.
+	root.SetUsageTemplate(strings.Replace(root.UsageTemplate(), "{{if .Runnable}}", "{{if and .Runnable (not .HasAvailableSubCommands)}}", 1))
 	root.SetFlagErrorFunc(flagError)
 	root.PersistentPreRun = func(cmd *cobra.Command, _ []string) { a.path = cmd.CommandPath() }
 	// Cobra's own group shows its help and succeeds when the shell is unknown.
@@ -260,19 +262,24 @@ func (a *app) group(use, short string) *cobra.Command {
 	return &cobra.Command{
 		Use: use, Short: short,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			var near []string
+			var all, near []string
 			var list strings.Builder
 			for _, c := range cmd.Commands() {
 				if !c.IsAvailableCommand() {
 					continue
 				}
+				all = append(all, c.Name())
 				if len(args) > 0 && len(similar(args[0], append(c.Aliases, c.Name()))) > 0 {
 					near = append(near, c.Name())
 				}
 				fmt.Fprintf(&list, "\n  %-*s %s", c.NamePadding(), c.Name(), c.Short)
 			}
 			if len(args) > 0 {
-				return fmt.Errorf("unknown command %q for %q%s", args[0], cmd.CommandPath(), didYouMean(near))
+				hint := didYouMean(near)
+				if hint == "" && cmd.HasParent() {
+					hint = "; give one of " + strings.Join(all, ", ")
+				}
+				return fmt.Errorf("unknown command %q for %q%s", args[0], cmd.CommandPath(), hint)
 			}
 			return fmt.Errorf("%s: give one of%s", cmd.CommandPath(), list.String())
 		},

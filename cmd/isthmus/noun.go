@@ -272,6 +272,7 @@ func listAll[T proto.Message](ctx context.Context, conn *grpc.ClientConn, reques
 	if request == nil {
 		request = call.Request()
 	}
+	request = proto.Clone(request) // several nodes are asked at once, each for pages of its own
 	all = call.Response()
 	whole, q := all.ProtoReflect(), request.ProtoReflect()
 	fields := func(m proto.Message) protoreflect.FieldDescriptors { return m.ProtoReflect().Descriptor().Fields() }

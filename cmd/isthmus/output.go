@@ -8,6 +8,7 @@ import (
 	"io"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unicode"
@@ -282,14 +283,28 @@ func (a *app) describeMessage(m proto.Message) error {
 }
 
 func (a *app) addAges(n *yaml.Node) {
-	if n.Kind == yaml.ScalarNode {
-		if t, err := time.Parse(time.RFC3339Nano, n.Value); err == nil {
-			n.Style, n.Tag, n.LineComment = 0, "!!timestamp", relative(t.Sub(a.now()))
-			n.Value = t.In(a.now().Location()).Format(time.RFC3339)
+	for i, c := range n.Content {
+		if c.Kind == yaml.ScalarNode && n.Kind == yaml.MappingNode && i%2 == 1 {
+			a.annotate(n.Content[i-1].Value, c)
 		}
-	}
-	for _, c := range n.Content {
 		a.addAges(c)
+	}
+}
+
+// annotate writes the value of a field for people: a time in their zone with its age, a number
+// without the quotes that JSON has around those of 64 bits, and a number of bytes with its unit.
+func (a *app) annotate(field string, n *yaml.Node) {
+	if t, err := time.Parse(time.RFC3339Nano, n.Value); err == nil {
+		n.Style, n.Tag, n.LineComment = 0, "!!timestamp", relative(t.Sub(a.now()))
+		n.Value = t.In(a.now().Location()).Format(time.RFC3339)
+	}
+	number, err := strconv.ParseUint(n.Value, 10, 64)
+	if err != nil || n.Value != strconv.FormatUint(number, 10) {
+		return
+	}
+	n.Style, n.Tag = 0, "!!int"
+	if number >= 1024 && (field == "bytes" || strings.HasSuffix(field, "Bytes") || strings.HasPrefix(field, "bytes")) {
+		n.LineComment = bytesText(number)
 	}
 }
 

@@ -185,6 +185,7 @@ func (f *follower[T]) event(kind isthmusv1.EventType, o T) error {
 // counters are fields that change all the time, whose change alone is not worth a line.
 var counters = []protoreflect.Name{
 	"rx_bytes", "tx_bytes", "rx_packets", "tx_packets", "messages_received", "messages_sent", "flows", "bytes", "growth", "exhausted_in", "next",
+	"heard", "data_received",
 }
 
 // still returns an object without its counters.

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -116,7 +115,11 @@ from the address. The audit log records the query.`}
 			err = a.showWho(args[0], r)
 		}
 		if err == nil && len(r.Flows) == 0 && r.BlockSource == "" {
-			err = errors.New("no known flow used " + args[0])
+			when := a.now()
+			if q.At != nil {
+				when = q.At.AsTime().In(when.Location())
+			}
+			err = fmt.Errorf("no known flow used %s at %s, give or take %v: see --at and --within", args[0], when.Format(time.RFC3339), within)
 		}
 		return err
 	})
@@ -130,7 +133,7 @@ func (a *app) showWho(outside string, r *isthmusv1.WhoResponse) error {
 		fmt.Fprintf(&b, "%s is in the block of %s.\n", outside, r.BlockSource)
 	}
 	for _, gap := range r.Gaps {
-		fmt.Fprintf(&b, "May be incomplete: %s\n", clean(gap))
+		fmt.Fprintf(a.stderr, "isthmus: warning: the answer may be incomplete: %s\n", clean(gap))
 	}
 	if r.Truncated {
 		fmt.Fprintf(&b, "More than these %d flows match: narrow the query.\n", len(r.Flows))
