@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"crypto/x509"
 	"encoding/json"
 	"os"
 	"path/filepath"
@@ -236,4 +237,15 @@ func TestOtherAuthority(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.refused("get tunnels --context "+file, "isthmus context show\n")
+}
+
+// TestWarnOfEndNamesTheNode: the command that a warning gives renews the certificate that it is
+// about.
+func TestWarnOfEndNamesTheNode(t *testing.T) {
+	var errs bytes.Buffer
+	a := &app{nodeName: "hub-1", stderr: &errs, wall: func() time.Time { return noon }}
+	a.warnOfEnd("hub-1.yaml", &x509.Certificate{NotBefore: noon.Add(-364 * 24 * time.Hour), NotAfter: noon.Add(10 * 24 * time.Hour)})
+	if !strings.Contains(errs.String(), "run: isthmus client renew --node hub-1\n") {
+		t.Errorf("it says %s", errs.String())
+	}
 }

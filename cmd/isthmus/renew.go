@@ -178,8 +178,11 @@ func (a *app) warnOfEnd(path string, leaf *x509.Certificate) {
 	}
 	a.warned = true
 	command := "run: isthmus client renew"
-	if a.contextFile != "" {
+	switch {
+	case a.contextFile != "":
 		command += " --context " + path
+	case a.nodeName != "":
+		command += " --node " + a.nodeName
 	}
 	if lifetime < minRenewed {
 		command = "let an admin issue another one (isthmus client issue)"
