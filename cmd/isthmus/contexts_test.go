@@ -113,6 +113,20 @@ func TestContexts(t *testing.T) {
 	f.refused("get tunnels --node hub-2 --context x", "--node cannot be used together")
 	f.must("context use hub-2")
 	current("hub-2")
+	var rows []contextRow
+	if err := json.Unmarshal([]byte(f.must("context list -o json")), &rows); err != nil || len(rows) != 2 || !rows[0].Current || rows[1].Role != "admin" || rows[1].Address != first.Address {
+		t.Errorf("as JSON: %v, %+v", err, rows)
+	}
+	broken := filepath.Join(f.home, ".config/isthmus/contexts/broken.yaml")
+	if err := os.WriteFile(broken, []byte("address: x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, errs, code := f.run("context list"); code != 1 || !strings.Contains(out, "hub-2") || errs != "isthmus: reading context broken: certificate is not in PEM\n" {
+		t.Errorf("with a broken context: exit %d, %s%s", code, out, errs)
+	}
+	if err := os.Remove(broken); err != nil {
+		t.Fatal(err)
+	}
 	f.must("context rename hub-2 edge")
 	current("edge")
 	f.refused("context rename edge node-1", "there is a context called node-1 already")

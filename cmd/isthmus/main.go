@@ -269,7 +269,7 @@ func (a *app) group(use, short string) *cobra.Command {
 					continue
 				}
 				all = append(all, c.Name())
-				if len(args) > 0 && len(similar(args[0], append(c.Aliases, c.Name()))) > 0 {
+				if len(args) > 0 && len(similar(args[0], append([]string{c.Name()}, c.Aliases...))) > 0 {
 					near = append(near, c.Name())
 				}
 				fmt.Fprintf(&list, "\n  %-*s %s", c.NamePadding(), c.Name(), c.Short)

@@ -115,7 +115,7 @@ func (t *table) flush() error {
 
 // minCell is the width to which columns are cut before the terminal wraps the line, and minLast
 // that of the last column, which has the reason, as long as others can be cut.
-const minCell, minLast = 10, 24
+const minCell, minLast = 10, 16
 
 // fit makes columns narrower, the last ones first, until a row fits the terminal: first by the
 // brief forms of their cells, then by cutting. The first column has the name and stays.
