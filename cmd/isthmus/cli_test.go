@@ -149,7 +149,8 @@ var volatile = []struct {
 	{regexp.MustCompile(`(expires:?) \d{4}-\S+`), "$1 TIME"},
 	{regexp.MustCompile(`/\S+/([a-z]+\.yaml|api\.sock)\b`), "DIR/$1"},
 	{regexp.MustCompile(`(generation 1,) [0-9-]+ [0-9:]+ UTC`), "$1 TIME"},
-	{regexp.MustCompile(`isthmus  \S+`), "isthmus  VERSION"},
+	{regexp.MustCompile(`isthmus (\s?)(v\d|unknown|\(devel\))\S*\n`), "isthmus ${1}VERSION\n"},
+	{regexp.MustCompile(`("?client"?:) "?(v\d|unknown|\(devel\))[^\s",]*"?`), "$1 VERSION"},
 }
 
 // TestCommands runs the command lines of testdata/*.txt against a server and compares everything
@@ -230,6 +231,12 @@ func (s *syncBuffer) Write(p []byte) (int, error) {
 	return s.b.Write(p)
 }
 
+func (s *syncBuffer) text() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}
+
 func (s *syncBuffer) waitFor(t *testing.T, text string) {
 	t.Helper()
 	deadline := time.Now().Add(30 * time.Second)
@@ -248,9 +255,9 @@ func (s *syncBuffer) waitFor(t *testing.T, text string) {
 func TestWatch(t *testing.T) {
 	for format, want := range map[string][]string{
 		"table": {
-			"EVENT  TUNNEL  KIND       STATE  SINCE  PEER               INSIDE                       RX       TX      ERROR\n" +
-				"added  aws-0   ipsec      up     3h12m  203.0.113.10:4500  169.254.10.2/30              5.0 MiB  1.2 KiB  -\n",
-			"removed  aws-0 ", "updated  site-0  -          up ",
+			"TIME      EVENT    TUNNEL  KIND       STATE         SINCE   PEER               INSIDE                       RX          TX          WHY\n" +
+				"12:00:00  added    aws-0   ipsec      up            3h12m   203.0.113.10:4500  169.254.10.2/30              5.0 MiB     1.2 KiB     -\n",
+			"12:00:00  removed  aws-0   ", "12:00:00  updated  site-0  -          up    ",
 		},
 		"json": {`"MARK"`, `"EVENT_TYPE_REMOVED"`, `"state":`},
 	} {
@@ -370,11 +377,20 @@ func TestClientLife(t *testing.T) {
 	if out, stderr, code := w.run(t.Context(), "", "get", "tunnels", "--context", file); code != 0 || !strings.Contains(out, "aws-0") {
 		t.Errorf("reading as a reader: exit %d, %s%s", code, out, stderr)
 	}
-	if _, stderr, code := w.run(t.Context(), "", "apply", "-f", "testdata/first.yaml", "--context", file); code != 1 || !strings.Contains(stderr, "needs role operator") {
+	if _, stderr, code := w.run(t.Context(), "", "apply", "-f", "testdata/first.yaml", "--context", file); code != 1 || !strings.Contains(stderr, "isthmus: `isthmus apply` needs the role operator; this client is ann, reader\n") {
 		t.Errorf("writing as a reader: exit %d, %s", code, stderr)
 	}
 	if out, _, _ := w.run(t.Context(), "", "client", "list"); !regexp.MustCompile(`(?m)^ann +reader +valid `).MatchString(out) {
 		t.Errorf("clients are\n%s", out)
+	}
+	for _, line := range []string{"get client ann", "describe clients ann"} {
+		if out, stderr, code := w.run(t.Context(), "", strings.Fields(line)...); code != 0 || !strings.Contains(out, "ann") || strings.Contains(out, "admin") {
+			t.Errorf("%s: exit %d, %s%s", line, code, out, stderr)
+		}
+	}
+	printed, stderr, code := w.run(t.Context(), "", "client", "issue", "eve", "--role", "reader", "-o", "-")
+	if code != 0 || !strings.HasPrefix(printed, "address: ") || !strings.Contains(printed, "PRIVATE KEY") {
+		t.Errorf("issuing to standard output: exit %d, %s", code, stderr)
 	}
 	serial := ""
 	for _, c := range w.server.Authority.Clients() {
@@ -388,8 +404,8 @@ func TestClientLife(t *testing.T) {
 	if out, _, _ := w.run(t.Context(), "", "get", "clients"); !regexp.MustCompile(`(?m)^ann +reader +revoked `).MatchString(out) {
 		t.Errorf("clients are\n%s", out)
 	}
-	if out, _, code := w.run(t.Context(), "", "get", "tunnels", "--context", file); code != 1 || out != "" {
-		t.Errorf("reading with a revoked certificate: exit %d, %s", code, out)
+	if out, stderr, code := w.run(t.Context(), "", "get", "tunnels", "--context", file); code != 1 || out != "" || stderr != "isthmus: the node at "+w.server.Address+" refuses this certificate: revoked or expired; see isthmus context show\n" {
+		t.Errorf("reading with a revoked certificate: exit %d, %s%s", code, out, stderr)
 	}
 	if err := os.Chmod(file, 0o644); err != nil {
 		t.Fatal(err)

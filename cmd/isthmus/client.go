@@ -24,7 +24,7 @@ import (
 var clientColumns = []column[*isthmusv1.Client]{
 	{header: "CLIENT", value: func(_ *app, c *isthmusv1.Client) string { return c.Name }},
 	{header: "ROLE", value: func(_ *app, c *isthmusv1.Client) string { return c.Role }},
-	{header: "STATE", value: func(a *app, c *isthmusv1.Client) string {
+	{header: "STATE", style: state, value: func(a *app, c *isthmusv1.Client) string {
 		switch {
 		case c.Revoked:
 			return "revoked"
@@ -33,27 +33,25 @@ var clientColumns = []column[*isthmusv1.Client]{
 		}
 		return "valid"
 	}},
-	{header: "EXPIRES", value: func(a *app, c *isthmusv1.Client) string { return a.until(c.Expires) }},
+	{header: "EXPIRES", style: age, value: func(a *app, c *isthmusv1.Client) string { return a.until(c.Expires) }},
 	{header: "SERIAL", value: func(_ *app, c *isthmusv1.Client) string { return c.Serial }},
 	{header: "RENEWED-FROM", value: func(_ *app, c *isthmusv1.Client) string { return c.RenewedFrom }},
-	{header: "ISSUED", wide: true, value: func(a *app, c *isthmusv1.Client) string { return a.since(c.Issued) }},
+	{header: "ISSUED", style: age, wide: true, value: func(a *app, c *isthmusv1.Client) string { return a.since(c.Issued) }},
 }
 
-func (a *app) addClients(root, get, _, _ *cobra.Command) {
-	list := func(use string) *cobra.Command {
-		return getCommand(a, use, "List the client certificates that the node has issued",
-			func(ctx context.Context, conn *grpc.ClientConn) error {
-				r, err := isthmusv1.NewAccessServiceClient(conn).ListClients(ctx, &isthmusv1.ListClientsRequest{})
-				if err != nil {
-					return err
-				}
-				return show(a, clientColumns, r.GetClients(), r)
-			})
+func (a *app) addClients(root, get, describe, _ *cobra.Command) {
+	clients := nounCommands[*isthmusv1.Client]{
+		singular: "client", plural: "clients", columns: clientColumns,
+		what:     "NAME|SERIAL",
+		samples:  [2]string{"alice", "bob"},
+		list:     "List the client certificates that the node has issued",
+		describe: "Show everything about client certificates",
+		names:    func(c *isthmusv1.Client) []string { return []string{c.Name, c.Serial} },
 	}
-	get.AddCommand(list("clients"))
+	clients.add(a, get, describe, nil)
 	group := a.group("client", "Grant and revoke access to the node")
-	group.AddCommand(a.clientIssue(), a.clientRequest(), a.clientAccept(), list("list"), &cobra.Command{
-		Use: "revoke SERIAL", Short: "Revoke a certificate, and close its open connections", Args: cobra.ExactArgs(1),
+	group.AddCommand(a.clientIssue(), a.clientRequest(), a.clientAccept(), clients.get(a, "list"), &cobra.Command{
+		Use: "revoke SERIAL", Short: "Revoke a certificate, and close its open connections", Args: cobra.ExactArgs(1), ValidArgsFunction: names(a, true, named((*isthmusv1.Client).GetSerial)),
 		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, args []string) error {
 			_, err := isthmusv1.NewAccessServiceClient(conn).RevokeClient(ctx, &isthmusv1.RevokeClientRequest{Serial: args[0]})
 			return err
@@ -83,10 +81,10 @@ contexts over the unix socket.`}
 			return err
 		}
 		if r.FormerUntil == nil {
-			fmt.Fprintln(a.stderr, "isthmus: renewed; the former authority has ended: as root on the node, issue new contexts to all clients")
+			a.note("renewed; the former authority has ended: as root on the node, issue new contexts to all clients")
 			return nil
 		}
-		fmt.Fprintf(a.stderr, "isthmus: renewed; the former authority ends at %s: until then run isthmus client renew on each client, or issue new contexts\n", r.FormerUntil.AsTime().Format(time.RFC3339))
+		a.note("renewed; the former authority ends at %s: until then run isthmus client renew on each client, or issue new contexts", r.FormerUntil.AsTime().Format(time.RFC3339))
 		return nil
 	})
 	cmd.Flags().BoolVar(&atOnce, "at-once", false, "stop trusting the former authority now")
@@ -111,7 +109,7 @@ func (a *app) clientIssue() *cobra.Command {
 		} else if err := hostPort("--endpoint", endpoint); err != nil {
 			return err
 		}
-		if _, err := os.Lstat(out); !errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Lstat(out); out != "-" && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("%s exists already: choose another file with --out", out)
 		}
 		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -136,19 +134,25 @@ func (a *app) clientIssue() *cobra.Command {
 		}
 		c.Authority, c.Certificate = r.Authority, r.Certificate
 		c.Key = string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
-		if err := writeContext(out, c); err != nil {
+		write := writeContext
+		if out == "-" {
+			write = a.printContext
+		}
+		if err := write(out, c); err != nil {
 			return fmt.Errorf("writing context; revoke the certificate with isthmus client revoke %s: %w", r.Client.GetSerial(), err)
 		}
-		fmt.Fprintf(a.stderr, "isthmus: wrote %s for %s, role %s, serial %s, expires %s\n",
+		a.note("wrote %s for %s, role %s, serial %s, expires %s",
 			out, args[0], role, r.Client.GetSerial(), r.Client.GetExpires().AsTime().Format(time.RFC3339))
 		return nil
 	})
 	f := cmd.Flags()
 	f.StringVar(&role, "role", "", "reader, operator or admin")
-	f.StringVarP(&out, "out", "o", "", "context file to write; must not exist")
+	f.StringVarP(&out, "out", "o", "", "the context file to write, which must not exist; - for standard output")
 	f.StringVar(&endpoint, "endpoint", "", "host and port at which the client reaches the node (default: those of the own context)")
 	f.DurationVar(&lifetime, "lifetime", 0, "lifetime of the certificate, 1h to 87600h (default 8760h)")
 	cmd.MarkFlagRequired("role")
 	cmd.MarkFlagRequired("out")
+	completeFlag(cmd, "role", oneOf("reader", "operator", "admin"))
+	cmd.MarkFlagFilename("out", documents...)
 	return cmd
 }

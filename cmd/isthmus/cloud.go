@@ -44,7 +44,7 @@ are checked against, and advice for the cloud's side. Each has its reason and so
 		if !ok {
 			return usageError{fmt.Errorf("cloud %q: must be one of %s", args[0], strings.Join(cloud.Names(), ", "))}
 		}
-		if a.output == "json" || a.output == "yaml" {
+		if !a.tables() {
 			return a.showValue(preset{p.Name, p.Title, p.Settings()})
 		}
 		return a.showPreset(p)
@@ -152,6 +152,13 @@ file of its own.`}
 	f.BoolVar(&set, "set-secrets", false, "store the keys on the node")
 	f.StringVar(&dir, "secrets-dir", "", "directory to write each key to, as a file that only its owner can read")
 	cmd.MarkFlagsMutuallyExclusive("set-secrets", "secrets-dir")
+	cmd.MarkFlagDirname("secrets-dir")
+	cmd.ValidArgsFunction = func(cmd *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
+		if len(args) > 0 {
+			return files(cmd, args, word)
+		}
+		return []string{"aws", "azure", "gcp"}, cobra.ShellCompDirectiveNoFileComp
+	}
 	return cmd
 }
 
@@ -200,11 +207,11 @@ func (a *app) storeKeys(ctx context.Context, r *importer.Result, set bool, dir s
 	switch {
 	case known == 0:
 	case set:
-		fmt.Fprintf(a.stderr, "isthmus: keys stored: %d\n", known)
+		a.note("keys stored: %d", known)
 	case dir != "":
-		fmt.Fprintf(a.stderr, "isthmus: keys written: %d; store each with isthmus secret set NAME --from-file FILE\n", known)
+		a.note("keys written: %d; store each with isthmus secret set NAME --from-file FILE", known)
 	default:
-		fmt.Fprintf(a.stderr, "isthmus: keys read and not stored: %d; run the command again with --set-secrets or --secrets-dir DIR\n", known)
+		a.note("keys read and not stored: %d; run the command again with --set-secrets or --secrets-dir DIR", known)
 	}
 	return nil
 }

@@ -5,14 +5,11 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net"
 	"os"
-	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -34,13 +31,15 @@ const (
 
 // contextPath returns the context file to use.
 func (a *app) contextPath() string {
-	if a.contextFile != "" {
+	switch env := a.getenv("ISTHMUS_CONTEXT"); {
+	case a.contextFile != "":
 		return a.contextFile
+	case a.nodeName != "":
+		return a.namedContext(a.nodeName)
+	case env != "":
+		return env
 	}
-	if p := a.getenv("ISTHMUS_CONTEXT"); p != "" {
-		return p
-	}
-	return filepath.Join(a.getenv("HOME"), ".config", "isthmus", "context.yaml")
+	return a.namedContext(a.currentContext())
 }
 
 // socketPath returns the unix socket to use, or "" to use the context.
@@ -48,7 +47,7 @@ func (a *app) socketPath() string {
 	switch {
 	case a.socket != "":
 		return a.socket
-	case a.contextFile != "" || a.address != "":
+	case a.contextFile != "" || a.address != "" || a.nodeName != "":
 		return ""
 	case a.getenv("ISTHMUS_SOCKET") != "":
 		return a.getenv("ISTHMUS_SOCKET")
@@ -83,6 +82,11 @@ func readContext(path string) (*isthmusv1.ClientContext, error) {
 
 // loadContext reads a context file and applies its defaults and the flags.
 func (a *app) loadContext(path string) (*isthmusv1.ClientContext, error) {
+	if a.nodeName != "" && a.contextFile == "" {
+		if err := a.knownContext(a.nodeName); err != nil {
+			return nil, err
+		}
+	}
 	c, err := readContext(path)
 	named := a.contextFile != "" || a.getenv("ISTHMUS_CONTEXT") != ""
 	var file *fs.PathError // has the path
@@ -136,25 +140,41 @@ func hostPort(flag, value string) error {
 
 // connect opens the connection to the node. The timeout bounds each call over it.
 func (a *app) connect() (*grpc.ClientConn, error) {
+	if a.nodeName != "" && (a.contextFile != "" || a.socket != "") {
+		return nil, usageError{errors.New("--node cannot be used together with --context or --socket: give one of them")}
+	}
+	if a.node = a.socketPath(); a.node != "" {
+		return a.client("unix:"+a.node, insecure.NewCredentials())
+	}
+	path := a.contextPath()
+	c, err := a.loadContext(path)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := a.dial(c)
+	if err != nil {
+		return nil, fmt.Errorf("using context %s: %w", path, err)
+	}
+	if cert, _, err := certificateOf(c); err == nil {
+		a.warnOfEnd(path, cert)
+	}
+	return conn, nil
+}
+
+// dial opens the connection of a context.
+func (a *app) dial(c *isthmusv1.ClientContext) (*grpc.ClientConn, error) {
+	config, err := tlsConfig(c)
+	if err != nil {
+		return nil, err
+	}
+	config.Time = a.wall
+	a.node = c.Address
+	return a.client("dns:///"+c.Address, clockCredentials{credentials.NewTLS(config), a.wall, config.Certificates[0].Leaf})
+}
+
+func (a *app) client(target string, creds credentials.TransportCredentials) (*grpc.ClientConn, error) {
 	if a.timeout <= 0 {
 		return nil, usageError{fmt.Errorf("--timeout %v: must be more than 0s", a.timeout)}
-	}
-	a.node = a.socketPath()
-	target, creds := "unix:"+a.node, insecure.NewCredentials()
-	if a.socketPath() == "" {
-		path := a.contextPath()
-		c, err := a.loadContext(path)
-		if err != nil {
-			return nil, err
-		}
-		config, err := tlsConfig(c)
-		if err != nil {
-			return nil, fmt.Errorf("using context %s: %w", path, err)
-		}
-		a.warnOfEnd(path, config.Certificates[0])
-		config.Time = a.wall
-		a.node = c.Address
-		target, creds = "dns:///"+c.Address, clockCredentials{credentials.NewTLS(config), a.wall, config.Certificates[0].Leaf}
 	}
 	within := func(ctx context.Context, method string, request, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 		ctx, cancel := context.WithTimeout(ctx, a.timeout)
@@ -179,6 +199,16 @@ func (a *app) call(f func(ctx context.Context, conn *grpc.ClientConn, args []str
 	})
 }
 
+// printContext writes a context to standard output.
+func (a *app) printContext(_ string, c *isthmusv1.ClientContext) error {
+	data, err := encodeYAML(c)
+	if err != nil {
+		return err
+	}
+	_, err = a.stdout.Write(data)
+	return err
+}
+
 // writeContext writes a new context file that only its owner can read.
 func writeContext(path string, c *isthmusv1.ClientContext) error {
 	data, err := encodeYAML(c)
@@ -191,58 +221,4 @@ func writeContext(path string, c *isthmusv1.ClientContext) error {
 	}
 	_, err = f.Write(data)
 	return errors.Join(err, f.Close())
-}
-
-func (a *app) addContext(root, _, _, _ *cobra.Command) {
-	group := a.group("context", "Show and import the context by which this machine reaches a node")
-	group.AddCommand(&cobra.Command{
-		Use: "show", Short: "Show the context or socket that reaches the node", Args: cobra.NoArgs,
-		RunE: runs(func(*cobra.Command, []string) error {
-			if p := a.socketPath(); p != "" {
-				fmt.Fprintf(a.stdout, "socket: %s\n", p)
-				return nil
-			}
-			path := a.contextPath()
-			c, err := a.loadContext(path)
-			if err != nil {
-				return err
-			}
-			block, _ := pem.Decode([]byte(c.Certificate))
-			if block == nil {
-				return fmt.Errorf("reading context %s: certificate is not in PEM", path)
-			}
-			cert, err := x509.ParseCertificate(block.Bytes)
-			if err != nil {
-				return fmt.Errorf("reading context %s: %w", path, err)
-			}
-			role := ""
-			for _, u := range cert.URIs {
-				role = strings.TrimPrefix(u.String(), "isthmus:role/")
-			}
-			_, err = fmt.Fprintf(a.stdout, "file: %s\naddress: %s\nname: %s\nrole: %s\nexpires: %s\n",
-				path, c.Address, clean(cert.Subject.CommonName), clean(role), cert.NotAfter.UTC().Format(time.RFC3339))
-			return err
-		}),
-	}, &cobra.Command{
-		Use: "import FILE", Short: "Import a context file from a node or an admin as the default context", Args: cobra.ExactArgs(1),
-		RunE: runs(func(_ *cobra.Command, args []string) error {
-			c, err := a.loadContext(args[0])
-			if err != nil {
-				return err
-			}
-			if _, err := tlsConfig(c); err != nil {
-				return fmt.Errorf("using context %s: %w", args[0], err)
-			}
-			path := a.contextPath()
-			if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-				return err
-			}
-			if err := writeContext(path, c); err != nil {
-				return fmt.Errorf("writing context: %w", err)
-			}
-			fmt.Fprintf(a.stderr, "isthmus: wrote %s\n", path)
-			return nil
-		}),
-	})
-	root.AddCommand(group)
 }

@@ -86,9 +86,9 @@ func cliPage() string {
 	root := a.command()
 	var b strings.Builder
 	fmt.Fprintf(&b, "# isthmus, the command line\n\nThis page is made from the commands by `go test ./cmd/isthmus -run TestDocs -update`.\n\n%s\n", root.Long)
+	commandSections(&b, root)
 	b.WriteString("\n## Flags of every command\n\n")
 	flagTable(&b, root.PersistentFlags())
-	commandSections(&b, root)
 	return b.String()
 }
 
@@ -106,6 +106,7 @@ func commandSections(b *strings.Builder, parent *cobra.Command) {
 			long = c.Short + "."
 		}
 		fmt.Fprintf(b, "\n## %s\n\n```\n%s\n```\n\n%s\n", c.CommandPath(), c.UseLine(), long)
+		fmt.Fprintf(b, "\n```\n%s\n```\n", strings.ReplaceAll(strings.TrimPrefix(c.Example, "  "), "\n  ", "\n"))
 		if c.LocalNonPersistentFlags().HasAvailableFlags() {
 			b.WriteString("\n")
 			flagTable(b, c.LocalNonPersistentFlags())

@@ -37,10 +37,7 @@ that the partner answers; these packets are the node's own and are not forwarded
 an inside address that no host uses, and its packets are forwarded like those of a host there: rules for forwarded packets, of any
 table, apply to them.
 
-With -o json the answer contains the proof as signed by the node; "isthmus egress verify" checks it on any machine.`,
-		Example: `  isthmus egress prove --to 198.51.100.0/24
-  isthmus egress prove --to 198.51.100.0/24 --expect 203.0.113.9 --canary https://echo.partner.example/ip -o json > proof.json
-  isthmus egress prove --to 198.51.100.0/24 --canary https://echo.partner.example/ip --canary-from 10.1.255.254`}
+With -o json the answer contains the proof as signed by the node; "isthmus egress verify" checks it on any machine.`}
 	f := cmd.Flags()
 	f.StringSliceVar(&q.Destinations, "to", nil, "destination prefixes (at least one)")
 	f.StringSliceVar(&q.Sources, "from", nil, "source prefixes (default: all sources)")
@@ -55,7 +52,7 @@ With -o json the answer contains the proof as signed by the node; "isthmus egres
 		if err != nil {
 			return err
 		}
-		if a.output == "json" || a.output == "yaml" {
+		if !a.tables() {
 			err = a.showMessage(r)
 		} else {
 			err = a.showProof(r.Proof)
@@ -77,7 +74,7 @@ func (a *app) showProof(p *isthmusv1.EgressProof) error {
 	}
 	fmt.Fprintf(&b, "Node %s, generation %d, %s: %s\n", p.Node, p.Generation, p.Time.AsTime().Format("2006-01-02 15:04:05 MST"), verdict)
 	fmt.Fprintf(&b, "  from      %s\n  to        %s\n  expected  %s\n", strings.Join(p.Sources, ", "), strings.Join(p.Destinations, ", "), list(p.Expected))
-	fmt.Fprintf(&b, "  guard     kept %d packets (%s) from leaving\n\n", p.GuardPackets, size(p.GuardBytes))
+	fmt.Fprintf(&b, "  guard     kept %d packets (%s) from leaving\n\n", p.GuardPackets, bytesText(p.GuardBytes))
 	width := 0
 	for _, s := range p.States {
 		width = max(width, len(s.Name))
@@ -115,10 +112,11 @@ func list(items []string) string {
 
 func (a *app) egressVerify() *cobra.Command {
 	var authority string
-	cmd := &cobra.Command{Use: "verify FILE", Short: "Check the signature of a proof (works without a node)", Args: cobra.ExactArgs(1),
+	cmd := &cobra.Command{Use: "verify FILE", Short: "Check the signature of a proof (works without a node)", Args: cobra.ExactArgs(1), ValidArgsFunction: files,
 		Long: `Check that a node of the authority signed a proof, as printed by "isthmus egress prove -o json", and print the proof.
 - is standard input.`}
 	cmd.Flags().StringVar(&authority, "authority", "", "file with the authority's certificate in PEM (default: that of the context)")
+	completeFlag(cmd, "authority", files)
 	cmd.RunE = runs(func(_ *cobra.Command, args []string) error {
 		roots := x509.NewCertPool()
 		if authority != "" {

@@ -91,11 +91,13 @@ A slot older than the running one is refused without --older.`,
 			}
 			return a.upgrade(ctx, conn, file, signature, older, later)
 		})}
-	upgrade.Flags().StringVarP(&file, "filename", "f", "", "`file` of the slot")
+	upgrade.Flags().StringVarP(&file, "filename", "f", "", "the `file` of the slot")
 	upgrade.Flags().StringVar(&signature, "signature", "", "`file` of its signature (default: the slot's file with .minisig)")
 	upgrade.Flags().BoolVar(&older, "older", false, "accept a slot that is older than the running one")
 	upgrade.Flags().BoolVar(&later, "later", false, "do not reboot; the next boot tries the slot")
 	_ = upgrade.MarkFlagRequired("filename")
+	completeFlag(upgrade, "filename", files)
+	completeFlag(upgrade, "signature", files)
 
 	rollback := &cobra.Command{Use: "rollback", Short: "Boot the machine from the other slot", Args: cobra.NoArgs,
 		Long: `Boot the machine from the other slot, and wait for it. A slot on trial is given up. Otherwise the other slot is on trial as
@@ -105,7 +107,7 @@ after an upgrade, and kept if tunnels and sessions come up as before.`,
 			if err != nil {
 				return fmt.Errorf("rolling back: %w", err)
 			}
-			fmt.Fprintf(a.stderr, "isthmus: the machine starts from slot %s\n", clean(r.Slot))
+			a.note("the machine starts from slot %s", clean(r.Slot))
 			return a.awaitSlot(ctx, conn, r.Slot)
 		})}
 
@@ -145,10 +147,10 @@ With --abandon the command makes a new key even if the secrets cannot be read: t
 				return fmt.Errorf("sealing with %s: %w", args[0], err)
 			}
 			if r.Recovery == "" {
-				fmt.Fprintln(a.stderr, "isthmus: the secrets are encrypted with the node key, which is on the same disk")
+				a.note("the secrets are encrypted with the node key, which is on the same disk")
 				return nil
 			}
-			fmt.Fprintln(a.stderr, "isthmus: the secrets are sealed. This is the recovery string, which is not shown again:")
+			a.note("the secrets are sealed. This is the recovery string, which is not shown again:")
 			_, err = fmt.Fprintln(a.stdout, clean(r.Recovery))
 			return err
 		})}
@@ -174,13 +176,13 @@ secrets are created at once.`,
 				fmt.Fprintln(a.stderr, "isthmus: the secrets can be read, but the next start needs the recovery string again: "+clean(r.NotSealed))
 				return nil
 			}
-			fmt.Fprintln(a.stderr, "isthmus: the secrets can be read, and are sealed for the machine as it is now")
+			a.note("the secrets can be read, and are sealed for the machine as it is now")
 			return nil
 		})}
 }
 
 func (a *app) showMachine(m *isthmusv1.Machine) error {
-	if err := show(a, slotColumns, m.Slots, m); err != nil || a.output == "json" || a.output == "yaml" {
+	if err := show(a, slotColumns, m.Slots, m); err != nil || !a.tables() {
 		return err
 	}
 	if len(m.Slots) == 0 {
@@ -243,9 +245,9 @@ func (a *app) upgrade(ctx context.Context, conn *grpc.ClientConn, file, signatur
 	if err != nil {
 		return fmt.Errorf("upgrading with %s: %w", file, err)
 	}
-	fmt.Fprintf(a.stderr, "isthmus: version %s is in slot %s\n", clean(r.Version), clean(r.Slot))
+	a.note("version %s is in slot %s", clean(r.Version), clean(r.Slot))
 	if later {
-		fmt.Fprintln(a.stderr, "isthmus: the next start tries it: isthmus system reboot")
+		a.note("the next start tries it: isthmus system reboot")
 		return nil
 	}
 	return a.awaitSlot(ctx, conn, r.Slot)
@@ -270,7 +272,7 @@ func (a *app) sendSlot(ctx context.Context, conn *grpc.ClientConn, from io.Reade
 		}
 		if percent := sent * 100 / max(h.Size, 1); percent >= told+20 {
 			told = percent
-			fmt.Fprintf(a.stderr, "isthmus: sent %d %%\n", percent)
+			a.note("sent %d %%", percent)
 		}
 		if err == io.EOF || err == io.ErrUnexpectedEOF {
 			break
@@ -292,7 +294,7 @@ func (a *app) awaitSlot(ctx context.Context, conn *grpc.ClientConn, want string)
 	tell := func(text string) {
 		if text != last {
 			last = text
-			fmt.Fprintln(a.stderr, "isthmus: "+clean(text))
+			a.note("%s", clean(text))
 		}
 	}
 	for gone := false; ; {

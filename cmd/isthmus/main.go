@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -38,23 +39,38 @@ type app struct {
 	now            func() time.Time
 	wall           func() time.Time // for certificates
 	getenv         func(string) string
+	terminal       func() int // columns of standard output if it is a terminal, otherwise 0
 	uid            int
 
 	contextFile, address, socket string
+	nodeName                     string // context to use instead of the current one
+	quiet                        bool
 	timeout                      time.Duration
-	output                       outputFormat
+	output                       string
+	noHeaders                    bool
 
 	renewing bool   // the command renews the certificate, so its end needs no warning
+	warned   bool   // of the end of the certificate
+	path     string // of the command, as "isthmus get tunnels"
 	document string // name of the file sent to the node, for problems
 	node     string // socket or address of the daemon, for errors
 }
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	a := &app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, now: time.Now, wall: time.Now, getenv: os.Getenv, uid: os.Geteuid()}
+	a := &app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, now: time.Now, wall: time.Now, getenv: os.Getenv, uid: os.Geteuid(), terminal: columns}
 	code := a.run(ctx, os.Args[1:])
 	stop()
 	os.Exit(code)
+}
+
+// columns returns the width of the terminal that standard output is, 0 if it is not one.
+func columns() int {
+	width, _, err := term.GetSize(int(os.Stdout.Fd()))
+	if err != nil {
+		return 0
+	}
+	return width
 }
 
 // failure is an error of a command whose usage was correct.
@@ -85,34 +101,49 @@ func (a *app) run(ctx context.Context, args []string) int {
 	if errors.Is(err, errUnwell) {
 		return exitFailed
 	}
-	if _, ok := errors.AsType[failure](err); ok {
-		a.printError(err)
+	if f, ok := errors.AsType[failure](err); ok {
+		for _, err := range joined(f.error) {
+			a.printError(err)
+		}
 		return exitFailed
 	}
 	fmt.Fprintf(a.stderr, "isthmus: %v\nRun '%s --help' for usage.\n", err, command.CommandPath())
 	return exitUsage
 }
 
+// joined returns the errors that errors.Join put together.
+func joined(err error) []error {
+	several, ok := err.(interface{ Unwrap() []error })
+	if !ok {
+		return []error{err}
+	}
+	var all []error
+	for _, err := range several.Unwrap() {
+		all = append(all, joined(err)...)
+	}
+	return all
+}
+
 // Messages of grpc about the connection; the first group of unreachable is the cause.
 var (
 	unreachable = regexp.MustCompile(`connection error: desc = "(?:transport: )?(?:Error while dialing: |authentication handshake failed: |error reading server preface: )?(.*)"`)
 	late        = regexp.MustCompile(`context deadline exceeded.*`)
+	role        = regexp.MustCompile(`^.*/isthmus\.v1\.\S+ needs role (\w+), (.+) has role (\w+)$`)
 )
 
+const refused = "the node at %s refuses this certificate: revoked or expired; see isthmus context show"
+
+// refusals are causes for which a connection fails because one side does not take the certificate
+// of the other.
+var refusals = []struct{ cause, text string }{
+	{"remote error: tls: bad certificate", refused},
+	{"remote error: tls: unknown certificate authority", "the node at %s does not know the authority of this certificate: the context is for another node, or of a former authority; see isthmus context show"},
+	{"x509: certificate signed by unknown authority", "the node at %s has a certificate of another authority than the context: the context is for another node, or of a former authority; import a new one with isthmus context import"},
+}
+
 func (a *app) printError(err error) {
-	text := err.Error()
+	fmt.Fprintf(a.stderr, "isthmus: %s\n", clean(a.words(err)))
 	s, ok := status.FromError(err)
-	if ok {
-		// FromError prepends the text of the wrapping errors to the message.
-		text = strings.Replace(s.Message(), fmt.Sprintf("rpc error: code = %s desc = ", s.Code()), "", 1)
-	}
-	switch s.Code() {
-	case codes.Unavailable:
-		text = unreachable.ReplaceAllString(text, "the daemon at "+a.node+" cannot be reached: $1")
-	case codes.DeadlineExceeded:
-		text = late.ReplaceAllString(text, fmt.Sprintf("the daemon at %s did not answer within %v", a.node, a.timeout))
-	}
-	fmt.Fprintf(a.stderr, "isthmus: %s\n", clean(text))
 	if !ok {
 		return
 	}
@@ -120,6 +151,39 @@ func (a *app) printError(err error) {
 		if p, ok := d.(*isthmusv1.Problems); ok {
 			printProblems(a.stderr, a.document, p.Problems)
 		}
+	}
+}
+
+// words returns an error for the user, without the words of grpc.
+func (a *app) words(err error) string {
+	text := err.Error()
+	s, ok := status.FromError(err)
+	if ok {
+		// FromError prepends the text of the wrapping errors to the message.
+		text = strings.Replace(s.Message(), fmt.Sprintf("rpc error: code = %s desc = ", s.Code()), "", 1)
+	}
+	switch s.Code() {
+	case codes.PermissionDenied:
+		text = role.ReplaceAllString(text, "`"+a.path+"` needs the role $1; this client is $2, $3")
+	case codes.Unauthenticated:
+		text = strings.Replace(text, "certificate is revoked", fmt.Sprintf(refused, a.node), 1)
+	case codes.Unavailable:
+		for _, r := range refusals {
+			if strings.Contains(text, r.cause) {
+				return fmt.Sprintf(r.text, a.node)
+			}
+		}
+		text = unreachable.ReplaceAllString(text, "the daemon at "+a.node+" cannot be reached: $1")
+	case codes.DeadlineExceeded:
+		text = late.ReplaceAllString(text, fmt.Sprintf("the daemon at %s did not answer within %v", a.node, a.timeout))
+	}
+	return text
+}
+
+// note prints what a command has done, or what to do next, unless --quiet was used.
+func (a *app) note(format string, args ...any) {
+	if !a.quiet {
+		fmt.Fprintf(a.stderr, "isthmus: "+format+"\n", args...)
 	}
 }
 
@@ -144,21 +208,31 @@ func (a *app) command() *cobra.Command {
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Long: `isthmus manages one node through its daemon: over the unix socket when it runs as root on the node itself, otherwise with
-the address and the certificates of a context file.
+the address and the certificates of a context (isthmus context import). There may be several contexts, one for each node.
 
 Answers go to standard output, all other messages to standard error.
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the plan has changes.`,
 	}
+	unknown := a.group("", "").RunE
+	root.Args = cobra.ArbitraryArgs
+	root.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return cmd.Help()
+		}
+		return unknown(cmd, args)
+	}
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
 	f := root.PersistentFlags()
-	f.StringVar(&a.contextFile, "context", "", "file with the node's address and certificates (default $ISTHMUS_CONTEXT, then ~/.config/isthmus/context.yaml)")
+	f.StringVar(&a.nodeName, "node", "", "name of the context to use (default: the one chosen with isthmus context use)")
+	f.StringVar(&a.contextFile, "context", "", "file with the node's address and certificates, instead of a named context (default $ISTHMUS_CONTEXT)")
 	f.StringVar(&a.address, "address", "", "host and port of the API (default: those of the context)")
 	f.StringVar(&a.socket, "socket", "", "unix socket of the daemon on this node (default $ISTHMUS_SOCKET; for root "+defaultSocket+" if it exists)")
 	f.DurationVar(&a.timeout, "timeout", 30*time.Second, "time to wait for an answer")
+	f.BoolVarP(&a.quiet, "quiet", "q", false, "print no notes on standard error, only warnings and errors")
 
-	get := a.group("get", "List objects of one kind")
-	describe := a.group("describe", "Show everything about one object")
+	get := a.group("get", "List objects of one kind, or some of them by name")
+	describe := a.group("describe", "Show everything about objects")
 	watch := a.group("watch", "Follow changes of objects until interrupted")
 	root.AddCommand(get, describe, watch)
 	for _, add := range []func(root, get, describe, watch *cobra.Command){
@@ -167,7 +241,19 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the plan has changes.`,
 	} {
 		add(root, get, describe, watch)
 	}
+	completeFlag(root, "node", func(cmd *cobra.Command, _ []string, word string) ([]string, cobra.ShellCompDirective) {
+		return a.completeContexts(cmd, nil, word)
+	})
+	completeFlag(root, "context", files)
+	completeFlag(root, "socket", files)
+	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
 	root.InitDefaultCompletionCmd()
+	addExamples(root)
+	plainUsage(root)
+	// A group alone is not a command, although cobra runs it.
+	root.SetUsageTemplate(strings.Replace(root.UsageTemplate(), "{{if .Runnable}}", "{{if and .Runnable (not .HasAvailableSubCommands)}}", 1))
+	root.SetFlagErrorFunc(flagError)
+	root.PersistentPreRun = func(cmd *cobra.Command, _ []string) { a.path = cmd.CommandPath() }
 	// Cobra's own group shows its help and succeeds when the shell is unknown.
 	for _, c := range root.Commands() {
 		if c.Name() == "completion" {
@@ -182,16 +268,26 @@ func (a *app) group(use, short string) *cobra.Command {
 	return &cobra.Command{
 		Use: use, Short: short,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return fmt.Errorf("unknown command %q for %q", args[0], cmd.CommandPath())
-			}
-			var names []string
+			var all, near []string
+			var list strings.Builder
 			for _, c := range cmd.Commands() {
-				if !c.Hidden {
-					names = append(names, c.Name())
+				if !c.IsAvailableCommand() {
+					continue
 				}
+				all = append(all, c.Name())
+				if len(args) > 0 && len(similar(args[0], append([]string{c.Name()}, c.Aliases...))) > 0 {
+					near = append(near, c.Name())
+				}
+				fmt.Fprintf(&list, "\n  %-*s %s", c.NamePadding(), c.Name(), c.Short)
 			}
-			return fmt.Errorf("%s: give one of %s", cmd.CommandPath(), strings.Join(names, ", "))
+			if len(args) > 0 {
+				hint := didYouMean(near)
+				if hint == "" && cmd.HasParent() {
+					hint = "; give one of " + strings.Join(all, ", ")
+				}
+				return fmt.Errorf("unknown command %q for %q%s", args[0], cmd.CommandPath(), hint)
+			}
+			return fmt.Errorf("%s: give one of%s", cmd.CommandPath(), list.String())
 		},
 	}
 }

@@ -28,9 +28,9 @@ func version() string {
 var statusColumns = []column[*isthmusv1.SystemStatus]{
 	{header: "NODE", value: func(_ *app, s *isthmusv1.SystemStatus) string { return s.Node }},
 	{header: "VERSION", value: func(_ *app, s *isthmusv1.SystemStatus) string { return s.Version }},
-	{header: "UP", value: func(a *app, s *isthmusv1.SystemStatus) string { return a.since(s.Started) }},
-	{header: "GENERATION", value: func(_ *app, s *isthmusv1.SystemStatus) string { return count(s.Generation) }},
-	{header: "APPLIED", value: func(_ *app, s *isthmusv1.SystemStatus) string { return count(s.AppliedGeneration) }},
+	{header: "UP", style: age, value: func(a *app, s *isthmusv1.SystemStatus) string { return a.since(s.Started) }},
+	{header: "GENERATION", style: number, value: func(_ *app, s *isthmusv1.SystemStatus) string { return count(s.Generation) }},
+	{header: "APPLIED", style: number, value: func(_ *app, s *isthmusv1.SystemStatus) string { return count(s.AppliedGeneration) }},
 	{header: "CONFIRM-WITHIN", value: func(a *app, s *isthmusv1.SystemStatus) string { return a.until(s.ConfirmUntil) }},
 	{header: "PLATFORM", wide: true, value: func(_ *app, s *isthmusv1.SystemStatus) string { return s.GetPlatform().GetPlatform() }},
 	{header: "ZONE", wide: true, value: func(_ *app, s *isthmusv1.SystemStatus) string { return s.GetPlatform().GetZone() }},
@@ -43,24 +43,27 @@ func getStatus(ctx context.Context, conn *grpc.ClientConn) (*isthmusv1.SystemSta
 }
 
 func (a *app) addNode(root, get, describe, _ *cobra.Command) {
-	get.AddCommand(getCommand(a, "status", "Show the node's state and conditions",
-		func(ctx context.Context, conn *grpc.ClientConn) error {
+	state := nounCommands[*isthmusv1.SystemStatus]{
+		singular: "node", columns: statusColumns,
+		list: "Show the node's state and conditions",
+		read: func(ctx context.Context, conn *grpc.ClientConn) (proto.Message, []*isthmusv1.SystemStatus, error) {
 			s, err := getStatus(ctx, conn)
-			if err != nil {
-				return err
-			}
-			return show(a, statusColumns, []*isthmusv1.SystemStatus{s}, s)
-		}))
-	node := describeCommand(a, "node", "Show everything about the node", func(ctx context.Context, conn *grpc.ClientConn, name string) (proto.Message, error) {
+			return s, []*isthmusv1.SystemStatus{s}, err
+		},
+	}.get(a, "status")
+	state.Use, state.Args, state.ValidArgsFunction, state.Aliases = "status", cobra.NoArgs, nil, []string{"node"}
+	get.AddCommand(state)
+	node := describeCommand(a, "node [NAME]", "Show everything about the node", func(ctx context.Context, conn *grpc.ClientConn, names []string) ([]*isthmusv1.SystemStatus, error) {
 		s, err := getStatus(ctx, conn)
-		if err == nil && name != "" && name != s.Node {
-			return nil, fmt.Errorf("node %q: not found; this is %q", name, s.Node)
+		if err != nil {
+			return nil, err
 		}
-		return s, err
+		if len(names) > 0 && names[0] != s.Node {
+			return nil, fmt.Errorf("node %q: not found; this is %q", names[0], s.Node)
+		}
+		return []*isthmusv1.SystemStatus{s}, nil
 	})
-	run := node.RunE
-	node.Use, node.Args = "node [NAME]", cobra.MaximumNArgs(1)
-	node.RunE = func(cmd *cobra.Command, args []string) error { return run(cmd, append(args, "")) }
+	node.Args, node.Aliases = cobra.MaximumNArgs(1), []string{"status"}
 	describe.AddCommand(node)
 
 	a.addSystem(root)
@@ -68,19 +71,37 @@ func (a *app) addNode(root, get, describe, _ *cobra.Command) {
 	var clientOnly bool
 	v := &cobra.Command{Use: "version", Short: "Show the versions of this program and of the node's daemon", Args: cobra.NoArgs,
 		RunE: runs(func(cmd *cobra.Command, args []string) error {
-			fmt.Fprintf(a.stdout, "isthmus  %s\n", version())
-			if clientOnly {
-				return nil
+			out := versions{Client: version()}
+			if a.tables() {
+				fmt.Fprintf(a.stdout, "isthmus  %s\n", out.Client)
 			}
-			return a.call(func(ctx context.Context, conn *grpc.ClientConn, _ []string) error {
-				s, err := getStatus(ctx, conn)
+			if !clientOnly {
+				err := a.call(func(ctx context.Context, conn *grpc.ClientConn, _ []string) error {
+					s, err := getStatus(ctx, conn)
+					out.Daemon = s.GetVersion()
+					return err
+				})(cmd, args)
 				if err != nil {
 					return err
 				}
-				_, err = fmt.Fprintf(a.stdout, "isthmusd %s\n", clean(s.Version))
-				return err
-			})(cmd, args)
+			}
+			if !a.tables() {
+				return a.showValue(out)
+			}
+			if !clientOnly {
+				fmt.Fprintf(a.stdout, "isthmusd %s\n", clean(out.Daemon))
+			}
+			return nil
 		})}
 	v.Flags().BoolVar(&clientOnly, "client", false, "show only the version of this program")
+	a.formatFlag(v, "table", "json", "yaml")
 	root.AddCommand(v)
+	root.Version = version()
+	root.SetVersionTemplate("isthmus {{.Version}}\n")
+}
+
+// versions is what version prints as JSON and YAML.
+type versions struct {
+	Client string `json:"client"`
+	Daemon string `json:"daemon,omitempty"`
 }

@@ -3,9 +3,12 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unicode"
@@ -20,64 +23,75 @@ import (
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 )
 
-// outputFormat is a pflag.Value.
-type outputFormat string
+// outputFormat is a pflag.Value: one of some formats.
+type outputFormat struct {
+	format  *string
+	formats []string
+}
 
-func (o *outputFormat) String() string { return string(*o) }
-func (o *outputFormat) Type() string   { return "format" }
-func (o *outputFormat) Set(s string) error {
-	switch s {
-	case "table", "wide", "json", "yaml":
-		*o = outputFormat(s)
-		return nil
+func (o outputFormat) String() string {
+	if o.format == nil {
+		return ""
 	}
-	return fmt.Errorf("must be table, wide, json or yaml")
+	return *o.format
+}
+func (o outputFormat) Type() string { return "format" }
+func (o outputFormat) Set(s string) error {
+	if !slices.Contains(o.formats, s) {
+		return errors.New("must be " + orList(o.formats))
+	}
+	*o.format = s
+	return nil
 }
 
-// outputFlag adds -o to a command.
-func (a *app) outputFlag(cmd *cobra.Command) {
-	a.output = "table"
-	cmd.Flags().VarP(&a.output, "output", "o", "output format: table, wide, json or yaml")
+// orList joins words as "a, b or c".
+func orList(words []string) string {
+	last := len(words) - 1
+	if last < 1 {
+		return strings.Join(words, "")
+	}
+	return strings.Join(words[:last], ", ") + " or " + words[last]
 }
+
+// outputFlag adds -o to a command that prints objects or messages.
+func (a *app) outputFlag(cmd *cobra.Command) { a.formatFlag(cmd, "table", "wide", "json", "yaml") }
+
+// listFlags adds -o and --no-headers to a command that prints a list of objects.
+func (a *app) listFlags(cmd *cobra.Command) {
+	a.formatFlag(cmd, "table", "wide", "name", "json", "yaml")
+	a.headersFlag(cmd)
+}
+
+func (a *app) headersFlag(cmd *cobra.Command) {
+	cmd.Flags().BoolVar(&a.noHeaders, "no-headers", false, "print tables without their headers")
+}
+
+func (a *app) formatFlag(cmd *cobra.Command, formats ...string) {
+	a.output = formats[0]
+	cmd.Flags().VarP(outputFormat{&a.output, formats}, "output", "o", "output format: "+orList(formats))
+	completeFlag(cmd, "output", oneOf(formats...))
+}
+
+// tables reports whether the output is for people, as tables.
+func (a *app) tables() bool { return a.output == "table" || a.output == "wide" }
 
 // column is one column of a noun's table. The other formats print the whole message.
 type column[T any] struct {
 	header string
 	wide   bool // only with -o wide
+	style  style
 	value  func(a *app, o T) string
+	// brief returns a shorter form of a list for a narrow terminal, "" if there is none. Nil: as
+	// brief that returns "".
+	brief func(o T) string
 }
 
-// table writes rows under headers, each column as wide as its widest cell so far.
-type table struct {
-	w      io.Writer
-	widths []int
-	rows   [][]string
-}
-
-func (t *table) add(cells ...string) {
-	for i, c := range cells {
-		cells[i] = clean(c)
-		if i == len(t.widths) {
-			t.widths = append(t.widths, 0)
-		}
-		t.widths[i] = max(t.widths[i], utf8.RuneCountInString(cells[i]))
+// many returns a number of things as the brief form of a list, "" if there are less than two.
+func many(n int, things string) string {
+	if n < 2 {
+		return ""
 	}
-	t.rows = append(t.rows, cells)
-}
-
-func (t *table) flush() error {
-	var b strings.Builder
-	for _, row := range t.rows {
-		var line strings.Builder
-		for i, c := range row {
-			line.WriteString(c)
-			line.WriteString(strings.Repeat(" ", t.widths[i]-utf8.RuneCountInString(c)+2))
-		}
-		b.WriteString(strings.TrimRight(line.String(), " ") + "\n")
-	}
-	t.rows = nil
-	_, err := io.WriteString(t.w, b.String())
-	return err
+	return fmt.Sprintf("%d %s", n, things)
 }
 
 // clean replaces control characters, which could move a terminal's cursor: some texts come from a
@@ -91,51 +105,87 @@ func clean(s string) string {
 	}, s)
 }
 
-func headers[T any](a *app, columns []column[T]) []string {
-	var out []string
+// looks returns the heads of the columns that are shown.
+func looks[T any](a *app, columns []column[T]) []look {
+	var out []look
 	for _, c := range columns {
 		if !c.wide || a.output == "wide" {
-			out = append(out, c.header)
+			out = append(out, look{c.header, c.style})
 		}
 	}
 	return out
 }
 
-func cells[T any](a *app, columns []column[T], o T) []string {
-	var out []string
+func cells[T any](a *app, columns []column[T], o T) []cell {
+	var out []cell
 	for _, c := range columns {
 		if c.wide && a.output != "wide" {
 			continue
 		}
-		v := c.value(a, o)
-		if v == "" {
-			v = "-"
+		v := cell{text: c.value(a, o)}
+		if v.text == "" {
+			v.text = "-"
+		}
+		if c.brief != nil {
+			v.brief = c.brief(o)
 		}
 		out = append(out, v)
 	}
 	return out
 }
 
-// show prints items as a table, or their message as JSON or YAML.
+// rowsOf returns a table of items.
+func rowsOf[T any](a *app, columns []column[T], items []T) ([]look, [][]cell) {
+	var rows [][]cell
+	for _, o := range items {
+		rows = append(rows, cells(a, columns, o))
+	}
+	return looks(a, columns), rows
+}
+
+// show prints items as a table, their names, which are in the first column, or their message as
+// JSON or YAML.
 func show[T any](a *app, columns []column[T], items []T, message proto.Message) error {
-	if a.output != "table" && a.output != "wide" {
+	heads, rows := rowsOf(a, columns, items)
+	return a.print(a.newTable(heads...), rows, message)
+}
+
+func (a *app) print(t *table, rows [][]cell, message proto.Message) error {
+	switch a.output {
+	case "name":
+		var last string
+		for _, row := range rows {
+			if name := clean(row[0].text); name != last {
+				last = name
+				fmt.Fprintln(a.stdout, name)
+			}
+		}
+		return nil
+	case "json", "yaml":
 		return a.showMessage(message)
 	}
-	t := &table{w: a.stdout}
-	t.add(headers(a, columns)...)
-	for _, o := range items {
-		t.add(cells(a, columns, o)...)
+	for _, row := range rows {
+		t.add(row...)
 	}
 	return t.flush()
 }
 
-// showMessage prints a message as JSON or YAML.
-func (a *app) showMessage(m proto.Message) error {
-	encode := encodeYAML
-	if a.output == "json" {
-		encode = encodeJSON
+// showMessage prints a message as JSON or YAML, with all its fields: a program need not know which
+// of them are left out when they are zero.
+func (a *app) showMessage(m proto.Message) error { return a.showAs(everyField, m) }
+
+// showDocument prints a document, which has the fields that its author has written.
+func (a *app) showDocument(m proto.Message) error { return a.showAs(protojson.MarshalOptions{}, m) }
+
+var everyField = protojson.MarshalOptions{EmitUnpopulated: true}
+
+func (a *app) showAs(options protojson.MarshalOptions, m proto.Message) error {
+	data, err := options.Marshal(m)
+	if err == nil && a.output == "json" {
+		data, err = indentJSON(data)
+	} else if err == nil {
+		data, err = yamlOf(data)
 	}
-	data, err := encode(m)
 	if err != nil {
 		return err
 	}
@@ -143,12 +193,8 @@ func (a *app) showMessage(m proto.Message) error {
 	return err
 }
 
-// encodeJSON is protojson with stable white space, which protojson does not promise.
-func encodeJSON(m proto.Message) ([]byte, error) {
-	data, err := protojson.Marshal(m)
-	if err != nil {
-		return nil, err
-	}
+// indentJSON gives JSON of protojson stable white space, which protojson does not promise.
+func indentJSON(data []byte) ([]byte, error) {
 	var b bytes.Buffer
 	if err := json.Indent(&b, data, "", "  "); err != nil {
 		return nil, err
@@ -157,8 +203,18 @@ func encodeJSON(m proto.Message) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
+// encodeYAML returns a message as YAML, without the fields that are not set.
 func encodeYAML(m proto.Message) ([]byte, error) {
-	n, err := yamlNode(m)
+	data, err := protojson.Marshal(m)
+	if err != nil {
+		return nil, err
+	}
+	return yamlOf(data)
+}
+
+// yamlOf returns JSON of protojson as YAML.
+func yamlOf(data []byte) ([]byte, error) {
+	n, err := yamlNode(data)
 	if err != nil {
 		return nil, err
 	}
@@ -169,12 +225,8 @@ func encodeYAML(m proto.Message) ([]byte, error) {
 // line breaks. They may come from a peer.
 var unfit = regexp.MustCompile(`[\x7f-\x{9f}\x{2028}\x{2029}\x{fffe}\x{ffff}]`)
 
-// yamlNode returns a message as a tree in block style, fields in the order of the message.
-func yamlNode(m proto.Message) (*yaml.Node, error) {
-	data, err := protojson.Marshal(m)
-	if err != nil {
-		return nil, err
-	}
+// yamlNode returns JSON as a tree in block style, fields in the same order.
+func yamlNode(data []byte) (*yaml.Node, error) {
 	data = unfit.ReplaceAllFunc(data, func(c []byte) []byte {
 		r, _ := utf8.DecodeRune(c)
 		return fmt.Appendf(nil, `\u%04x`, r)
@@ -207,19 +259,22 @@ func marshalYAML(n *yaml.Node) ([]byte, error) {
 	return b.Bytes(), e.Close()
 }
 
-// describeMessage prints everything about one object, with the age of each time in a comment.
+// describeMessage prints everything about one object. For people, fields that are not set are left
+// out, and each time is one of their time zone, with its age in a comment.
 func (a *app) describeMessage(m proto.Message) error {
-	if a.output == "json" {
+	if !a.tables() {
 		return a.showMessage(m)
 	}
-	n, err := yamlNode(m)
+	data, err := protojson.Marshal(m)
 	if err != nil {
 		return err
 	}
-	if a.output == "table" || a.output == "wide" {
-		a.addAges(n)
+	n, err := yamlNode(data)
+	if err != nil {
+		return err
 	}
-	data, err := marshalYAML(n)
+	a.addAges(n)
+	data, err = marshalYAML(n)
 	if err != nil {
 		return err
 	}
@@ -228,13 +283,28 @@ func (a *app) describeMessage(m proto.Message) error {
 }
 
 func (a *app) addAges(n *yaml.Node) {
-	if n.Kind == yaml.ScalarNode {
-		if t, err := time.Parse(time.RFC3339Nano, n.Value); err == nil {
-			n.Style, n.Tag, n.LineComment = 0, "!!timestamp", relative(t.Sub(a.now()))
+	for i, c := range n.Content {
+		if c.Kind == yaml.ScalarNode && n.Kind == yaml.MappingNode && i%2 == 1 {
+			a.annotate(n.Content[i-1].Value, c)
 		}
-	}
-	for _, c := range n.Content {
 		a.addAges(c)
+	}
+}
+
+// annotate writes the value of a field for people: a time in their zone with its age, a number
+// without the quotes that JSON has around those of 64 bits, and a number of bytes with its unit.
+func (a *app) annotate(field string, n *yaml.Node) {
+	if t, err := time.Parse(time.RFC3339Nano, n.Value); err == nil {
+		n.Style, n.Tag, n.LineComment = 0, "!!timestamp", relative(t.Sub(a.now()))
+		n.Value = t.In(a.now().Location()).Format(time.RFC3339)
+	}
+	number, err := strconv.ParseUint(n.Value, 10, 64)
+	if err != nil || n.Value != strconv.FormatUint(number, 10) {
+		return
+	}
+	n.Style, n.Tag = 0, "!!int"
+	if number >= 1024 && (field == "bytes" || strings.HasSuffix(field, "Bytes") || strings.HasPrefix(field, "bytes")) {
+		n.LineComment = bytesText(number)
 	}
 }
 
@@ -279,8 +349,8 @@ func short(d time.Duration) string {
 	return fmt.Sprintf("%dd%02dh", s/86400, s/3600%24)
 }
 
-// size formats a number of bytes with a binary unit.
-func size(n uint64) string {
+// bytesText formats a number of bytes with a binary unit.
+func bytesText(n uint64) string {
 	if n < 1024 {
 		return fmt.Sprintf("%d B", n)
 	}
@@ -324,6 +394,9 @@ func printProblems(w io.Writer, file string, problems []*isthmusv1.Problem) {
 
 // printNotes writes the notes about a valid document.
 func (a *app) printNotes(notes []*isthmusv1.Problem) {
+	if a.quiet {
+		return
+	}
 	var b strings.Builder
 	printProblems(&b, a.document, notes)
 	for line := range strings.Lines(b.String()) {

@@ -15,28 +15,32 @@ func count(n uint64) string { return strconv.FormatUint(n, 10) }
 
 var peerColumns = []column[*isthmusv1.PeerStatus]{
 	{header: "PEER", value: func(_ *app, p *isthmusv1.PeerStatus) string { return p.Name }},
-	{header: "ASN", value: func(_ *app, p *isthmusv1.PeerStatus) string { return count(uint64(p.Asn)) }},
-	{header: "STATE", value: func(_ *app, p *isthmusv1.PeerStatus) string { return p.State }},
-	{header: "PREFIXES", value: func(_ *app, p *isthmusv1.PeerStatus) string { return count(uint64(p.PrefixesReceived)) }},
-	{header: "MESSAGES", value: func(_ *app, p *isthmusv1.PeerStatus) string {
+	{header: "ASN", style: number, value: func(_ *app, p *isthmusv1.PeerStatus) string { return count(uint64(p.Asn)) }},
+	{header: "STATE", style: state, value: func(_ *app, p *isthmusv1.PeerStatus) string { return p.State }},
+	{header: "PREFIXES", style: number, value: func(_ *app, p *isthmusv1.PeerStatus) string {
+		return fmt.Sprintf("%d/%d", p.PrefixesAccepted, p.PrefixesReceived)
+	}},
+	{header: "MESSAGES", style: number, value: func(_ *app, p *isthmusv1.PeerStatus) string {
 		return fmt.Sprintf("%d/%d", p.MessagesReceived, p.MessagesSent)
 	}},
-	{header: "SINCE", value: func(a *app, p *isthmusv1.PeerStatus) string { return a.since(p.Since) }},
+	{header: "SINCE", style: age, value: func(a *app, p *isthmusv1.PeerStatus) string { return a.since(p.Since) }},
 	{header: "TUNNEL", wide: true, value: func(_ *app, p *isthmusv1.PeerStatus) string { return p.Tunnel }},
 	{header: "ADDRESS", wide: true, value: func(_ *app, p *isthmusv1.PeerStatus) string { return p.Address }},
-	{header: "ACCEPTED", wide: true, value: func(_ *app, p *isthmusv1.PeerStatus) string { return count(uint64(p.PrefixesAccepted)) }},
-	{header: "ANNOUNCED", wide: true, value: func(_ *app, p *isthmusv1.PeerStatus) string { return count(uint64(p.PrefixesAnnounced)) }},
-	{header: "TIMES-UP", wide: true, value: func(_ *app, p *isthmusv1.PeerStatus) string { return count(p.TimesUp) }},
-	{header: "NEXT-TRY", wide: true, value: func(a *app, p *isthmusv1.PeerStatus) string { return a.until(p.NextTry) }},
+	{header: "ANNOUNCED", style: number, wide: true, value: func(_ *app, p *isthmusv1.PeerStatus) string { return count(uint64(p.PrefixesAnnounced)) }},
+	{header: "TIMES-UP", style: number, wide: true, value: func(_ *app, p *isthmusv1.PeerStatus) string { return count(p.TimesUp) }},
+	{header: "NEXT-TRY", style: age, wide: true, value: func(a *app, p *isthmusv1.PeerStatus) string { return a.until(p.NextTry) }},
 	{header: "CONDITIONS", wide: true, value: func(_ *app, p *isthmusv1.PeerStatus) string { return conditions(p.Conditions) }},
-	{header: "ERROR", wide: true, value: func(_ *app, p *isthmusv1.PeerStatus) string { return p.LastError }},
+	{header: "WHY", value: func(_ *app, p *isthmusv1.PeerStatus) string {
+		return why(p.Conditions, p.State == "established", p.LastError)
+	}},
 }
 
 func (a *app) addPeers(root, get, describe, watch *cobra.Command) {
 	nounCommands[*isthmusv1.PeerStatus]{
-		plural: "peers", columns: peerColumns,
-		list:     "List the BGP sessions, with prefixes received and messages received/sent",
-		describe: "peer NAME: Show everything about one BGP session",
+		singular: "peer", plural: "peers", columns: peerColumns,
+		samples:  [2]string{"aws-0", "azure-1"},
+		list:     "List the BGP sessions, with prefixes accepted/received and messages received/sent",
+		describe: "Show everything about BGP sessions",
 		watch:    "Follow the BGP sessions",
 	}.add(a, get, describe, watch)
 
@@ -47,6 +51,7 @@ func (a *app) addPeers(root, get, describe, watch *cobra.Command) {
 			_, err := isthmusv1.NewBGPServiceClient(conn).ResetPeer(ctx, &isthmusv1.ResetPeerRequest{Name: args[0], Soft: soft})
 			return err
 		})}
+	peer.ValidArgsFunction = names(a, true, named((*isthmusv1.PeerStatus).GetName))
 	peer.Flags().BoolVar(&soft, "soft", false, "keep the session; apply the import policy to the peer's routes again, and send our routes again")
 	reset.AddCommand(peer)
 	root.AddCommand(reset)

@@ -44,6 +44,7 @@ The rest of the document keeps its text and comments. The command takes a few mi
 
 func (a *app) policyDelete() *cobra.Command {
 	cmd := &cobra.Command{Use: "delete NAME...", Short: "Remove egress policies from the present document", Args: cobra.MinimumNArgs(1)}
+	cmd.ValidArgsFunction = names(a, false, named((*isthmusv1.PolicyStatus).GetName))
 	send := a.editFlags(cmd)
 	cmd.RunE = a.call(func(ctx context.Context, conn *grpc.ClientConn, args []string) error {
 		return send(ctx, conn, "deleting "+strings.Join(args, ", "), &isthmusv1.EditPoliciesRequest{Delete: args})

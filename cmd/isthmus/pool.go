@@ -6,7 +6,6 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/protobuf/proto"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 )
@@ -22,9 +21,9 @@ var memberColumns = []column[member]{
 	{header: "ADDRESS", value: func(_ *app, m member) string { return m.Address }},
 	{header: "SEEN-AS", value: func(_ *app, m member) string { return m.PublicAddress }},
 	{header: "ZONE", value: func(_ *app, m member) string { return m.Zone }},
-	{header: "WEIGHT", value: func(_ *app, m member) string { return count(uint64(m.Weight)) }},
-	{header: "HEALTH", value: func(_ *app, m member) string { return m.Health }},
-	{header: "SINCE", value: func(a *app, m member) string { return a.since(m.Since) }},
+	{header: "WEIGHT", style: number, value: func(_ *app, m member) string { return count(uint64(m.Weight)) }},
+	{header: "HEALTH", style: state, value: func(_ *app, m member) string { return m.Health }},
+	{header: "SINCE", style: age, value: func(a *app, m member) string { return a.since(m.Since) }},
 	{header: "WHY", value: func(_ *app, m member) string { return m.Reason }},
 	{header: "ANNOUNCES", wide: true, value: func(_ *app, m member) string { return announces(m.pool) }},
 }
@@ -40,7 +39,7 @@ var poolColumns = []column[*isthmusv1.PoolStatus]{
 			list = append(list, m.Address+" "+m.Health)
 		}
 		return strings.Join(list, ", ")
-	}},
+	}, brief: func(p *isthmusv1.PoolStatus) string { return many(len(p.Members), "addresses") }},
 }
 
 func announces(p *isthmusv1.PoolStatus) string {
@@ -53,31 +52,32 @@ func announces(p *isthmusv1.PoolStatus) string {
 
 func (a *app) addPools(_, get, describe, watch *cobra.Command) {
 	nounCommands[*isthmusv1.PoolStatus]{
-		plural: "pools", columns: poolColumns,
+		singular: "pool", plural: "pools", columns: poolColumns,
+		samples:  [2]string{"main", "partner"},
 		list:     "List the source addresses of the pools, with their health",
-		describe: "pool NAME: Show everything about one pool, with the probes of each address",
+		describe: "Show everything about pools, with the probes of each address",
 		watch:    "Follow the pools",
-		show: func(all proto.Message, pools []*isthmusv1.PoolStatus) error {
+		rows: func(pools []*isthmusv1.PoolStatus) ([]look, [][]cell) {
 			var rows []member
 			for _, p := range pools {
 				for _, m := range p.Members {
 					rows = append(rows, member{m, p})
 				}
 			}
-			return show(a, memberColumns, rows, all)
+			return rowsOf(a, memberColumns, rows)
 		},
 	}.add(a, get, describe, watch)
 }
 
 var nameColumns = []column[*isthmusv1.NameStatus]{
 	{header: "NAME", value: func(_ *app, n *isthmusv1.NameStatus) string { return n.Name }},
-	{header: "POLICIES", value: func(_ *app, n *isthmusv1.NameStatus) string { return strings.Join(n.Policies, ",") }},
+	{header: "POLICIES", value: func(_ *app, n *isthmusv1.NameStatus) string { return strings.Join(n.Policies, ",") }, brief: func(n *isthmusv1.NameStatus) string { return many(len(n.Policies), "policies") }},
 	{header: "ADDRESSES", value: func(a *app, n *isthmusv1.NameStatus) string {
 		if some := 4; len(n.Addresses) > some && a.output != "wide" {
 			return fmt.Sprintf("%s and %d more", strings.Join(n.Addresses[:some], ","), len(n.Addresses)-some)
 		}
 		return strings.Join(n.Addresses, ",")
-	}},
+	}, brief: func(n *isthmusv1.NameStatus) string { return many(len(n.Addresses), "addresses") }},
 	{header: "JUST-GONE", value: func(a *app, n *isthmusv1.NameStatus) string {
 		var out []string
 		for i, g := range slices.Backward(n.Gone) {
@@ -87,16 +87,18 @@ var nameColumns = []column[*isthmusv1.NameStatus]{
 			out = append(out, fmt.Sprintf("%s (%s)", g.Address, a.since(g.Since)))
 		}
 		return strings.Join(out, ",")
-	}},
-	{header: "NEXT", value: func(a *app, n *isthmusv1.NameStatus) string { return a.until(n.Next) }},
+	}, brief: func(n *isthmusv1.NameStatus) string { return many(len(n.Gone), "addresses") }},
+	{header: "NEXT", style: age, value: func(a *app, n *isthmusv1.NameStatus) string { return a.until(n.Next) }},
 	{header: "ERROR", value: func(_ *app, n *isthmusv1.NameStatus) string { return n.LastError }},
-	{header: "FAILING", wide: true, value: func(a *app, n *isthmusv1.NameStatus) string { return a.since(n.Failing) }},
+	{header: "FAILING", style: age, wide: true, value: func(a *app, n *isthmusv1.NameStatus) string { return a.since(n.Failing) }},
 }
 
 func (a *app) addNames(_, get, describe, watch *cobra.Command) {
 	nounCommands[*isthmusv1.NameStatus]{
-		plural: "names", columns: nameColumns,
-		list:  "List the domain names of the egress policies and their addresses",
-		watch: "Follow the domain names",
+		singular: "name", plural: "names", columns: nameColumns,
+		samples:  [2]string{"api.partner.example", "'*.example.com'"},
+		list:     "List the domain names of the egress policies and their addresses",
+		describe: "Show everything about domain names",
+		watch:    "Follow the domain names",
 	}.add(a, get, describe, watch)
 }

@@ -6,7 +6,6 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -115,7 +114,7 @@ func (a *app) renewContext(ctx context.Context, conn *grpc.ClientConn, path stri
 	if err := os.Remove(path + renewingSuffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("removing the file of the new key, which is in the context now: %w", err)
 	}
-	fmt.Fprintf(a.stderr, "isthmus: renewed %s for %s, role %s, serial %s, expires %s\n",
+	a.note("renewed %s for %s, role %s, serial %s, expires %s",
 		path, r.Client.GetName(), r.Client.GetRole(), r.Client.GetSerial(), r.Client.GetExpires().AsTime().Format(time.RFC3339))
 	return nil
 }
@@ -167,9 +166,9 @@ func parseKey(text string) (crypto.Signer, error) {
 }
 
 // warnOfEnd says on standard error that the certificate of a context ends soon, or has ended.
-func (a *app) warnOfEnd(path string, pair tls.Certificate) {
-	leaf, now := pair.Leaf, a.wall()
-	if leaf == nil || a.renewing {
+func (a *app) warnOfEnd(path string, leaf *x509.Certificate) {
+	now := a.wall()
+	if a.renewing || a.warned {
 		return
 	}
 	lifetime := leaf.NotAfter.Sub(leaf.NotBefore) - issuedBefore
@@ -177,9 +176,13 @@ func (a *app) warnOfEnd(path string, pair tls.Certificate) {
 	if left > min(warnBefore, lifetime/3) {
 		return
 	}
+	a.warned = true
 	command := "run: isthmus client renew"
-	if a.contextFile != "" {
+	switch {
+	case a.contextFile != "":
 		command += " --context " + path
+	case a.nodeName != "":
+		command += " --node " + a.nodeName
 	}
 	if lifetime < minRenewed {
 		command = "let an admin issue another one (isthmus client issue)"

@@ -69,7 +69,7 @@ with a certificate of its own.`}
 		if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 			return err
 		}
-		fmt.Fprintf(a.stderr, "isthmus: the key is in %s; put the request into the node's user-data\n", path)
+		a.note("the key is in %s; put the request into the node's user-data", path)
 		return pem.Encode(a.stdout, &pem.Block{Type: "CERTIFICATE REQUEST", Bytes: csr})
 	})
 	cmd.Flags().StringVar(&name, "name", "", "name of the admin: letters, digits, hyphens, dots, at signs")
@@ -81,14 +81,15 @@ with a certificate of its own.`}
 const maxConsoleText = 16 << 20
 
 func (a *app) clientAccept() *cobra.Command {
-	cmd := &cobra.Command{Use: "accept [FILE]", Short: "Make a context from the text of a new node's console", Args: cobra.MaximumNArgs(1),
+	var to contextTarget
+	cmd := &cobra.Command{Use: "accept [FILE]", Short: "Make a context from the text of a new node's console", Args: cobra.MaximumNArgs(1), ValidArgsFunction: files,
 		Long: `Make a context from the text of a new node's console, which has the answer to a request of isthmus client request. The text is
 read from standard input or FILE.
 
 Other text is ignored. If the text has several answers, the last one that fits a key in ~/.config/isthmus/keys counts. The command
-writes the default context file (see --context), which must not exist. --address sets the address if the node does not know its
-own, as behind address translation.`}
-	cmd.RunE = runs(func(_ *cobra.Command, args []string) error {
+saves the context as isthmus context import does. --address sets the address if the node does not know its own, as behind address
+translation.`}
+	cmd.RunE = runs(func(cmd *cobra.Command, args []string) error {
 		in := a.stdin
 		if len(args) > 0 && args[0] != "-" {
 			f, err := os.Open(args[0])
@@ -122,18 +123,13 @@ own, as behind address translation.`}
 		if c.Address == "" {
 			return usageError{errors.New("--address is missing: the node does not know its public address: give --address HOST:PORT")}
 		}
-		path := a.contextPath()
-		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		if _, err := a.saveContext(cmd.Context(), c, to); err != nil {
 			return err
 		}
-		if err := writeContext(path, c); errors.Is(err, fs.ErrExist) {
-			return fmt.Errorf("%s exists already: move it, or give another file with --context", path)
-		} else if err != nil {
-			return fmt.Errorf("writing context: %w", err)
-		}
-		fmt.Fprintf(a.stderr, "isthmus: wrote %s for %s at %s, expires %s\n", path, clean(cert.Subject.CommonName), clean(c.Address), cert.NotAfter.UTC().Format(time.RFC3339))
+		a.note("%s at %s, expires %s", clean(cert.Subject.CommonName), clean(c.Address), cert.NotAfter.UTC().Format(time.RFC3339))
 		return nil
 	})
+	to.flags(cmd)
 	return cmd
 }
 

@@ -29,15 +29,21 @@ var secretColumns = []column[*isthmusv1.SecretInfo]{
 		}
 		return s.Fingerprint
 	}},
-	{header: "CHANGED", value: func(a *app, s *isthmusv1.SecretInfo) string { return a.since(s.Changed) }},
-	{header: "USED-BY", value: func(_ *app, s *isthmusv1.SecretInfo) string { return strings.Join(s.UsedBy, ",") }},
+	{header: "CHANGED", style: age, value: func(a *app, s *isthmusv1.SecretInfo) string { return a.since(s.Changed) }},
+	{header: "USED-BY", value: func(_ *app, s *isthmusv1.SecretInfo) string { return strings.Join(s.UsedBy, ",") }, brief: func(s *isthmusv1.SecretInfo) string { return many(len(s.UsedBy), "fields") }},
 }
 
-func (a *app) addSecrets(root, get, _, _ *cobra.Command) {
-	secrets := nounCommands[*isthmusv1.SecretInfo]{plural: "secrets", columns: secretColumns, list: "List names and fingerprints of the secrets"}
-	secrets.add(a, get, nil, nil)
-	group := a.group("secret", "Set and delete secrets, which cannot be read back")
-	group.AddCommand(a.secretSet(), secrets.get(a, "list"), &cobra.Command{Use: "rollback NAME", Short: "Restore the previous value of a secret", Args: cobra.ExactArgs(1),
+func (a *app) addSecrets(root, get, describe, _ *cobra.Command) {
+	secrets := nounCommands[*isthmusv1.SecretInfo]{
+		singular: "secret", plural: "secrets", columns: secretColumns,
+		samples:  [2]string{"psk-aws-0", "wg-branch"},
+		list:     "List names and fingerprints of the secrets",
+		describe: "Show the fingerprints of secrets, and the fields that use them",
+	}
+	secrets.add(a, get, describe, nil)
+	group := a.group("secret", "Set, list and delete secrets, whose values cannot be read back")
+	known := names(a, true, named((*isthmusv1.SecretInfo).GetName))
+	group.AddCommand(a.secretSet(), secrets.get(a, "list"), secrets.describeAs(a, "show"), &cobra.Command{Use: "rollback NAME", Short: "Restore the previous value of a secret", Args: cobra.ExactArgs(1), ValidArgsFunction: known,
 		Long: `Restore the value that a secret had before it was last set. Tunnels and peers that use it change at once. The previous value is
 kept until the next document is applied and confirmed; rolling back twice restores the later value.`,
 		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, args []string) error {
@@ -45,9 +51,9 @@ kept until the next document is applied and confirmed; rolling back twice restor
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(a.stderr, "isthmus: rolled back %s, fingerprint %s\n", i.Name, i.Fingerprint)
+			a.note("rolled back %s, fingerprint %s", i.Name, i.Fingerprint)
 			return nil
-		})}, &cobra.Command{Use: "delete NAME", Short: "Remove a secret that nothing uses", Args: cobra.ExactArgs(1),
+		})}, &cobra.Command{Use: "delete NAME", Short: "Remove a secret that nothing uses", Args: cobra.ExactArgs(1), ValidArgsFunction: known,
 		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, args []string) error {
 			_, err := isthmusv1.NewSecretServiceClient(conn).DeleteSecret(ctx, &isthmusv1.DeleteSecretRequest{Name: args[0]})
 			return err
@@ -57,7 +63,7 @@ kept until the next document is applied and confirmed; rolling back twice restor
 
 func (a *app) secretSet() *cobra.Command {
 	var file, generate string
-	cmd := &cobra.Command{Use: "set NAME", Short: "Store or replace a secret", Args: cobra.ExactArgs(1),
+	cmd := &cobra.Command{Use: "set NAME", Short: "Store or replace a secret", Args: cobra.ExactArgs(1), ValidArgsFunction: names(a, true, named((*isthmusv1.SecretInfo).GetName)),
 		Long: `Store or replace a secret. The value comes from standard input (a terminal does not show it), from a file, or is generated.
 One line break at its end is not part of it.
 
@@ -89,7 +95,7 @@ needs it, and it cannot be read back. --generate wireguard makes a private key a
 			if err != nil {
 				return fmt.Errorf("storing secret %s: %w", args[0], err)
 			}
-			fmt.Fprintf(a.stderr, "isthmus: stored %s, fingerprint %s\n", i.Name, i.Fingerprint)
+			a.note("stored %s, fingerprint %s", i.Name, i.Fingerprint)
 			if answer != "" {
 				_, err = fmt.Fprintln(a.stdout, answer)
 			}
@@ -99,6 +105,8 @@ needs it, and it cannot be read back. --generate wireguard makes a private key a
 	cmd.Flags().StringVar(&file, "from-file", "", "read the value from this file")
 	cmd.Flags().StringVar(&generate, "generate", "", "generate the value: psk or wireguard")
 	cmd.MarkFlagsMutuallyExclusive("from-file", "generate")
+	completeFlag(cmd, "from-file", files)
+	completeFlag(cmd, "generate", oneOf("psk", "wireguard"))
 	return cmd
 }
 

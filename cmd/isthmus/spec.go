@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strconv"
@@ -33,11 +35,11 @@ var changeColumns = []column[*isthmusv1.Change]{
 }
 
 var revisionColumns = []column[*isthmusv1.Revision]{
-	{header: "GENERATION", value: func(_ *app, r *isthmusv1.Revision) string { return count(r.Generation) }},
-	{header: "AGE", value: func(a *app, r *isthmusv1.Revision) string { return a.since(r.Time) }},
+	{header: "GENERATION", style: number, value: func(_ *app, r *isthmusv1.Revision) string { return count(r.Generation) }},
+	{header: "AGE", style: age, value: func(a *app, r *isthmusv1.Revision) string { return a.since(r.Time) }},
 	{header: "AUTHOR", value: func(_ *app, r *isthmusv1.Revision) string { return r.Author }},
 	{header: "REASON", value: func(_ *app, r *isthmusv1.Revision) string { return r.Reason }},
-	{header: "CHANGES", value: func(_ *app, r *isthmusv1.Revision) string { return count(uint64(r.Changes)) }},
+	{header: "CHANGES", style: number, value: func(_ *app, r *isthmusv1.Revision) string { return count(uint64(r.Changes)) }},
 	{header: "TIME", wide: true, value: func(_ *app, r *isthmusv1.Revision) string { return r.Time.AsTime().UTC().Format(time.RFC3339) }},
 }
 
@@ -47,6 +49,7 @@ type document struct{ file string }
 func (d *document) flag(cmd *cobra.Command) {
 	cmd.Flags().StringVarP(&d.file, "file", "f", "", "the document as YAML or JSON; - for standard input")
 	cmd.MarkFlagRequired("file")
+	cmd.MarkFlagFilename("file", documents...)
 }
 
 // maxDocument is the size in bytes of the largest document that a node reads.
@@ -63,6 +66,8 @@ func (a *app) read(d *document) (*isthmusv1.Source, error) {
 		return nil, fmt.Errorf("reading %s: is larger than %d bytes", d.name(), maxDocument)
 	case !utf8.Valid(data):
 		return nil, fmt.Errorf("reading %s: is not valid UTF-8 text", d.name())
+	case len(bytes.TrimSpace(data)) == 0:
+		return nil, fmt.Errorf("reading %s: is empty: give a document in YAML or JSON", d.name())
 	}
 	return &isthmusv1.Source{Source: &isthmusv1.Source_Text{Text: string(data)}}, nil
 }
@@ -74,7 +79,7 @@ func (d *document) name() string {
 	return d.file
 }
 
-func (a *app) addSpec(root, get, _, _ *cobra.Command) {
+func (a *app) addSpec(root, get, describe, _ *cobra.Command) {
 	root.AddCommand(a.validateCommand(), a.planCommand(), a.applyCommand(), a.confirmCommand(), a.rollbackCommand())
 
 	var generation uint64
@@ -84,16 +89,24 @@ func (a *app) addSpec(root, get, _, _ *cobra.Command) {
 			if err != nil {
 				return err
 			}
-			if a.output == "json" || a.output == "yaml" {
-				return a.showMessage(s.Spec)
+			if !a.tables() {
+				return a.showDocument(s.Spec)
 			}
 			_, err = io.WriteString(a.stdout, s.Text)
 			return err
 		})}
 	spec.Flags().Uint64Var(&generation, "generation", 0, "generation to show (default: the present one)")
+	completeFlag(spec, "generation", a.generations())
 	a.outputFlag(spec)
 	get.AddCommand(spec)
-	nounCommands[*isthmusv1.Revision]{plural: "history", columns: revisionColumns, list: "List the accepted documents, newest first"}.add(a, get, nil, nil)
+	nounCommands[*isthmusv1.Revision]{
+		singular: "generation", plural: "history", aliases: []string{"generations", "revisions", "revision"}, columns: revisionColumns,
+		what:     "GENERATION",
+		samples:  [2]string{"7", "8"},
+		list:     "List the accepted documents, newest first",
+		describe: "Show time, author and reason of accepted documents",
+		names:    func(r *isthmusv1.Revision) []string { return []string{count(r.Generation)} },
+	}.add(a, get, describe, nil)
 }
 
 func (a *app) validateCommand() *cobra.Command {
@@ -108,7 +121,7 @@ func (a *app) validateCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if a.output == "json" || a.output == "yaml" {
+			if !a.tables() {
 				err = a.showMessage(r)
 			} else {
 				printProblems(a.stdout, a.document, r.Problems)
@@ -156,7 +169,7 @@ func (a *app) planCommand() *cobra.Command {
 
 // planned reports the number of changes of a plan, and returns errChanges if there are any.
 func (a *app) planned(changes []*isthmusv1.Change, generation uint64) error {
-	fmt.Fprintf(a.stderr, "isthmus: %s to generation %d\n", plural(len(changes), "change"), generation)
+	a.note("%s to generation %d", plural(len(changes), "change"), generation)
 	if len(changes) > 0 {
 		return errChanges
 	}
@@ -165,7 +178,7 @@ func (a *app) planned(changes []*isthmusv1.Change, generation uint64) error {
 
 // showChanges prints the changes, and nothing instead of an empty table.
 func (a *app) showChanges(changes []*isthmusv1.Change, m proto.Message) error {
-	if len(changes) == 0 && a.output != "json" && a.output != "yaml" {
+	if len(changes) == 0 && a.tables() {
 		return nil
 	}
 	return show(a, changeColumns, changes, m)
@@ -223,7 +236,7 @@ func (a *app) applied(r *isthmusv1.ApplyResponse) error {
 		fmt.Fprintf(a.stderr, "isthmus: the node goes back in %s unless you run: isthmus confirm %d\n", short(left.AsDuration().Round(time.Second)), r.Generation)
 	}
 	a.printNotes(r.Notes)
-	fmt.Fprintf(a.stderr, "isthmus: generation %d, %s\n", r.Generation, plural(len(r.Changes), "change"))
+	a.note("generation %d, %s", r.Generation, plural(len(r.Changes), "change"))
 	return a.showChanges(r.Changes, r)
 }
 
@@ -236,8 +249,11 @@ func parseGeneration(s string) (uint64, error) {
 }
 
 func (a *app) confirmCommand() *cobra.Command {
-	return &cobra.Command{Use: "confirm GENERATION", Short: "Keep a generation that was applied with --confirm-within", Args: cobra.ExactArgs(1),
+	return &cobra.Command{Use: "confirm GENERATION", Short: "Keep a generation that was applied with --confirm-within", Args: cobra.MaximumNArgs(1), ValidArgsFunction: a.generations(),
 		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, args []string) error {
+			if len(args) == 0 {
+				return a.waiting(ctx, conn)
+			}
 			g, err := parseGeneration(args[0])
 			if err != nil {
 				return err
@@ -245,6 +261,22 @@ func (a *app) confirmCommand() *cobra.Command {
 			_, err = isthmusv1.NewSpecServiceClient(conn).Confirm(ctx, &isthmusv1.ConfirmRequest{Generation: g})
 			return err
 		})}
+}
+
+// waiting returns the error of a confirmation without a generation: it names the one that waits.
+func (a *app) waiting(ctx context.Context, conn *grpc.ClientConn) error {
+	s, err := getStatus(ctx, conn)
+	if err != nil {
+		return err
+	}
+	if s.ConfirmUntil == nil {
+		return usageError{errors.New("GENERATION is missing, and no generation waits for a confirmation")}
+	}
+	when := a.until(s.ConfirmUntil)
+	if when != "now" {
+		when = "in " + when
+	}
+	return usageError{fmt.Errorf("GENERATION is missing: generation %d waits, and reverts %s: run isthmus confirm %d", s.Generation, when, s.Generation)}
 }
 
 func (a *app) rollbackCommand() *cobra.Command {
@@ -259,6 +291,7 @@ func (a *app) rollbackCommand() *cobra.Command {
 		return a.applied(r)
 	})
 	cmd.Flags().Uint64Var(&to, "to", 0, "generation to go back to (default: the one before the present one)")
+	completeFlag(cmd, "to", a.generations())
 	a.outputFlag(cmd)
 	return cmd
 }

@@ -33,7 +33,7 @@ With --check, print one line for a monitor, and exit with 1 if anything has the 
 			switch {
 			case check:
 				return a.check(s)
-			case a.output == "json" || a.output == "yaml":
+			case !a.tables():
 				return a.showMessage(s)
 			}
 			return a.printStatus(s)

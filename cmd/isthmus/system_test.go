@@ -19,7 +19,7 @@ func TestSystemClean(t *testing.T) {
 	}{
 		{1000, "system clean --yes", exitFailed, "needs root"},
 		{0, "system clean", exitUsage, "--yes is missing"},
-		{0, "system clean now", exitUsage, "unknown command"},
+		{0, "system clean now", exitUsage, "is not expected"},
 		{0, "system", exitUsage, "give one of"},
 	} {
 		var stdout, stderr bytes.Buffer

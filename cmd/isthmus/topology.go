@@ -134,7 +134,7 @@ commands and Terraform, and the source of each pre-shared key.`}
 		if err != nil {
 			return err
 		}
-		if a.output == "json" || a.output == "yaml" {
+		if !a.tables() {
 			out := []pairing{}
 			for _, tu := range t.Tunnels {
 				p := pairing{Name: tu.Name, Key: tu.Key, Dead: tu.Dead}
@@ -211,7 +211,10 @@ has the names of secrets.`}
 	f.flags(cmd)
 	cmd.Flags().StringVar(&target, "for", "", "side to write: node/NAME, aws, azure or gcp")
 	cmd.MarkFlagRequired("for")
+	completeFlag(cmd, "for", oneOf("aws", "azure", "gcp", "node/"))
 	cmd.Flags().StringVar(&part, "part", "all", "part of a cloud's side: all, gateways or tunnels")
 	cmd.Flags().StringVar(&form, "as", "cli", "form of a cloud's side: cli or terraform")
+	completeFlag(cmd, "part", oneOf(topology.Parts...))
+	completeFlag(cmd, "as", oneOf(topology.Forms...))
 	return cmd
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -34,8 +33,8 @@ var whoColumns = []column[*isthmusv1.TranslatedFlow]{
 	{header: "INSIDE", value: func(_ *app, f *isthmusv1.TranslatedFlow) string { return f.Inside }},
 	{header: "DESTINATION", value: func(_ *app, f *isthmusv1.TranslatedFlow) string { return f.Destination }},
 	{header: "POLICY", value: func(_ *app, f *isthmusv1.TranslatedFlow) string { return f.Policy }},
-	{header: "SENT", value: func(_ *app, f *isthmusv1.TranslatedFlow) string { return size(f.BytesSent) }},
-	{header: "RECEIVED", value: func(_ *app, f *isthmusv1.TranslatedFlow) string { return size(f.BytesReceived) }},
+	{header: "SENT", style: size, value: func(_ *app, f *isthmusv1.TranslatedFlow) string { return bytesText(f.BytesSent) }},
+	{header: "RECEIVED", style: size, value: func(_ *app, f *isthmusv1.TranslatedFlow) string { return bytesText(f.BytesReceived) }},
 	{header: "OUTSIDE", wide: true, value: func(_ *app, f *isthmusv1.TranslatedFlow) string { return f.Outside }},
 }
 
@@ -47,6 +46,31 @@ func moment(t *timestamppb.Timestamp, unset string) string {
 	return t.AsTime().Format("2006-01-02T15:04:05.000Z")
 }
 
+// parseMoment returns the time of the flag --at: one of RFC 3339, one of the time zone of now, or a
+// duration before now.
+func parseMoment(text string, now time.Time) (time.Time, error) {
+	if d, err := time.ParseDuration(text); err == nil && d >= 0 {
+		return now.Add(-d), nil
+	}
+	for _, layout := range []string{time.RFC3339, "2006-01-02 15:04:05", "2006-01-02 15:04", "2006-01-02T15:04:05"} {
+		if t, err := time.ParseInLocation(layout, text, now.Location()); err == nil {
+			return t, nil
+		}
+	}
+	for _, layout := range []string{"15:04:05", "15:04"} {
+		clock, err := time.Parse(layout, text)
+		if err != nil {
+			continue
+		}
+		t := time.Date(now.Year(), now.Month(), now.Day(), clock.Hour(), clock.Minute(), clock.Second(), clock.Nanosecond(), now.Location())
+		if t.After(now) {
+			t = t.AddDate(0, 0, -1)
+		}
+		return t, nil
+	}
+	return time.Time{}, usageError{fmt.Errorf(`--at %q: must be a time as 5m (ago), 11:20, "2026-11-20 11:20:05" or 2026-11-20T11:20:05Z`, text)}
+}
+
 func (a *app) natWho() *cobra.Command {
 	var at string
 	var within time.Duration
@@ -55,15 +79,13 @@ func (a *app) natWho() *cobra.Command {
 		Long: `Find the flows that had a public address and port at a time: live flows, and those in the log of translations (egress.log in the
 document). If the pool has blocks, the source also follows from the port by a formula, without any log. One port may serve flows to
 several destinations at once; --to selects one. Without a port, --to is required, and the answer lists all flows to that destination
-from the address. The audit log records the query.`,
-		Example: `  isthmus nat who 203.0.113.9:21877 --at 2026-11-20T12:01:05Z
-  isthmus nat who 203.0.113.9:21877 --at 2026-11-20T12:01:05+01:00 --within 30s --protocol tcp --to 198.51.100.7
-  isthmus nat who 203.0.113.9 --to 198.51.100.7 --within 1m`}
+from the address. The audit log records the query.`}
 	f := cmd.Flags()
-	f.StringVar(&at, "at", "", "time in the form of RFC 3339 (default: now)")
+	f.StringVar(&at, "at", "", "time: 5m ago as 5m, 11:20 of the last 24 hours, 2026-11-20 11:20:05 in local time, or RFC 3339 (default: now)")
 	f.DurationVar(&within, "within", time.Second, "maximum error of the clock that --at is from")
 	f.StringVar(&q.Protocol, "protocol", "", "tcp, udp or icmp (default: every protocol)")
 	f.StringVar(&q.Destination, "to", "", "destination address of the flow (default: all destinations)")
+	completeFlag(cmd, "protocol", oneOf("tcp", "udp", "icmp"))
 	cmd.RunE = a.call(func(ctx context.Context, conn *grpc.ClientConn, args []string) error {
 		if address, err := netip.ParseAddr(args[0]); err == nil {
 			if q.Destination == "" {
@@ -77,9 +99,9 @@ from the address. The audit log records the query.`,
 		}
 		q.Within = durationpb.New(within)
 		if at != "" {
-			t, err := time.Parse(time.RFC3339, at)
+			t, err := parseMoment(at, a.now())
 			if err != nil {
-				return usageError{fmt.Errorf("--at %q: must be a time as 2026-11-20T12:01:05Z", at)}
+				return err
 			}
 			q.At = timestamppb.New(t)
 		}
@@ -87,13 +109,17 @@ from the address. The audit log records the query.`,
 		if err != nil {
 			return err
 		}
-		if a.output == "json" || a.output == "yaml" {
+		if !a.tables() {
 			err = a.showMessage(r)
 		} else {
 			err = a.showWho(args[0], r)
 		}
 		if err == nil && len(r.Flows) == 0 && r.BlockSource == "" {
-			err = errors.New("no known flow used " + args[0])
+			when := a.now()
+			if q.At != nil {
+				when = q.At.AsTime().In(when.Location())
+			}
+			err = fmt.Errorf("no known flow used %s at %s, give or take %v: see --at and --within", args[0], when.Format(time.RFC3339), within)
 		}
 		return err
 	})
@@ -107,7 +133,7 @@ func (a *app) showWho(outside string, r *isthmusv1.WhoResponse) error {
 		fmt.Fprintf(&b, "%s is in the block of %s.\n", outside, r.BlockSource)
 	}
 	for _, gap := range r.Gaps {
-		fmt.Fprintf(&b, "May be incomplete: %s\n", clean(gap))
+		fmt.Fprintf(a.stderr, "isthmus: warning: the answer may be incomplete: %s\n", clean(gap))
 	}
 	if r.Truncated {
 		fmt.Fprintf(&b, "More than these %d flows match: narrow the query.\n", len(r.Flows))
@@ -118,8 +144,7 @@ func (a *app) showWho(outside string, r *isthmusv1.WhoResponse) error {
 	if len(r.Flows) == 0 {
 		return nil
 	}
-	t := &table{w: a.stdout}
-	t.add(headers(a, whoColumns)...)
+	t := a.newTable(looks(a, whoColumns)...)
 	for _, f := range r.Flows {
 		t.add(cells(a, whoColumns, f)...)
 	}

@@ -181,7 +181,7 @@ func TestAccess(t *testing.T) {
 		{operator, "otto", "operator", "admin", "AccessService/RevokeClient", []string{"client", "revoke", adminSerial}},
 	} {
 		method := "/isthmus.v1." + r.method
-		f.refused(r.file, document, fmt.Sprintf("%s needs role %s, %s has role %s", method, r.needs, r.who, r.role), r.args...)
+		f.refused(r.file, document, fmt.Sprintf("needs the role %s; this client is %s, %s", r.needs, r.who, r.role), r.args...)
 		b.audited(entry{Event: "refused", Who: r.who, Role: r.role, Address: f.addr, Method: method, Result: "PermissionDenied", Error: "needs role " + r.needs})
 	}
 	for _, file := range []string{reader, operator} {
