@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/isthmus-net/isthmus/bgp"
 	"github.com/isthmus-net/isthmus/nat"
 	"github.com/isthmus-net/isthmus/router/apply"
 	"github.com/isthmus-net/isthmus/router/bell"
@@ -130,8 +131,9 @@ func (c carrier) Tried() bool        { return c.applier.Tried() }
 // previewed is the machine for previews of documents.
 type previewed struct{ *Router }
 
-func (m previewed) Surroundings() fib.Surroundings  { return m.observer.Machine() }
-func (m previewed) Listening(a netip.Addr) []string { return m.o.Host.Listening(a) }
+func (m previewed) Surroundings() fib.Surroundings       { return m.observer.Machine() }
+func (m previewed) Listening(a netip.Addr) []string      { return m.o.Host.Listening(a) }
+func (m previewed) Learned() map[netip.Prefix][]bgp.Path { return m.observer.Learned() }
 func (m previewed) Count(ctx context.Context, sets []nat.Ending) ([]int, error) {
 	return observe.CountFlows(ctx, m.o.Flows, sets)
 }

@@ -133,7 +133,7 @@ func (m *Manager) Preview(ctx context.Context, caller netip.Addr, src *isthmusv1
 	if len(problems) > 0 {
 		return b.present.Generation, nil, nil, problems
 	}
-	return b.present.Generation, m.cut(m.counted(plan.Diff(b.target, target)), b.target, target, caller), m.noted(checked, target), nil
+	return b.present.Generation, m.cut(m.routed(m.counted(plan.Diff(b.target, target)), b.target, target), b.target, target, caller), m.noted(checked, target), nil
 }
 
 // Change describes the author and the conditions of a change.
@@ -169,7 +169,7 @@ func (m *Manager) accept(ctx context.Context, c Change, s source, reason string)
 		if len(problems) > 0 {
 			return nil, problems
 		}
-		changes = m.cut(m.counted(plan.Diff(b.target, target)), b.target, target, c.Caller)
+		changes = m.cut(m.routed(m.counted(plan.Diff(b.target, target)), b.target, target), b.target, target, c.Caller)
 		if s.text == b.present.Text && len(changes) == 0 && b.spec != nil && !b.dying {
 			return nil, nil
 		}

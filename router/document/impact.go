@@ -62,11 +62,16 @@ func ended(n int, flows string) string {
 	if n == 1 {
 		return "1 flow " + flows + " ends"
 	}
+	return thousands(n) + " flows " + flows + " end"
+}
+
+// thousands formats a number with a comma before each three digits.
+func thousands(n int) string {
 	digits := strconv.Itoa(n)
 	for i := len(digits) - 3; i > 0; i -= 3 {
 		digits = digits[:i] + "," + digits[i:]
 	}
-	return digits + " flows " + flows + " end"
+	return digits
 }
 
 // strange returns the interfaces that have a network and are not in the document, with their
@@ -120,12 +125,7 @@ func (m *Manager) cut(changes []plan.Change, from, to plan.Target, caller netip.
 	}
 	for i := range changes {
 		c := &changes[i]
-		add := func(said string) {
-			if c.Interrupts != "" {
-				said = c.Interrupts + "; " + said
-			}
-			c.Interrupts = said
-		}
+		add := func(said string) { interrupt(c, said) }
 		switch {
 		case c.Kind == "access" && c.Name == "api" && caller.IsValid() && !slices.ContainsFunc(to.NAT.API.From, func(p netip.Prefix) bool { return p.Contains(caller) }):
 			add(fmt.Sprintf("this document closes the API to you (%v); use --confirm-within", caller))

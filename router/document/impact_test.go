@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"testing"
 
+	"github.com/isthmus-net/isthmus/bgp"
 	"github.com/isthmus-net/isthmus/nat"
 	"github.com/isthmus-net/isthmus/nat/conntrack"
 	"github.com/isthmus-net/isthmus/router/fib"
@@ -19,8 +20,9 @@ import (
 // counting is a machine whose flows are counted.
 type counting struct{ flows observe.Flows }
 
-func (counting) Surroundings() fib.Surroundings { return fib.Surroundings{} }
-func (counting) Listening(netip.Addr) []string  { return []string{"tcp/22"} }
+func (counting) Surroundings() fib.Surroundings       { return fib.Surroundings{} }
+func (counting) Learned() map[netip.Prefix][]bgp.Path { return nil }
+func (counting) Listening(netip.Addr) []string        { return []string{"tcp/22"} }
 func (c counting) Count(ctx context.Context, sets []nat.Ending) ([]int, error) {
 	return observe.CountFlows(ctx, c.flows, sets)
 }

@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/isthmus-net/isthmus/bgp"
 	"github.com/isthmus-net/isthmus/nat"
 	"github.com/isthmus-net/isthmus/router/fib"
 	"github.com/isthmus-net/isthmus/router/plan"
@@ -49,6 +50,8 @@ type Machine interface {
 	Listening(netip.Addr) []string
 	// Count returns the number of established flows in each of some sets.
 	Count(ctx context.Context, sets []nat.Ending) ([]int, error)
+	// Learned returns the paths in use, by prefix. The caller must not change them.
+	Learned() map[netip.Prefix][]bgp.Path
 }
 
 // Options are the dependencies and settings of a Manager.

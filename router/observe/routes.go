@@ -47,6 +47,17 @@ func (o *Observer) setPaths(updates []bgp.Update) []fib.Route {
 	return routes
 }
 
+// Learned returns the paths of the main table, by prefix.
+func (o *Observer) Learned() map[netip.Prefix][]bgp.Path {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	out := make(map[netip.Prefix][]bgp.Path, len(o.seen.Paths))
+	for k, l := range o.seen.Paths {
+		out[k.Prefix] = l.Paths
+	}
+	return out
+}
+
 // session stores the state of a session. It returns its configuration, and false if the name is
 // unknown.
 func (o *Observer) session(s bgp.PeerState) (bgp.Peer, bool) {
