@@ -63,12 +63,16 @@ func (r Rule) Capacity() float64 {
 	return n
 }
 
-// String returns the rule as a prefix, with the lengths if they are not the prefix's own.
+// String returns the rule in the words of the document, as "10.0.0.0/8 le 24".
 func (r Rule) String() string {
-	if int(r.Min) == r.Prefix.Bits() && r.Min == r.Max {
-		return r.Prefix.String()
+	s := r.Prefix.String()
+	if int(r.Min) != r.Prefix.Bits() {
+		s += fmt.Sprintf(" ge %d", r.Min)
 	}
-	return fmt.Sprintf("%v from /%d to /%d", r.Prefix, r.Min, r.Max)
+	if r.Max != r.Min {
+		s += fmt.Sprintf(" le %d", r.Max)
+	}
+	return s
 }
 
 // Import is what is accepted: what no rule matches is refused.
@@ -86,19 +90,4 @@ type Export struct {
 	// the session (Cease, Maximum Number of Prefixes Reached, RFC 4486). The excess is held back:
 	// the node's own announcements come first, then short prefixes, then low addresses.
 	MaxPrefixes uint32
-}
-
-// String returns the rules and what is set on the paths that they let out.
-func (e Export) String() string {
-	s := fmt.Sprint(e.Allow)
-	if e.MED != nil {
-		s += fmt.Sprintf(" med %d", *e.MED)
-	}
-	if e.Prepend > 0 {
-		s += fmt.Sprintf(" prepend %d", e.Prepend)
-	}
-	if e.MaxPrefixes > 0 {
-		s += fmt.Sprintf(" at most %d", e.MaxPrefixes)
-	}
-	return s
 }

@@ -1,34 +1,17 @@
 package bgp
 
-import (
-	"fmt"
-	"reflect"
-)
+import "reflect"
 
-// Difference is one field in which two configurations of a peer differ.
-type Difference struct {
-	Field      string
-	Old, New   string
-	Interrupts string // why a change ends the session; empty if it does not
-}
+// keeps are the fields of a Peer whose change does not end the session.
+var keeps = map[string]bool{"Tunnel": true, "Import": true, "Export": true, "MaxPrefixes": true}
 
-// DiffPeer returns the fields in which b differs from a, in the order of declaration.
-func DiffPeer(a, b Peer) []Difference {
-	var d []Difference
-	const reset = "the session is closed and opened again"
-	negotiated := map[string]string{
-		"Interface": reset, "Address": reset, "LocalAddress": reset, "ASN": reset, "HoldTime": reset, "Keepalive": reset,
-		"TTL": reset, "Passive": reset, "Password": reset, "GracefulRestart": reset,
-		"AllowOwnAS": reset, "ASOverride": reset,
-	}
+// Interrupts returns why a change of a peer from a to b ends the session; empty if it does not.
+func Interrupts(a, b Peer) string {
 	va, vb := reflect.ValueOf(a), reflect.ValueOf(b)
 	for i := range va.NumField() {
-		x, y := va.Field(i).Interface(), vb.Field(i).Interface()
-		if reflect.DeepEqual(x, y) {
-			continue
+		if !keeps[va.Type().Field(i).Name] && !reflect.DeepEqual(va.Field(i).Interface(), vb.Field(i).Interface()) {
+			return "the session is closed and opened again"
 		}
-		name := va.Type().Field(i).Name
-		d = append(d, Difference{Field: name, Old: fmt.Sprint(x), New: fmt.Sprint(y), Interrupts: negotiated[name]})
 	}
-	return d
+	return ""
 }

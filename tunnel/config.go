@@ -40,6 +40,9 @@ type Inside struct {
 	Remote netip.Addr
 }
 
+// String returns the pair, as "169.254.64.2/30 to 169.254.64.1".
+func (i Inside) String() string { return i.Local.String() + " to " + i.Remote.String() }
+
 // Probe says whether echo requests to the remote inside address show that a tunnel carries data.
 type Probe string
 

@@ -1,7 +1,7 @@
 package tunnel
 
 import (
-	"fmt"
+	"encoding/base64"
 	"reflect"
 	"slices"
 )
@@ -9,7 +9,7 @@ import (
 // Difference is one field in which two configurations of a tunnel differ.
 type Difference struct {
 	Field    string
-	Old, New string
+	Old, New any
 	// Interrupts is the reason why a change interrupts traffic; empty if it does not.
 	Interrupts string
 }
@@ -18,7 +18,7 @@ type Difference struct {
 func Diff(a, b Config) []Difference {
 	var d differences
 	if a.Kind() != b.Kind() {
-		return []Difference{{Field: "kind", Old: string(a.Kind()), New: string(b.Kind()), Interrupts: "the tunnel is made again"}}
+		return []Difference{{Field: "kind", Old: a.Kind(), New: b.Kind(), Interrupts: "the tunnel is made again"}}
 	}
 	const rehomed = "the interface is made again"
 	d.add("id", a.ID, b.ID, rehomed)
@@ -37,6 +37,9 @@ type differences []Difference
 
 func (d *differences) add(field string, old, new any, interrupts string) {
 	if !reflect.DeepEqual(old, new) {
-		*d = append(*d, Difference{Field: field, Old: fmt.Sprint(old), New: fmt.Sprint(new), Interrupts: interrupts})
+		*d = append(*d, Difference{Field: field, Old: old, New: new, Interrupts: interrupts})
 	}
 }
+
+// keyText returns a key as WireGuard's tools write it.
+func keyText(k [32]byte) string { return base64.StdEncoding.EncodeToString(k[:]) }

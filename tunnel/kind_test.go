@@ -53,7 +53,7 @@ func TestNoKind(t *testing.T) {
 
 func TestKindsDiffer(t *testing.T) {
 	all := kinds()
-	if d := Diff(all["IPsec"], all["WireGuard"]); len(d) != 1 || d[0].Field != "kind" || d[0].Old != "ipsec" || d[0].New != "wireguard" || d[0].Interrupts == "" {
+	if d := Diff(all["IPsec"], all["WireGuard"]); len(d) != 1 || d[0].Field != "kind" || d[0].Old != KindIPsec || d[0].New != KindWireGuard || d[0].Interrupts == "" {
 		t.Errorf("%+v", d)
 	}
 }

@@ -37,7 +37,7 @@ func (w *WireGuard) diff(former carrier) (d differences) {
 	x := former.(*WireGuard) // Diff has compared the kinds
 	const rekeyed = "a new handshake is needed"
 	d.add("wireguard.privateKey", x.PrivateKey, w.PrivateKey, rekeyed)
-	d.add("wireguard.peerPublicKey", x.PeerPublicKey, w.PeerPublicKey, rekeyed)
+	d.add("wireguard.peerPublicKey", keyText(x.PeerPublicKey), keyText(w.PeerPublicKey), rekeyed)
 	d.add("wireguard.presharedKey", x.PresharedKey, w.PresharedKey, rekeyed)
 	d.add("wireguard.endpoint", x.Endpoint, w.Endpoint, "")
 	d.add("wireguard.listenPort", x.ListenPort, w.ListenPort, "the peer must send to the new port")

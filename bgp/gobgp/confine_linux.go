@@ -10,8 +10,9 @@ import (
 	"syscall"
 	"unsafe"
 
-	"github.com/isthmus-net/isthmus/router/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/isthmus-net/isthmus/router/netlink"
 )
 
 // needed lists the capabilities that confining the child takes, and killing it (CAP_KILL, because

@@ -122,7 +122,7 @@ func (c *child) heldBack(p bgp.Peer) (held bool) {
 
 // interrupts reports whether a change ends the session.
 func interrupts(a, b peerConfig) bool {
-	return slices.ContainsFunc(bgp.DiffPeer(a.Peer, b.Peer), func(d bgp.Difference) bool { return d.Interrupts != "" }) ||
+	return bgp.Interrupts(a.Peer, b.Peer) != "" ||
 		a.Key != b.Key || a.Outside != b.Outside
 }
 

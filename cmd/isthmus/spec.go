@@ -26,14 +26,6 @@ var actionSigns = map[isthmusv1.Change_Action]string{
 	isthmusv1.Change_ACTION_REPLACE: "! replace",
 }
 
-var changeColumns = []column[*isthmusv1.Change]{
-	{header: "ACTION", value: func(_ *app, c *isthmusv1.Change) string { return actionSigns[c.Action] }},
-	{header: "KIND", value: func(_ *app, c *isthmusv1.Change) string { return c.Kind }},
-	{header: "NAME", value: func(_ *app, c *isthmusv1.Change) string { return c.Name }},
-	{header: "INTERRUPTS", value: func(_ *app, c *isthmusv1.Change) string { return c.Interrupts }},
-	{header: "FIELDS", value: func(_ *app, c *isthmusv1.Change) string { return strings.Join(c.Fields, "; ") }},
-}
-
 var revisionColumns = []column[*isthmusv1.Revision]{
 	{header: "GENERATION", style: number, value: func(_ *app, r *isthmusv1.Revision) string { return count(r.Generation) }},
 	{header: "AGE", style: age, value: func(a *app, r *isthmusv1.Revision) string { return a.since(r.Time) }},
@@ -176,12 +168,24 @@ func (a *app) planned(changes []*isthmusv1.Change, generation uint64) error {
 	return nil
 }
 
-// showChanges prints the changes, and nothing instead of an empty table.
+// showChanges prints the changes: each object on a line, and below it its fields and what is
+// interrupted.
 func (a *app) showChanges(changes []*isthmusv1.Change, m proto.Message) error {
-	if len(changes) == 0 && a.tables() {
-		return nil
+	if !a.tables() {
+		return a.showMessage(m)
 	}
-	return show(a, changeColumns, changes, m)
+	var b strings.Builder
+	for _, c := range changes {
+		fmt.Fprintf(&b, "%s %s %s\n", actionSigns[c.Action], clean(c.Kind), clean(c.Name))
+		for _, f := range c.Fields {
+			fmt.Fprintf(&b, "    %s\n", clean(f))
+		}
+		if c.Interrupts != "" {
+			fmt.Fprintf(&b, "    interrupts: %s\n", clean(c.Interrupts))
+		}
+	}
+	_, err := io.WriteString(a.stdout, b.String())
+	return err
 }
 
 // expectedFlag adds --expected-generation and returns what gives its value, nil when it was not

@@ -264,7 +264,7 @@ func tunnelFields(a, b []nat.Clamp) func(a, b tunnel.Config) ([]string, string) 
 	}
 	return func(a, b tunnel.Config) (f []string, why string) {
 		for _, d := range tunnel.Diff(a, b) {
-			f = append(f, change(d.Field, d.Old, d.New))
+			f = append(f, changes(d.Field, reflect.ValueOf(d.Old), reflect.ValueOf(d.New))...)
 			if why == "" {
 				why = d.Interrupts
 			}
@@ -277,13 +277,7 @@ func tunnelFields(a, b []nat.Clamp) func(a, b tunnel.Config) ([]string, string) 
 }
 
 func peerFields(a, b bgp.Peer) (f []string, why string) {
-	for _, d := range bgp.DiffPeer(a, b) {
-		f = append(f, change(fieldName(d.Field), d.Old, d.New))
-		if why == "" {
-			why = d.Interrupts
-		}
-	}
-	return f, why
+	return fields(reflect.ValueOf(a), reflect.ValueOf(b)), bgp.Interrupts(a, b)
 }
 
 // fieldName turns the name of a Go field into that of the document: "RouterID" into "routerId",
@@ -334,11 +328,63 @@ func fields(a, b reflect.Value) (f []string) {
 		}
 		if _, has := x.Interface().(fmt.Stringer); x.Kind() == reflect.Struct && (!has || t.Type.Kind() == reflect.Pointer) {
 			for _, within := range fields(x, y) {
-				f = append(f, name+"."+within)
+				f = append(f, below(name, within))
 			}
 			continue
 		}
-		f = append(f, change(name, text(name, x), text(name, y)))
+		f = append(f, changes(name, x, y)...)
+	}
+	return f
+}
+
+// below returns the change of a field as that of a field of name.
+func below(name, change string) string {
+	for _, sign := range []string{"- ", "+ "} {
+		if rest, ok := strings.CutPrefix(change, sign); ok {
+			return sign + name + "." + rest
+		}
+	}
+	return name + "." + change
+}
+
+// maxElements bounds the removed and the added elements that are listed of one field.
+const maxElements = 50
+
+// changes describes the change of a field: a list by the elements that are removed and added, each
+// as "- field: element" and "+ field: element".
+func changes(name string, x, y reflect.Value) (f []string) {
+	if x.Kind() != reflect.Slice {
+		return []string{change(name, text(name, x), text(name, y))}
+	}
+	elements := func(v reflect.Value) (out []string) {
+		for i := range v.Len() {
+			out = append(out, text(name, v.Index(i)))
+		}
+		return out
+	}
+	old, new := elements(x), elements(y)
+	only := func(sign string, list, other []string) {
+		have := make(map[string]bool, len(other))
+		for _, e := range other {
+			have[e] = true
+		}
+		n := 0
+		for _, e := range list {
+			if have[e] {
+				continue
+			}
+			if n++; n <= maxElements {
+				f = append(f, sign+" "+name+": "+e)
+			}
+		}
+		if n > maxElements {
+			f = append(f, fmt.Sprintf("%s %s: and %d more", sign, name, n-maxElements))
+		}
+	}
+	only("-", old, new)
+	only("+", new, old)
+	if len(f) == 0 { // the same elements
+		f = append(f, name+": in another order")
 	}
 	return f
 }
@@ -360,6 +406,15 @@ func text(name string, v reflect.Value) string {
 			}
 		}
 		return s
+	}
+	if _, has := v.Interface().(fmt.Stringer); v.Kind() == reflect.Struct && !has {
+		var parts []string
+		for i := range v.NumField() {
+			if t := v.Type().Field(i); t.IsExported() && !v.Field(i).IsZero() {
+				parts = append(parts, fieldName(t.Name)+" "+text(name, v.Field(i)))
+			}
+		}
+		return strings.Join(parts, ", ")
 	}
 	return fmt.Sprint(v.Interface())
 }

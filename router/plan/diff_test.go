@@ -87,17 +87,17 @@ func TestAccessChanges(t *testing.T) {
 		want     string
 	}{
 		{Machine{}, "-", "", ""},
-		{Machine{}, "-", "api: [10.9.0.0/24]", "add access api (from: - -> [10.9.0.0/24])"},
+		{Machine{}, "-", "api: [10.9.0.0/24]", "add access api (+ from: 10.9.0.0/24)"},
 		{Machine{}, "-", "input: drop", "access input (input: keep -> drop): " + all + "every source ends"},
-		{Machine{}, "", "input: drop, ssh: [10.9.0.0/24]", "access input (input: keep -> drop, ssh: - -> [10.9.0.0/24]): " + all + "other sources than 10.9.0.0/24 ends"},
-		{Machine{}, "ssh: [10.9.0.0/24]", "", "access input (ssh: [10.9.0.0/24] -> -)"},
+		{Machine{}, "", "input: drop, ssh: [10.9.0.0/24]", "access input (input: keep -> drop, + ssh: 10.9.0.0/24): " + all + "other sources than 10.9.0.0/24 ends"},
+		{Machine{}, "ssh: [10.9.0.0/24]", "", "access input (- ssh: 10.9.0.0/24)"},
 		{Machine{Drop: true}, "-", "", ""},
-		{Machine{Drop: true}, "-", "ssh: [10.9.0.0/24]", "access input (ssh: - -> [10.9.0.0/24])"},
+		{Machine{Drop: true}, "-", "ssh: [10.9.0.0/24]", "access input (+ ssh: 10.9.0.0/24)"},
 		{Machine{Drop: true}, "input: keep", "", "access input (input: keep -> drop): " + all + "every source ends"},
-		{Machine{Drop: true}, "ssh: [10.9.0.0/24, 10.8.0.0/24]", "ssh: [10.9.0.0/25, 10.9.0.128/25]", "access input (ssh: [10.8.0.0/24 10.9.0.0/24] -> [10.9.0.0/25 10.9.0.128/25]): SSH from 10.8.0.0/24 ends where no source of access.ssh covers it any more"},
-		{Machine{}, "api: [10.9.0.0/24]", "api: [10.9.0.0/25, 10.9.0.128/26]", "access api (from: [10.9.0.0/24] -> [10.9.0.0/25 10.9.0.128/26]): clients in 10.9.0.0/24 lose the API where no source covers them any more; its unix socket stays"},
-		{Machine{}, "api: [\"2001:db8::/64\", 10.9.0.0/24]", "api: [\"2001:db8::/63\", 10.0.0.0/8]", "access api (from: [10.9.0.0/24 2001:db8::/64] -> [10.0.0.0/8 2001:db8::/63])"},
-		{Machine{API: []netip.Prefix{netip.MustParsePrefix("10.9.0.0/24")}}, "api: [10.9.0.0/25]", "", "access api (from: [10.9.0.0/24 10.9.0.0/25] -> [10.9.0.0/24])"},
+		{Machine{Drop: true}, "ssh: [10.9.0.0/24, 10.8.0.0/24]", "ssh: [10.9.0.0/25, 10.9.0.128/25]", "access input (- ssh: 10.8.0.0/24, - ssh: 10.9.0.0/24, + ssh: 10.9.0.0/25, + ssh: 10.9.0.128/25): SSH from 10.8.0.0/24 ends where no source of access.ssh covers it any more"},
+		{Machine{}, "api: [10.9.0.0/24]", "api: [10.9.0.0/25, 10.9.0.128/26]", "access api (- from: 10.9.0.0/24, + from: 10.9.0.0/25, + from: 10.9.0.128/26): clients in 10.9.0.0/24 lose the API where no source covers them any more; its unix socket stays"},
+		{Machine{}, "api: [\"2001:db8::/64\", 10.9.0.0/24]", "api: [\"2001:db8::/63\", 10.0.0.0/8]", "access api (- from: 10.9.0.0/24, - from: 2001:db8::/64, + from: 10.0.0.0/8, + from: 2001:db8::/63)"},
+		{Machine{API: []netip.Prefix{netip.MustParsePrefix("10.9.0.0/24")}}, "api: [10.9.0.0/25]", "", "access api (- from: 10.9.0.0/25)"},
 		{Machine{}, "api: [10.1.0.0/24, 10.2.0.0/24, 10.3.0.0/24, 10.4.0.0/24, 10.5.0.0/24]", "api: [10.6.0.0/24]", "clients in 10.1.0.0/24, 10.2.0.0/24, 10.3.0.0/24, 10.4.0.0/24, 1 more lose the API"},
 	} {
 		k.machine.Can = everything

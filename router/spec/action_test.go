@@ -128,7 +128,7 @@ egress:
 		{"tunnels: [b], inside", "tunnels: [a], inside", `egress.maps[1].inside: "10.1.0.0/16" overlaps 10.1.0.0/16 of egress.maps[0], which has the same tunnel`},
 		{"tunnels: [b], inside", "tunnels: [], inside", `egress.maps[1].tunnels: is required`},
 		{"tunnels: [b], inside", "tunnels: [z], inside", `egress.maps[1].tunnels[0]: "z" is not a tunnel of this document`},
-		{"{prefix: 172.16.0.0/12, le: 24}", "{prefix: 10.0.0.0/8, le: 24}", `peers[0].import.allow[0]: "10.0.0.0/8 from /8 to /24" accepts routes to 10.1.0.0/16, which is mapped to 100.64.0.0/16`},
+		{"{prefix: 172.16.0.0/12, le: 24}", "{prefix: 10.0.0.0/8, le: 24}", `peers[0].import.allow[0]: "10.0.0.0/8 le 24" accepts routes to 10.1.0.0/16, which is mapped to 100.64.0.0/16`},
 		{"prefix: 172.31.0.0/16", "prefix: 10.1.7.0/24", `staticRoutes[0].prefix: "10.1.7.0/24" is behind a map from 10.1.0.0/16 to 100.65.0.0/16`},
 		{"prefix: 172.31.0.0/16", "prefix: 100.64.0.0/16", `staticRoutes[0].prefix: "100.64.0.0/16" is the mapped prefix of a map`},
 		{"egress:\n", "attachments: [{name: lan, interface: eth1, sources: [10.7.0.0/16], routes: [{prefix: 100.64.0.0/16, via: 10.7.0.1}]}]\negress:\n", `attachments[0].routes[0].prefix: "100.64.0.0/16" is the mapped prefix of a map`},
