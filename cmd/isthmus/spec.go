@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/condition"
 )
 
 var actionSigns = map[isthmusv1.Change_Action]string{
@@ -32,6 +33,7 @@ var revisionColumns = []column[*isthmusv1.Revision]{
 	{header: "AUTHOR", value: func(_ *app, r *isthmusv1.Revision) string { return r.Author }},
 	{header: "REASON", value: func(_ *app, r *isthmusv1.Revision) string { return r.Reason }},
 	{header: "CHANGES", style: number, value: func(_ *app, r *isthmusv1.Revision) string { return count(uint64(r.Changes)) }},
+	{header: "MESSAGE", value: func(_ *app, r *isthmusv1.Revision) string { return r.Message }},
 	{header: "TIME", wide: true, value: func(_ *app, r *isthmusv1.Revision) string { return r.Time.AsTime().UTC().Format(time.RFC3339) }},
 }
 
@@ -211,6 +213,72 @@ func confirmFlag(cmd *cobra.Command) func() *durationpb.Duration {
 	}
 }
 
+// messageFlag adds --message.
+func messageFlag(cmd *cobra.Command) *string {
+	v := cmd.Flags().StringP("message", "m", "", "why the change is made, for the history and the audit log, such as NET-1234")
+	completeFlag(cmd, "message", oneOf())
+	return v
+}
+
+// waitDefault is how long a change on a terminal waits until it is applied.
+const waitDefault = time.Minute
+
+// waitFlag adds --wait, and returns what gives its value: 0 does not wait.
+func (a *app) waitFlag(cmd *cobra.Command) func() time.Duration {
+	v := cmd.Flags().Duration("wait", waitDefault, "wait until the change is applied, at most this long; 0s does not wait (default 1m on a terminal, else 0s)")
+	cmd.Flags().Lookup("wait").DefValue = "" // the text has it
+	return func() time.Duration {
+		if !cmd.Flags().Changed("wait") && (a.terminal == nil || a.terminal() == 0) {
+			return 0
+		}
+		return *v
+	}
+}
+
+// waitPace is the interval at which await asks.
+const waitPace = 300 * time.Millisecond
+
+// await waits until a generation is applied. If it is not in time, the error has the objects that
+// are not applied, and why.
+func (a *app) await(ctx context.Context, conn *grpc.ClientConn, generation uint64, limit time.Duration) error {
+	if limit <= 0 {
+		return nil
+	}
+	end := time.Now().Add(limit)
+	for {
+		s, err := getStatus(ctx, conn)
+		if err != nil {
+			return fmt.Errorf("waiting until generation %d is applied: %w", generation, err)
+		}
+		switch {
+		case s.AppliedGeneration == generation:
+			a.note("generation %d is applied", generation)
+			return nil
+		case s.Generation != generation:
+			return fmt.Errorf("generation %d is not the present one any more, which is %d", generation, s.Generation)
+		}
+		if time.Now().After(end) {
+			return notApplied(generation, limit, s.Conditions)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(waitPace):
+		}
+	}
+}
+
+// notApplied lists the objects of a generation that are not applied.
+func notApplied(generation uint64, limit time.Duration, all []*isthmusv1.Condition) error {
+	text := fmt.Sprintf("generation %d is not applied after %v; the node goes on trying", generation, limit)
+	for _, c := range all {
+		if c.Type == condition.NotApplied.Name {
+			text += "; " + c.Message
+		}
+	}
+	return errors.New(text)
+}
+
 func (a *app) applyCommand() *cobra.Command {
 	var d document
 	cmd := &cobra.Command{Use: "apply -f FILE", Short: "Apply a document to the node", Args: cobra.NoArgs,
@@ -218,17 +286,20 @@ func (a *app) applyCommand() *cobra.Command {
 
 With --confirm-within the node goes back to the former document by itself unless "isthmus confirm" reaches it in time:
 a change that cuts the connection to the node reverts itself.`}
-	expected, confirm := expectedFlag(cmd), confirmFlag(cmd)
+	expected, confirm, message, wait := expectedFlag(cmd), confirmFlag(cmd), messageFlag(cmd), a.waitFlag(cmd)
 	cmd.RunE = a.call(func(ctx context.Context, conn *grpc.ClientConn, _ []string) error {
 		source, err := a.read(&d)
 		if err != nil {
 			return err
 		}
-		r, err := isthmusv1.NewSpecServiceClient(conn).Apply(ctx, &isthmusv1.ApplyRequest{Source: source, ExpectedGeneration: expected(), ConfirmWithin: confirm()})
+		r, err := isthmusv1.NewSpecServiceClient(conn).Apply(ctx, &isthmusv1.ApplyRequest{Source: source, ExpectedGeneration: expected(), ConfirmWithin: confirm(), Message: *message})
 		if err != nil {
 			return fmt.Errorf("applying %s: %w", d.name(), err)
 		}
-		return a.applied(r)
+		if err := a.applied(r); err != nil {
+			return err
+		}
+		return a.await(ctx, conn, r.Generation, wait())
 	})
 	d.flag(cmd)
 	a.outputFlag(cmd)
@@ -286,14 +357,27 @@ func (a *app) waiting(ctx context.Context, conn *grpc.ClientConn) error {
 func (a *app) rollbackCommand() *cobra.Command {
 	var to uint64
 	cmd := &cobra.Command{Use: "rollback", Short: "Apply an earlier document again, as a new generation", Args: cobra.NoArgs}
-	expected := expectedFlag(cmd)
+	var dry bool
+	expected, confirm, message, wait := expectedFlag(cmd), confirmFlag(cmd), messageFlag(cmd), a.waitFlag(cmd)
 	cmd.RunE = a.call(func(ctx context.Context, conn *grpc.ClientConn, _ []string) error {
-		r, err := isthmusv1.NewSpecServiceClient(conn).Rollback(ctx, &isthmusv1.RollbackRequest{ToGeneration: to, ExpectedGeneration: expected()})
+		r, err := isthmusv1.NewSpecServiceClient(conn).Rollback(ctx, &isthmusv1.RollbackRequest{
+			ToGeneration: to, ExpectedGeneration: expected(), ConfirmWithin: confirm(), DryRun: dry, Message: *message,
+		})
 		if err != nil {
 			return fmt.Errorf("rolling back: %w", err)
 		}
-		return a.applied(r)
+		if dry {
+			if err := a.showChanges(r.Changes, r); err != nil {
+				return err
+			}
+			return a.planned(r.Changes, r.Generation)
+		}
+		if err := a.applied(r); err != nil {
+			return err
+		}
+		return a.await(ctx, conn, r.Generation, wait())
 	})
+	cmd.Flags().BoolVar(&dry, "plan", false, "only show what would change; exit with 3 if there are changes")
 	cmd.Flags().Uint64Var(&to, "to", 0, "generation to go back to (default: the one before the present one)")
 	completeFlag(cmd, "to", a.generations())
 	a.outputFlag(cmd)

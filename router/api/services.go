@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -63,11 +64,24 @@ func trial(within *durationpb.Duration) string {
 	return fmt.Sprintf("to be confirmed within %v", within.AsDuration())
 }
 
+// why is the reason of a change in the audit log.
+func why(message string) string {
+	if message == "" {
+		return ""
+	}
+	return "why: " + message
+}
+
+// joined joins the parts that are not empty.
+func joined(parts ...string) string {
+	return strings.Join(slices.DeleteFunc(parts, func(s string) bool { return s == "" }), ", ")
+}
+
 // describe returns the subject of a writing request for the audit log.
 func describe(request any) auth.Subject {
 	switch r := request.(type) {
 	case *isthmusv1.ApplyRequest:
-		return auth.Subject{Object: trial(r.ConfirmWithin), Digest: digest(r.GetSource())}
+		return auth.Subject{Object: joined(trial(r.ConfirmWithin), why(r.Message)), Digest: digest(r.GetSource())}
 	case *isthmusv1.EditPoliciesRequest:
 		// The audit log shortens a long object, and keeps its beginning.
 		var parts []string
@@ -94,7 +108,11 @@ func describe(request any) auth.Subject {
 	case *isthmusv1.ConfirmRequest:
 		return auth.Subject{Object: fmt.Sprintf("generation %d", r.Generation)}
 	case *isthmusv1.RollbackRequest:
-		return auth.Subject{Object: fmt.Sprintf("generation %d", r.ToGeneration)}
+		dry := ""
+		if r.DryRun {
+			dry = "dry run"
+		}
+		return auth.Subject{Object: joined(dry, fmt.Sprintf("generation %d", r.ToGeneration), trial(r.ConfirmWithin), why(r.Message))}
 	case *isthmusv1.ResetPeerRequest:
 		return auth.Subject{Object: r.Name}
 	case *isthmusv1.ProveEgressRequest:
@@ -195,7 +213,7 @@ func (s *services) Apply(ctx context.Context, r *isthmusv1.ApplyRequest) (*isthm
 	if err := checkSource(r.Source); err != nil {
 		return nil, err
 	}
-	if err := checkConfirm(r.ConfirmWithin); err != nil {
+	if err := cmp.Or(checkConfirm(r.ConfirmWithin), checkMessage(r.Message)); err != nil {
 		return nil, err
 	}
 	leave, err := s.writing.enter(ctx)
@@ -205,6 +223,16 @@ func (s *services) Apply(ctx context.Context, r *isthmusv1.ApplyRequest) (*isthm
 	defer leave()
 	a, err := s.router.Apply(ctx, author(ctx), r)
 	return a, statusOf(err)
+}
+
+// maxMessage is the length of the longest reason of a change, in bytes.
+const maxMessage = 500
+
+func checkMessage(m string) error {
+	if len(m) > maxMessage || strings.ContainsFunc(m, unicode.IsControl) {
+		return status.Errorf(codes.InvalidArgument, "message: must be one line of at most %d bytes", maxMessage)
+	}
+	return nil
 }
 
 func checkConfirm(c *durationpb.Duration) error {
@@ -243,6 +271,9 @@ func (s *services) Confirm(ctx context.Context, r *isthmusv1.ConfirmRequest) (*i
 }
 
 func (s *services) Rollback(ctx context.Context, r *isthmusv1.RollbackRequest) (*isthmusv1.ApplyResponse, error) {
+	if err := cmp.Or(checkConfirm(r.ConfirmWithin), checkMessage(r.Message)); err != nil {
+		return nil, err
+	}
 	leave, err := s.writing.enter(ctx)
 	if err != nil {
 		return nil, err

@@ -145,6 +145,8 @@ type Change struct {
 	// Confirm is the time after which the former document comes back unless Confirm is called. 0:
 	// the new one stays.
 	Confirm time.Duration
+	Message string // why the author makes it
+	Dry     bool   // only the changes are returned
 }
 
 // Apply makes a document the present one. The same document again changes nothing and makes no new
@@ -170,7 +172,7 @@ func (m *Manager) accept(ctx context.Context, c Change, s source, reason string)
 			return nil, problems
 		}
 		changes = m.cut(m.routed(m.counted(plan.Diff(b.target, target)), b.target, target), b.target, target, c.Caller)
-		if s.text == b.present.Text && len(changes) == 0 && b.spec != nil && !b.dying {
+		if c.Dry || s.text == b.present.Text && len(changes) == 0 && b.spec != nil && !b.dying {
 			return nil, nil
 		}
 		encoded, err := json.Marshal(ledger)
@@ -181,7 +183,7 @@ func (m *Manager) accept(ctx context.Context, c Change, s source, reason string)
 			if err := ctx.Err(); err != nil {
 				return err // the caller has gone: do not commit
 			}
-			err := m.commit(store.Revision{Author: c.Author, Reason: reason, Changes: uint32(len(changes)), Text: s.text, Ledger: encoded}, c.Confirm)
+			err := m.commit(store.Revision{Author: c.Author, Reason: reason, Message: c.Message, Changes: uint32(len(changes)), Text: s.text, Ledger: encoded}, c.Confirm)
 			if err == nil {
 				m.use(checked, target, ledger)
 			}

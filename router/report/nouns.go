@@ -59,7 +59,7 @@ func (r *Report) Secrets() (out []*isthmusv1.SecretInfo) {
 // revisions returns the accepted documents, newest first.
 func (r *Report) revisions() (out []*isthmusv1.Revision) {
 	for _, h := range r.Store.History() {
-		out = append(out, &isthmusv1.Revision{Generation: h.Generation, Time: stamp(h.Time), Author: h.Author, Reason: h.Reason, Changes: h.Changes})
+		out = append(out, &isthmusv1.Revision{Generation: h.Generation, Time: stamp(h.Time), Author: h.Author, Reason: h.Reason, Changes: h.Changes, Message: h.Message})
 	}
 	return out
 }

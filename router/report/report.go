@@ -143,7 +143,9 @@ func (r *Report) Plan(ctx context.Context, src *isthmusv1.Source) (*isthmusv1.Pl
 
 // Apply implements api.Router.
 func (r *Report) Apply(ctx context.Context, author string, q *isthmusv1.ApplyRequest) (*isthmusv1.ApplyResponse, error) {
-	generation, changes, err := r.Documents.Apply(ctx, change(ctx, author, q.ExpectedGeneration, q.GetConfirmWithin().AsDuration()), q.GetSource())
+	c := change(ctx, author, q.ExpectedGeneration, q.GetConfirmWithin().AsDuration())
+	c.Message = q.GetMessage()
+	generation, changes, err := r.Documents.Apply(ctx, c, q.GetSource())
 	if err != nil {
 		return nil, refusal(err)
 	}
@@ -187,7 +189,9 @@ func (r *Report) Confirm(_ context.Context, author string, generation uint64) er
 
 // Rollback implements api.Router.
 func (r *Report) Rollback(ctx context.Context, author string, q *isthmusv1.RollbackRequest) (*isthmusv1.ApplyResponse, error) {
-	generation, changes, err := r.Documents.Rollback(ctx, change(ctx, author, q.ExpectedGeneration, 0), q.GetToGeneration())
+	c := change(ctx, author, q.ExpectedGeneration, q.GetConfirmWithin().AsDuration())
+	c.Message, c.Dry = q.GetMessage(), q.GetDryRun()
+	generation, changes, err := r.Documents.Rollback(ctx, c, q.GetToGeneration())
 	if err != nil {
 		return nil, refusal(err)
 	}

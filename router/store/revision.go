@@ -15,6 +15,7 @@ type Revision struct {
 	Author     string    `json:"author"`
 	Reason     string    `json:"reason"`
 	Changes    uint32    `json:"changes"`
+	Message    string    `json:"message,omitempty"` // why its author made it
 
 	// ConfirmBy is the time at which the daemon goes back to RevertTo unless Confirm is called
 	// before. Zero: it stays.

@@ -64,7 +64,7 @@ var importers = map[string][]string{
 	"golang.org/x/net/icmp":          {"router/egress/health", "tunnel/liveness"},
 	"golang.org/x/net/bpf":           {"router/sockfilter", "tunnel/ipsec", "tunnel/liveness", "nat/conntrack", "router/fib/kernel"},
 	"golang.org/x/net/dns/":          {"router/egress/dns"},
-	"golang.org/x/term":             {"cmd/isthmus"},
+	"golang.org/x/term":              {"cmd/isthmus"},
 	"google.golang.org/grpc/":        {"router/api", "router/auth", "cmd/isthmus", "proto/isthmus/v1"},
 }
 

@@ -33,7 +33,8 @@ func TestDataPath(t *testing.T) {
 	internet := peer.NewInternet(l, "data-net", netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("198.51.100.0/24"))
 	node, site := l.Node("data-node"), l.Node("data-site")
 	self := addr("192.0.2.10")
-	internet.Attach(node, self)
+	internet.Node.Port("br0", lab.End{Node: node, Name: "wan", Addrs: []netip.Prefix{netip.PrefixFrom(self, 24)}})
+	node.IP("route add default via 192.0.2.1 dev wan onlink")
 	// Of each tunnel, the name says which of its packets are dropped.
 	names := []string{"both", "in", "out", "none"}
 	outside := func(i int) netip.Addr { return addr(fmt.Sprintf("198.51.100.%d", 11+i)) }

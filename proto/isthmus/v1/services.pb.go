@@ -512,6 +512,9 @@ type ApplyRequest struct {
 	// Roll back to the former document unless Confirm is called within this time, 10s to 1h, whether
 	// or not that can be stored. Not set: keep it.
 	ConfirmWithin *durationpb.Duration `protobuf:"bytes,3,opt,name=confirm_within,json=confirmWithin,proto3" json:"confirm_within,omitempty"`
+	// Why the change is made, for the history and the audit log, such as "NET-1234". At most 500
+	// bytes, on one line.
+	Message       string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -565,6 +568,13 @@ func (x *ApplyRequest) GetConfirmWithin() *durationpb.Duration {
 		return x.ConfirmWithin
 	}
 	return nil
+}
+
+func (x *ApplyRequest) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
 }
 
 type ApplyResponse struct {
@@ -1039,7 +1049,9 @@ type Revision struct {
 	// Its origin: "apply", "rollback to 3", "not confirmed, back to 3".
 	Reason string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
 	// How many objects it changed.
-	Changes       uint32 `protobuf:"varint,5,opt,name=changes,proto3" json:"changes,omitempty"`
+	Changes uint32 `protobuf:"varint,5,opt,name=changes,proto3" json:"changes,omitempty"`
+	// Why it was made, in the words of its author.
+	Message       string `protobuf:"bytes,6,opt,name=message,proto3" json:"message,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1109,14 +1121,27 @@ func (x *Revision) GetChanges() uint32 {
 	return 0
 }
 
+func (x *Revision) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
 type RollbackRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The generation to go back to. 0: the one before the present one.
 	ToGeneration uint64 `protobuf:"varint,1,opt,name=to_generation,json=toGeneration,proto3" json:"to_generation,omitempty"`
 	// As in ApplyRequest.
 	ExpectedGeneration *uint64 `protobuf:"varint,2,opt,name=expected_generation,json=expectedGeneration,proto3,oneof" json:"expected_generation,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// As in ApplyRequest.
+	ConfirmWithin *durationpb.Duration `protobuf:"bytes,3,opt,name=confirm_within,json=confirmWithin,proto3" json:"confirm_within,omitempty"`
+	// Only report what would change. The generation of the answer is the present one.
+	DryRun bool `protobuf:"varint,4,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	// As in ApplyRequest.
+	Message       string `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RollbackRequest) Reset() {
@@ -1161,6 +1186,27 @@ func (x *RollbackRequest) GetExpectedGeneration() uint64 {
 		return *x.ExpectedGeneration
 	}
 	return 0
+}
+
+func (x *RollbackRequest) GetConfirmWithin() *durationpb.Duration {
+	if x != nil {
+		return x.ConfirmWithin
+	}
+	return nil
+}
+
+func (x *RollbackRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *RollbackRequest) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
 }
 
 type ListTunnelsRequest struct {
@@ -8413,11 +8459,12 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"generation\x18\x01 \x01(\x04R\n" +
 	"generation\x12,\n" +
 	"\achanges\x18\x02 \x03(\v2\x12.isthmus.v1.ChangeR\achanges\x12)\n" +
-	"\x05notes\x18\x03 \x03(\v2\x13.isthmus.v1.ProblemR\x05notes\"\xca\x01\n" +
+	"\x05notes\x18\x03 \x03(\v2\x13.isthmus.v1.ProblemR\x05notes\"\xe4\x01\n" +
 	"\fApplyRequest\x12*\n" +
 	"\x06source\x18\x01 \x01(\v2\x12.isthmus.v1.SourceR\x06source\x124\n" +
 	"\x13expected_generation\x18\x02 \x01(\x04H\x00R\x12expectedGeneration\x88\x01\x01\x12@\n" +
-	"\x0econfirm_within\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\rconfirmWithinB\x16\n" +
+	"\x0econfirm_within\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\rconfirmWithin\x12\x18\n" +
+	"\amessage\x18\x04 \x01(\tR\amessageB\x16\n" +
 	"\x14_expected_generation\"\xc5\x01\n" +
 	"\rApplyResponse\x12\x1e\n" +
 	"\n" +
@@ -8456,7 +8503,7 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"page_token\x18\x02 \x01(\tR\tpageToken\"q\n" +
 	"\x13ListHistoryResponse\x122\n" +
 	"\trevisions\x18\x01 \x03(\v2\x14.isthmus.v1.RevisionR\trevisions\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xa4\x01\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xbe\x01\n" +
 	"\bRevision\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
@@ -8464,10 +8511,14 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x16\n" +
 	"\x06author\x18\x03 \x01(\tR\x06author\x12\x16\n" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x18\n" +
-	"\achanges\x18\x05 \x01(\rR\achanges\"\x84\x01\n" +
+	"\achanges\x18\x05 \x01(\rR\achanges\x12\x18\n" +
+	"\amessage\x18\x06 \x01(\tR\amessage\"\xf9\x01\n" +
 	"\x0fRollbackRequest\x12#\n" +
 	"\rto_generation\x18\x01 \x01(\x04R\ftoGeneration\x124\n" +
-	"\x13expected_generation\x18\x02 \x01(\x04H\x00R\x12expectedGeneration\x88\x01\x01B\x16\n" +
+	"\x13expected_generation\x18\x02 \x01(\x04H\x00R\x12expectedGeneration\x88\x01\x01\x12@\n" +
+	"\x0econfirm_within\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\rconfirmWithin\x12\x17\n" +
+	"\adry_run\x18\x04 \x01(\bR\x06dryRun\x12\x18\n" +
+	"\amessage\x18\x05 \x01(\tR\amessageB\x16\n" +
 	"\x14_expected_generation\"P\n" +
 	"\x12ListTunnelsRequest\x12\x1b\n" +
 	"\tpage_size\x18\x01 \x01(\rR\bpageSize\x12\x1d\n" +
@@ -9266,197 +9317,198 @@ var file_isthmus_v1_services_proto_depIdxs = []int32{
 	121, // 16: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
 	17,  // 17: isthmus.v1.ListHistoryResponse.revisions:type_name -> isthmus.v1.Revision
 	125, // 18: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
-	24,  // 19: isthmus.v1.ListTunnelsResponse.tunnels:type_name -> isthmus.v1.TunnelStatus
-	27,  // 20: isthmus.v1.ListTunnelsResponse.strays:type_name -> isthmus.v1.StrayTunnel
-	126, // 21: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
-	24,  // 22: isthmus.v1.TunnelEvent.tunnel:type_name -> isthmus.v1.TunnelStatus
-	125, // 23: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
-	127, // 24: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
-	125, // 25: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
-	125, // 26: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
-	125, // 27: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
-	128, // 28: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
-	26,  // 29: isthmus.v1.TunnelStatus.explanation:type_name -> isthmus.v1.Explanation
-	125, // 30: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
-	125, // 31: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
-	125, // 32: isthmus.v1.TunnelStatus.last_error_since:type_name -> google.protobuf.Timestamp
-	125, // 33: isthmus.v1.TunnelStatus.data_received:type_name -> google.protobuf.Timestamp
-	25,  // 34: isthmus.v1.TunnelStatus.wireguard:type_name -> isthmus.v1.WireGuardStatus
-	125, // 35: isthmus.v1.WireGuardStatus.last_handshake:type_name -> google.protobuf.Timestamp
-	123, // 36: isthmus.v1.WireGuardStatus.keepalive:type_name -> google.protobuf.Duration
-	125, // 37: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
-	125, // 38: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
-	125, // 39: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
-	35,  // 40: isthmus.v1.ListPeersResponse.peers:type_name -> isthmus.v1.PeerStatus
-	126, // 41: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
-	35,  // 42: isthmus.v1.PeerEvent.peer:type_name -> isthmus.v1.PeerStatus
-	125, // 43: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
-	123, // 44: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
-	128, // 45: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
-	125, // 46: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
-	36,  // 47: isthmus.v1.PeerStatus.filter:type_name -> isthmus.v1.PeerFilter
-	125, // 48: isthmus.v1.PeerStatus.last_error_time:type_name -> google.protobuf.Timestamp
-	37,  // 49: isthmus.v1.PeerFilter.discarded:type_name -> isthmus.v1.DiscardedAttribute
-	42,  // 50: isthmus.v1.ListRoutesResponse.routes:type_name -> isthmus.v1.Route
-	126, // 51: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
-	42,  // 52: isthmus.v1.RouteEvent.route:type_name -> isthmus.v1.Route
-	43,  // 53: isthmus.v1.Route.next_hops:type_name -> isthmus.v1.NextHop
-	125, // 54: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
-	128, // 55: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
-	54,  // 56: isthmus.v1.ListPoliciesResponse.policies:type_name -> isthmus.v1.PolicyStatus
-	46,  // 57: isthmus.v1.ListPoliciesResponse.drops:type_name -> isthmus.v1.Drop
-	126, // 58: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
-	54,  // 59: isthmus.v1.PolicyEvent.policy:type_name -> isthmus.v1.PolicyStatus
-	51,  // 60: isthmus.v1.ProveEgressResponse.proof:type_name -> isthmus.v1.EgressProof
-	125, // 61: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
-	52,  // 62: isthmus.v1.EgressProof.states:type_name -> isthmus.v1.EgressProofState
-	53,  // 63: isthmus.v1.EgressProof.canaries:type_name -> isthmus.v1.CanaryResult
-	60,  // 64: isthmus.v1.ListPoolsResponse.pools:type_name -> isthmus.v1.PoolStatus
-	126, // 65: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
-	60,  // 66: isthmus.v1.PoolEvent.pool:type_name -> isthmus.v1.PoolStatus
-	61,  // 67: isthmus.v1.PoolStatus.members:type_name -> isthmus.v1.PoolMember
-	125, // 68: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
-	62,  // 69: isthmus.v1.PoolMember.targets:type_name -> isthmus.v1.ProbeTarget
-	125, // 70: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
-	125, // 71: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
-	67,  // 72: isthmus.v1.ListNamesResponse.names:type_name -> isthmus.v1.NameStatus
-	126, // 73: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
-	67,  // 74: isthmus.v1.NameEvent.name:type_name -> isthmus.v1.NameStatus
-	125, // 75: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
-	125, // 76: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
-	68,  // 77: isthmus.v1.NameStatus.gone:type_name -> isthmus.v1.GoneAddress
-	125, // 78: isthmus.v1.NameStatus.differs:type_name -> google.protobuf.Timestamp
-	125, // 79: isthmus.v1.GoneAddress.since:type_name -> google.protobuf.Timestamp
-	75,  // 80: isthmus.v1.Machine.slots:type_name -> isthmus.v1.Slot
-	125, // 81: isthmus.v1.Slot.deadline:type_name -> google.protobuf.Timestamp
-	77,  // 82: isthmus.v1.UpgradeRequest.header:type_name -> isthmus.v1.UpgradeHeader
-	125, // 83: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
-	125, // 84: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
-	128, // 85: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
-	90,  // 86: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
-	88,  // 87: isthmus.v1.SystemStatus.platform:type_name -> isthmus.v1.PlatformStatus
-	87,  // 88: isthmus.v1.SystemStatus.summary:type_name -> isthmus.v1.Summary
-	113, // 89: isthmus.v1.Summary.ports:type_name -> isthmus.v1.PortUse
-	89,  // 90: isthmus.v1.PlatformStatus.interfaces:type_name -> isthmus.v1.PlatformInterface
-	125, // 91: isthmus.v1.PlatformStatus.read:type_name -> google.protobuf.Timestamp
-	95,  // 92: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
-	125, // 93: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
-	125, // 94: isthmus.v1.RenewAuthorityResponse.former_until:type_name -> google.protobuf.Timestamp
-	123, // 95: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
-	106, // 96: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
-	106, // 97: isthmus.v1.RenewClientResponse.client:type_name -> isthmus.v1.Client
-	106, // 98: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
-	125, // 99: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
-	125, // 100: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
-	113, // 101: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
-	114, // 102: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
-	115, // 103: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
-	125, // 104: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
-	126, // 105: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
-	113, // 106: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
-	123, // 107: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
-	125, // 108: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
-	123, // 109: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
-	120, // 110: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
-	125, // 111: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
-	125, // 112: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
-	3,   // 113: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
-	5,   // 114: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
-	8,   // 115: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
-	10,  // 116: isthmus.v1.SpecService.EditPolicies:input_type -> isthmus.v1.EditPoliciesRequest
-	11,  // 117: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
-	13,  // 118: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
-	15,  // 119: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
-	18,  // 120: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
-	19,  // 121: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
-	21,  // 122: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
-	22,  // 123: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
-	28,  // 124: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
-	30,  // 125: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
-	31,  // 126: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
-	33,  // 127: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
-	38,  // 128: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
-	40,  // 129: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
-	44,  // 130: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
-	47,  // 131: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
-	49,  // 132: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
-	118, // 133: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
-	116, // 134: isthmus.v1.NATService.EndFlows:input_type -> isthmus.v1.EndFlowsRequest
-	55,  // 135: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
-	57,  // 136: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
-	58,  // 137: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
-	63,  // 138: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
-	65,  // 139: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
-	85,  // 140: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
-	73,  // 141: isthmus.v1.SystemService.GetMachine:input_type -> isthmus.v1.GetMachineRequest
-	76,  // 142: isthmus.v1.SystemService.Upgrade:input_type -> isthmus.v1.UpgradeRequest
-	79,  // 143: isthmus.v1.SystemService.RollbackSlot:input_type -> isthmus.v1.RollbackSlotRequest
-	81,  // 144: isthmus.v1.SystemService.Reboot:input_type -> isthmus.v1.RebootRequest
-	83,  // 145: isthmus.v1.SystemService.PowerOff:input_type -> isthmus.v1.PowerOffRequest
-	69,  // 146: isthmus.v1.SystemService.Seal:input_type -> isthmus.v1.SealRequest
-	71,  // 147: isthmus.v1.SystemService.Unseal:input_type -> isthmus.v1.UnsealRequest
-	91,  // 148: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
-	92,  // 149: isthmus.v1.SecretService.RollbackSecret:input_type -> isthmus.v1.RollbackSecretRequest
-	93,  // 150: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
-	96,  // 151: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
-	100, // 152: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
-	104, // 153: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
-	107, // 154: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
-	102, // 155: isthmus.v1.AccessService.RenewClient:input_type -> isthmus.v1.RenewClientRequest
-	98,  // 156: isthmus.v1.AccessService.RenewAuthority:input_type -> isthmus.v1.RenewAuthorityRequest
-	109, // 157: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
-	111, // 158: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
-	4,   // 159: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
-	7,   // 160: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
-	9,   // 161: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
-	9,   // 162: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
-	12,  // 163: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
-	14,  // 164: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
-	16,  // 165: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
-	9,   // 166: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
-	20,  // 167: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
-	24,  // 168: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
-	23,  // 169: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
-	29,  // 170: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
-	35,  // 171: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
-	32,  // 172: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
-	34,  // 173: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
-	39,  // 174: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
-	41,  // 175: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
-	45,  // 176: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
-	48,  // 177: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
-	50,  // 178: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
-	119, // 179: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
-	117, // 180: isthmus.v1.NATService.EndFlows:output_type -> isthmus.v1.EndFlowsResponse
-	56,  // 181: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
-	60,  // 182: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
-	59,  // 183: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
-	64,  // 184: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
-	66,  // 185: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
-	86,  // 186: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
-	74,  // 187: isthmus.v1.SystemService.GetMachine:output_type -> isthmus.v1.Machine
-	78,  // 188: isthmus.v1.SystemService.Upgrade:output_type -> isthmus.v1.UpgradeResponse
-	80,  // 189: isthmus.v1.SystemService.RollbackSlot:output_type -> isthmus.v1.RollbackSlotResponse
-	82,  // 190: isthmus.v1.SystemService.Reboot:output_type -> isthmus.v1.RebootResponse
-	84,  // 191: isthmus.v1.SystemService.PowerOff:output_type -> isthmus.v1.PowerOffResponse
-	70,  // 192: isthmus.v1.SystemService.Seal:output_type -> isthmus.v1.SealResponse
-	72,  // 193: isthmus.v1.SystemService.Unseal:output_type -> isthmus.v1.UnsealResponse
-	95,  // 194: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
-	95,  // 195: isthmus.v1.SecretService.RollbackSecret:output_type -> isthmus.v1.SecretInfo
-	94,  // 196: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
-	97,  // 197: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
-	101, // 198: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
-	105, // 199: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
-	108, // 200: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
-	103, // 201: isthmus.v1.AccessService.RenewClient:output_type -> isthmus.v1.RenewClientResponse
-	99,  // 202: isthmus.v1.AccessService.RenewAuthority:output_type -> isthmus.v1.RenewAuthorityResponse
-	110, // 203: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
-	112, // 204: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
-	159, // [159:205] is the sub-list for method output_type
-	113, // [113:159] is the sub-list for method input_type
-	113, // [113:113] is the sub-list for extension type_name
-	113, // [113:113] is the sub-list for extension extendee
-	0,   // [0:113] is the sub-list for field type_name
+	123, // 19: isthmus.v1.RollbackRequest.confirm_within:type_name -> google.protobuf.Duration
+	24,  // 20: isthmus.v1.ListTunnelsResponse.tunnels:type_name -> isthmus.v1.TunnelStatus
+	27,  // 21: isthmus.v1.ListTunnelsResponse.strays:type_name -> isthmus.v1.StrayTunnel
+	126, // 22: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
+	24,  // 23: isthmus.v1.TunnelEvent.tunnel:type_name -> isthmus.v1.TunnelStatus
+	125, // 24: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
+	127, // 25: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
+	125, // 26: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
+	125, // 27: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
+	125, // 28: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
+	128, // 29: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
+	26,  // 30: isthmus.v1.TunnelStatus.explanation:type_name -> isthmus.v1.Explanation
+	125, // 31: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
+	125, // 32: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
+	125, // 33: isthmus.v1.TunnelStatus.last_error_since:type_name -> google.protobuf.Timestamp
+	125, // 34: isthmus.v1.TunnelStatus.data_received:type_name -> google.protobuf.Timestamp
+	25,  // 35: isthmus.v1.TunnelStatus.wireguard:type_name -> isthmus.v1.WireGuardStatus
+	125, // 36: isthmus.v1.WireGuardStatus.last_handshake:type_name -> google.protobuf.Timestamp
+	123, // 37: isthmus.v1.WireGuardStatus.keepalive:type_name -> google.protobuf.Duration
+	125, // 38: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
+	125, // 39: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
+	125, // 40: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
+	35,  // 41: isthmus.v1.ListPeersResponse.peers:type_name -> isthmus.v1.PeerStatus
+	126, // 42: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
+	35,  // 43: isthmus.v1.PeerEvent.peer:type_name -> isthmus.v1.PeerStatus
+	125, // 44: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
+	123, // 45: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
+	128, // 46: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
+	125, // 47: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
+	36,  // 48: isthmus.v1.PeerStatus.filter:type_name -> isthmus.v1.PeerFilter
+	125, // 49: isthmus.v1.PeerStatus.last_error_time:type_name -> google.protobuf.Timestamp
+	37,  // 50: isthmus.v1.PeerFilter.discarded:type_name -> isthmus.v1.DiscardedAttribute
+	42,  // 51: isthmus.v1.ListRoutesResponse.routes:type_name -> isthmus.v1.Route
+	126, // 52: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
+	42,  // 53: isthmus.v1.RouteEvent.route:type_name -> isthmus.v1.Route
+	43,  // 54: isthmus.v1.Route.next_hops:type_name -> isthmus.v1.NextHop
+	125, // 55: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
+	128, // 56: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
+	54,  // 57: isthmus.v1.ListPoliciesResponse.policies:type_name -> isthmus.v1.PolicyStatus
+	46,  // 58: isthmus.v1.ListPoliciesResponse.drops:type_name -> isthmus.v1.Drop
+	126, // 59: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
+	54,  // 60: isthmus.v1.PolicyEvent.policy:type_name -> isthmus.v1.PolicyStatus
+	51,  // 61: isthmus.v1.ProveEgressResponse.proof:type_name -> isthmus.v1.EgressProof
+	125, // 62: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
+	52,  // 63: isthmus.v1.EgressProof.states:type_name -> isthmus.v1.EgressProofState
+	53,  // 64: isthmus.v1.EgressProof.canaries:type_name -> isthmus.v1.CanaryResult
+	60,  // 65: isthmus.v1.ListPoolsResponse.pools:type_name -> isthmus.v1.PoolStatus
+	126, // 66: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
+	60,  // 67: isthmus.v1.PoolEvent.pool:type_name -> isthmus.v1.PoolStatus
+	61,  // 68: isthmus.v1.PoolStatus.members:type_name -> isthmus.v1.PoolMember
+	125, // 69: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
+	62,  // 70: isthmus.v1.PoolMember.targets:type_name -> isthmus.v1.ProbeTarget
+	125, // 71: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
+	125, // 72: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
+	67,  // 73: isthmus.v1.ListNamesResponse.names:type_name -> isthmus.v1.NameStatus
+	126, // 74: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
+	67,  // 75: isthmus.v1.NameEvent.name:type_name -> isthmus.v1.NameStatus
+	125, // 76: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
+	125, // 77: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
+	68,  // 78: isthmus.v1.NameStatus.gone:type_name -> isthmus.v1.GoneAddress
+	125, // 79: isthmus.v1.NameStatus.differs:type_name -> google.protobuf.Timestamp
+	125, // 80: isthmus.v1.GoneAddress.since:type_name -> google.protobuf.Timestamp
+	75,  // 81: isthmus.v1.Machine.slots:type_name -> isthmus.v1.Slot
+	125, // 82: isthmus.v1.Slot.deadline:type_name -> google.protobuf.Timestamp
+	77,  // 83: isthmus.v1.UpgradeRequest.header:type_name -> isthmus.v1.UpgradeHeader
+	125, // 84: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
+	125, // 85: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
+	128, // 86: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
+	90,  // 87: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
+	88,  // 88: isthmus.v1.SystemStatus.platform:type_name -> isthmus.v1.PlatformStatus
+	87,  // 89: isthmus.v1.SystemStatus.summary:type_name -> isthmus.v1.Summary
+	113, // 90: isthmus.v1.Summary.ports:type_name -> isthmus.v1.PortUse
+	89,  // 91: isthmus.v1.PlatformStatus.interfaces:type_name -> isthmus.v1.PlatformInterface
+	125, // 92: isthmus.v1.PlatformStatus.read:type_name -> google.protobuf.Timestamp
+	95,  // 93: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
+	125, // 94: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
+	125, // 95: isthmus.v1.RenewAuthorityResponse.former_until:type_name -> google.protobuf.Timestamp
+	123, // 96: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
+	106, // 97: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
+	106, // 98: isthmus.v1.RenewClientResponse.client:type_name -> isthmus.v1.Client
+	106, // 99: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
+	125, // 100: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
+	125, // 101: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
+	113, // 102: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
+	114, // 103: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
+	115, // 104: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
+	125, // 105: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
+	126, // 106: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
+	113, // 107: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
+	123, // 108: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
+	125, // 109: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
+	123, // 110: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
+	120, // 111: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
+	125, // 112: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
+	125, // 113: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
+	3,   // 114: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
+	5,   // 115: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
+	8,   // 116: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
+	10,  // 117: isthmus.v1.SpecService.EditPolicies:input_type -> isthmus.v1.EditPoliciesRequest
+	11,  // 118: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
+	13,  // 119: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
+	15,  // 120: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
+	18,  // 121: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
+	19,  // 122: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
+	21,  // 123: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
+	22,  // 124: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
+	28,  // 125: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
+	30,  // 126: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
+	31,  // 127: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
+	33,  // 128: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
+	38,  // 129: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
+	40,  // 130: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
+	44,  // 131: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
+	47,  // 132: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
+	49,  // 133: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
+	118, // 134: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
+	116, // 135: isthmus.v1.NATService.EndFlows:input_type -> isthmus.v1.EndFlowsRequest
+	55,  // 136: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
+	57,  // 137: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
+	58,  // 138: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
+	63,  // 139: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
+	65,  // 140: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
+	85,  // 141: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
+	73,  // 142: isthmus.v1.SystemService.GetMachine:input_type -> isthmus.v1.GetMachineRequest
+	76,  // 143: isthmus.v1.SystemService.Upgrade:input_type -> isthmus.v1.UpgradeRequest
+	79,  // 144: isthmus.v1.SystemService.RollbackSlot:input_type -> isthmus.v1.RollbackSlotRequest
+	81,  // 145: isthmus.v1.SystemService.Reboot:input_type -> isthmus.v1.RebootRequest
+	83,  // 146: isthmus.v1.SystemService.PowerOff:input_type -> isthmus.v1.PowerOffRequest
+	69,  // 147: isthmus.v1.SystemService.Seal:input_type -> isthmus.v1.SealRequest
+	71,  // 148: isthmus.v1.SystemService.Unseal:input_type -> isthmus.v1.UnsealRequest
+	91,  // 149: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
+	92,  // 150: isthmus.v1.SecretService.RollbackSecret:input_type -> isthmus.v1.RollbackSecretRequest
+	93,  // 151: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
+	96,  // 152: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
+	100, // 153: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
+	104, // 154: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
+	107, // 155: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
+	102, // 156: isthmus.v1.AccessService.RenewClient:input_type -> isthmus.v1.RenewClientRequest
+	98,  // 157: isthmus.v1.AccessService.RenewAuthority:input_type -> isthmus.v1.RenewAuthorityRequest
+	109, // 158: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
+	111, // 159: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
+	4,   // 160: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
+	7,   // 161: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
+	9,   // 162: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
+	9,   // 163: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
+	12,  // 164: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
+	14,  // 165: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
+	16,  // 166: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
+	9,   // 167: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
+	20,  // 168: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
+	24,  // 169: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
+	23,  // 170: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
+	29,  // 171: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
+	35,  // 172: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
+	32,  // 173: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
+	34,  // 174: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
+	39,  // 175: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
+	41,  // 176: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
+	45,  // 177: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
+	48,  // 178: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
+	50,  // 179: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
+	119, // 180: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
+	117, // 181: isthmus.v1.NATService.EndFlows:output_type -> isthmus.v1.EndFlowsResponse
+	56,  // 182: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
+	60,  // 183: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
+	59,  // 184: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
+	64,  // 185: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
+	66,  // 186: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
+	86,  // 187: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
+	74,  // 188: isthmus.v1.SystemService.GetMachine:output_type -> isthmus.v1.Machine
+	78,  // 189: isthmus.v1.SystemService.Upgrade:output_type -> isthmus.v1.UpgradeResponse
+	80,  // 190: isthmus.v1.SystemService.RollbackSlot:output_type -> isthmus.v1.RollbackSlotResponse
+	82,  // 191: isthmus.v1.SystemService.Reboot:output_type -> isthmus.v1.RebootResponse
+	84,  // 192: isthmus.v1.SystemService.PowerOff:output_type -> isthmus.v1.PowerOffResponse
+	70,  // 193: isthmus.v1.SystemService.Seal:output_type -> isthmus.v1.SealResponse
+	72,  // 194: isthmus.v1.SystemService.Unseal:output_type -> isthmus.v1.UnsealResponse
+	95,  // 195: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
+	95,  // 196: isthmus.v1.SecretService.RollbackSecret:output_type -> isthmus.v1.SecretInfo
+	94,  // 197: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
+	97,  // 198: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
+	101, // 199: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
+	105, // 200: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
+	108, // 201: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
+	103, // 202: isthmus.v1.AccessService.RenewClient:output_type -> isthmus.v1.RenewClientResponse
+	99,  // 203: isthmus.v1.AccessService.RenewAuthority:output_type -> isthmus.v1.RenewAuthorityResponse
+	110, // 204: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
+	112, // 205: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
+	160, // [160:206] is the sub-list for method output_type
+	114, // [114:160] is the sub-list for method input_type
+	114, // [114:114] is the sub-list for extension type_name
+	114, // [114:114] is the sub-list for extension extendee
+	0,   // [0:114] is the sub-list for field type_name
 }
 
 func init() { file_isthmus_v1_services_proto_init() }

@@ -94,6 +94,7 @@ func (r *Router) Apply(ctx context.Context, author string, q *isthmusv1.ApplyReq
 		confirm = r.now().Add(q.ConfirmWithin.AsDuration())
 	}
 	a, err := r.accept(author, "apply", text(q.Source), q.ExpectedGeneration, confirm)
+	r.explain(a, q.Message)
 	if err == nil {
 		a.Notes = v.Notes
 	}
@@ -207,7 +208,23 @@ func (r *Router) Rollback(ctx context.Context, author string, q *isthmusv1.Rollb
 	if err != nil || to == 0 {
 		return nil, fmt.Errorf("generation %d: %w", to, api.ErrNotFound)
 	}
-	return r.accept(author, fmt.Sprintf("rollback to %d", to), was.Text, q.ExpectedGeneration, time.Time{})
+	if q.DryRun {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return &isthmusv1.ApplyResponse{Generation: r.generationLocked(), Changes: r.changesLocked(was.Text)}, nil
+	}
+	a, err := r.accept(author, fmt.Sprintf("rollback to %d", to), was.Text, q.ExpectedGeneration, time.Time{})
+	r.explain(a, q.Message)
+	return a, err
+}
+
+// explain adds the reason of a change to the history.
+func (r *Router) explain(a *isthmusv1.ApplyResponse, message string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if a != nil && len(r.history) > 0 && r.history[0].Generation == a.Generation {
+		r.history[0].Message = message
+	}
 }
 
 func (r *Router) Spec(_ context.Context, generation uint64) (*isthmusv1.GetSpecResponse, error) {

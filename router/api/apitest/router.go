@@ -42,6 +42,7 @@ type Router struct {
 	secrets   map[string]string
 	former    map[string]string // values of secrets
 	resets    []string
+	stuck     bool
 }
 
 // New returns an empty Router.
@@ -74,6 +75,13 @@ func (r *Router) SetConditions(all ...*isthmusv1.Condition) {
 	r.status.Conditions = all
 	r.mu.Unlock()
 	r.changed.Ring()
+}
+
+// SetStuck sets whether documents are accepted and not applied.
+func (r *Router) SetStuck(stuck bool) {
+	r.mu.Lock()
+	r.stuck = stuck
+	r.mu.Unlock()
 }
 
 // Generation implements api.Router.
@@ -217,6 +225,9 @@ func (r *Router) Status() (*isthmusv1.SystemStatus, <-chan struct{}) {
 	}
 	if len(r.ports) > 0 {
 		st.Summary.Ports = r.ports[0]
+	}
+	if r.stuck {
+		st.AppliedGeneration--
 	}
 	if !r.confirm.IsZero() {
 		st.ConfirmUntil = timestamppb.New(r.confirm)
