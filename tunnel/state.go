@@ -16,6 +16,9 @@ const (
 	Up         Status = "up"
 )
 
+// Statuses lists every state.
+var Statuses = []Status{Up, Connecting, Down, Unknown}
+
 // State is the observed state of one tunnel.
 type State struct {
 	Name      string
