@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -32,6 +33,8 @@ type Options struct {
 	Address string
 	// Socket is the path of the unix socket for root on this node. Empty: none.
 	Socket string
+	// Metrics answers /metrics over mutual TLS. Nil: there is no such page.
+	Metrics http.Handler
 	// Log receives the panics of calls. Nil: slog.Default.
 	Log *slog.Logger
 }
@@ -43,6 +46,8 @@ type Server struct {
 	services  *services
 	listeners []net.Listener
 	address   net.Addr
+	web       *http.Server // nil: there are no pages
+	pages     *auth.Web    // the listener of web
 }
 
 // connections has the keepalive and the maximum age of connections. One that is a day old takes no
@@ -70,8 +75,16 @@ func Listen(o Options) (*Server, error) {
 		st, _ := o.Router.Status()
 		return st.GetGeneration()
 	}
+	if err := s.listen(o); err != nil {
+		s.close()
+		return nil, err
+	}
+	if o.Metrics != nil && s.address != nil {
+		s.pages = auth.NewWeb(s.address)
+		s.web = newWeb(o.Authority, s.pages, o.Metrics, o.Log)
+	}
 	s.grpc = grpc.NewServer(
-		grpc.Creds(o.Authority.Credentials()),
+		grpc.Creds(o.Authority.Credentials(s.pages)),
 		grpc.ChainUnaryInterceptor(o.Authority.Unary(describe, generation), recoverUnary(o.Log)),
 		grpc.ChainStreamInterceptor(o.Authority.Stream(describe, generation), recoverStream(o.Log)),
 		grpc.MaxRecvMsgSize(maxDocument+64<<10),
@@ -85,15 +98,17 @@ func Listen(o Options) (*Server, error) {
 	grpc_health_v1.RegisterHealthServer(s.grpc, s.health)
 	reflection.Register(s.grpc)
 	if err := auth.Check(s.grpc.GetServiceInfo()); err != nil {
+		s.close()
 		return nil, fmt.Errorf("checking access rules: %w", err)
 	}
-	if err := s.listen(o); err != nil {
-		for _, l := range s.listeners {
-			l.Close()
-		}
-		return nil, err
-	}
 	return s, nil
+}
+
+// close closes the listeners of a server that does not serve.
+func (s *Server) close() {
+	for _, l := range s.listeners {
+		l.Close()
+	}
 }
 
 func (s *Server) listen(o Options) error {
@@ -172,9 +187,19 @@ func (s *Server) Serve(ctx context.Context) error {
 			}
 		}()
 	}
+	if s.web != nil {
+		go func() {
+			if err := s.web.Serve(s.pages); !errors.Is(err, http.ErrServerClosed) {
+				cancel(fmt.Errorf("serving pages: %w", err))
+			}
+		}()
+	}
 	s.followHealth(ctx)
 
 	close(s.services.stopping)
+	if s.web != nil {
+		_ = s.web.Close() // Prometheus asks again
+	}
 	s.health.Shutdown()
 	force := time.AfterFunc(stopTimeout, s.grpc.Stop)
 	defer force.Stop()
