@@ -249,8 +249,8 @@ A node serves its metrics to Prometheus at ` + "`/metrics`" + ` of the API's por
 ## Setting it up
 
 1. Name the address of Prometheus in ` + "`access.api`" + ` of the document.
-2. Issue a certificate: ` + "`isthmus client issue --role reader`" + `. It writes a context; its fields ` + "`authority`, `certificate` and `key`" + ` are the
-   three files below.
+2. Issue a certificate: ` + "`isthmus client issue prometheus --role reader -o prometheus.yaml`" + `. The fields ` + "`authority`, `certificate` and `key`" + ` of
+   that file are the three files below.
 3. Add the job, and the rules:
 
 ` + "```yaml" + `

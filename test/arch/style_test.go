@@ -125,6 +125,7 @@ var plain = []string{
 	"test/e2e/health",
 	"test/e2e/hostile",
 	"test/e2e/limits",
+	"test/e2e/metrics",
 	"test/e2e/native",
 	"test/e2e/pair",
 	"test/e2e/rendered",
