@@ -276,8 +276,8 @@ scrape_configs:
 - A state is one series for each possible state, 1 for the present one and 0 for the others, and never a number.
 - A scrape shows the state that the lists of the API show. It asks charon nothing.
 ` + fmt.Sprintf("- A tunnel has at most %d series, a peer %d, a policy %d, an address of a pool %d.", maxTunnelSeries, maxPeerSeries, maxPolicySeries, maxAddressSeries) + `
-- Prometheus has to offer HTTP/1.1, as it does by default: a client that offers HTTP/2 alone is one of gRPC. One client may have 2
-  scrapes at a time, and all clients together 4; others get status 503.
+- A client has to offer HTTP/1.1 in TLS (ALPN), as Prometheus does: one that offers HTTP/2 alone is a client of gRPC, and one that
+  offers nothing is refused. One client may have 2 scrapes at a time, and all clients together 4; others get status 503.
 `)
 	for _, g := range Groups {
 		fmt.Fprintf(&b, "\n## %s\n", g.Title)

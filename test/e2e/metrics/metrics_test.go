@@ -24,6 +24,9 @@ const (
 	web      = "127.0.0.1:9090" // of Prometheus
 )
 
+// credentials are what a client needs of its context.
+type credentials struct{ Authority, Certificate, Key string }
+
 type world struct {
 	*testing.T
 	hub, site *daemon.Node
@@ -93,7 +96,7 @@ func (w *world) prometheus() string {
 	w.ok(err)
 	text, err := os.ReadFile(file)
 	w.ok(err)
-	var context struct{ Authority, Certificate, Key string }
+	var context credentials
 	w.ok(yaml.Unmarshal(text, &context))
 	rules, err := filepath.Abs("../../../docs/metrics/alerts.yaml")
 	w.ok(err)
