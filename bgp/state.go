@@ -23,6 +23,9 @@ const (
 	PrefixLimit SessionState = "prefix-limit"
 )
 
+// SessionStates lists every state.
+var SessionStates = []SessionState{Unknown, Idle, Connect, Active, OpenSent, OpenConfirm, Established, Quarantined, PrefixLimit}
+
 // PeerState is the observed state of one session.
 type PeerState struct {
 	Name  string

@@ -19,8 +19,8 @@ const (
 	Up      Status = "up"
 )
 
-// Statuses lists the states, the best last.
-var Statuses = []Status{Unknown, Down, Connecting, Suspect, Up}
+// Statuses lists every state, the best first.
+var Statuses = []Status{Up, Suspect, Connecting, Down, Unknown}
 
 // State is the observed state of one tunnel.
 type State struct {

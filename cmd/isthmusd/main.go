@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -41,6 +42,7 @@ import (
 	"github.com/isthmus-net/isthmus/router/host"
 	"github.com/isthmus-net/isthmus/router/link"
 	"github.com/isthmus-net/isthmus/router/machine"
+	"github.com/isthmus-net/isthmus/router/metrics"
 	"github.com/isthmus-net/isthmus/router/platform"
 	"github.com/isthmus-net/isthmus/router/spec"
 	"github.com/isthmus-net/isthmus/router/store"
@@ -285,7 +287,8 @@ func run(ctx context.Context, o options, apiFrom []netip.Prefix, log *slog.Logge
 		Helper: helper.Client{}, Node: r, Records: st, Seal: seal, Sys: "/sys", Log: log.With("room", "machine"),
 		Serves: func(ctx context.Context) error { return api.Ping(ctx, socket) },
 	})
-	server, err := api.Listen(api.Options{Router: r, Machine: beneath, Authority: authority, Address: o.listen, Socket: socket, Log: log})
+	shown := metrics.NewHandler(metrics.Options{Source: r, Expiries: authority.Expiries, Version: version, Revision: revision(), Go: runtime.Version(), Log: log.With("room", "metrics")})
+	server, err := api.Listen(api.Options{Router: r, Machine: beneath, Authority: authority, Address: o.listen, Socket: socket, Metrics: shown, Log: log})
 	if err != nil {
 		return err
 	}

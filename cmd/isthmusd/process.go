@@ -36,3 +36,17 @@ func built() time.Time {
 	}
 	return released
 }
+
+// revision returns the revision of the source that the program was built from; empty: unknown.
+func revision() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return ""
+	}
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" {
+			return s.Value
+		}
+	}
+	return ""
+}

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"maps"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -35,6 +36,8 @@ type Options struct {
 	Address string
 	// Socket is the path of the unix socket for root on this node. Empty: none.
 	Socket string
+	// Metrics answers /metrics over mutual TLS. Nil: there is no such page.
+	Metrics http.Handler
 	// Log receives the panics of calls. Nil: slog.Default.
 	Log *slog.Logger
 }
@@ -46,6 +49,8 @@ type Server struct {
 	services  *services
 	listeners []net.Listener
 	address   net.Addr
+	web       *http.Server // nil: there are no pages
+	pages     *auth.Web    // the listener of web
 }
 
 // connections has the keepalive and the maximum age of connections. One that is a day old takes no
@@ -69,8 +74,16 @@ func Listen(o Options) (*Server, error) {
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
+	if err := s.listen(o); err != nil {
+		s.close()
+		return nil, err
+	}
+	if o.Metrics != nil && s.address != nil {
+		s.pages = auth.NewWeb(s.address)
+		s.web = newWeb(o.Authority, s.pages, o.Metrics, o.Log)
+	}
 	s.grpc = grpc.NewServer(
-		grpc.Creds(o.Authority.Credentials()),
+		grpc.Creds(o.Authority.Credentials(s.pages)),
 		grpc.ChainUnaryInterceptor(o.Authority.Unary(describe, o.Router.Generation), recoverUnary(o.Log)),
 		grpc.ChainStreamInterceptor(o.Authority.Stream(describe, o.Router.Generation), recoverStream(o.Log)),
 		grpc.MaxRecvMsgSize(maxDocument+64<<10),
@@ -84,15 +97,17 @@ func Listen(o Options) (*Server, error) {
 	grpc_health_v1.RegisterHealthServer(s.grpc, s.health)
 	reflection.Register(s.grpc)
 	if err := auth.Check(s.grpc.GetServiceInfo()); err != nil {
+		s.close()
 		return nil, fmt.Errorf("checking access rules: %w", err)
 	}
-	if err := s.listen(o); err != nil {
-		for _, l := range s.listeners {
-			l.Close()
-		}
-		return nil, err
-	}
 	return s, nil
+}
+
+// close closes the listeners of a server that does not serve.
+func (s *Server) close() {
+	for _, l := range s.listeners {
+		l.Close()
+	}
 }
 
 func (s *Server) listen(o Options) error {
@@ -171,9 +186,19 @@ func (s *Server) Serve(ctx context.Context) error {
 			}
 		}()
 	}
+	if s.web != nil {
+		go func() {
+			if err := s.web.Serve(s.pages); !errors.Is(err, http.ErrServerClosed) {
+				cancel(fmt.Errorf("serving pages: %w", err))
+			}
+		}()
+	}
 	s.followHealth(ctx)
 
 	close(s.services.stopping)
+	if s.web != nil {
+		_ = s.web.Close() // Prometheus asks again
+	}
 	s.health.Shutdown()
 	force := time.AfterFunc(stopTimeout, s.grpc.Stop)
 	defer force.Stop()

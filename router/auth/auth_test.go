@@ -285,7 +285,7 @@ func TestAuthorityWaitsForTheClock(t *testing.T) {
 	if _, err := a.serverCertificate(nil); !errors.Is(err, ErrClock) || a.Certificate() != "" {
 		t.Errorf("the server: %v", err)
 	}
-	if _, _, err := a.acceptTLS(nil); !errors.Is(err, ErrClock) {
+	if _, _, err := a.acceptTLS(nil, nil); !errors.Is(err, ErrClock) {
 		t.Errorf("a connection: %v", err)
 	}
 	if got := a.Conditions(); len(got) != 1 || got[0].Type != "ClockWrong" || !strings.Contains(got[0].Message, "2026-03-01") {
@@ -570,7 +570,7 @@ func TestRefusalIsHeard(t *testing.T) {
 	go func() {
 		defer close(ended)
 		for conn, err := l.Accept(); err == nil; conn, err = l.Accept() {
-			_, _, _ = a.Credentials().ServerHandshake(conn)
+			_, _, _ = a.Credentials(nil).ServerHandshake(conn)
 		}
 	}()
 	// A refusal is written to the audit log after the client has it, and the log's directory must

@@ -64,7 +64,7 @@ func getIn(t *testing.T, a *Authority, c card, roots string, now time.Time) (*x5
 		if err != nil {
 			return
 		}
-		accepted, id, err := a.Credentials().ServerHandshake(raw)
+		accepted, id, err := a.Credentials(nil).ServerHandshake(raw)
 		if err != nil {
 			return
 		}

@@ -19,6 +19,8 @@ import (
 const (
 	rootName = "root"
 	selfName = "isthmusd itself" // no serial number is like this
+
+	http1, http2 = "http/1.1", "h2" // in ALPN (RFC 7301)
 )
 
 // speaking is the connection of a handshake. Its client must send soon.
@@ -64,10 +66,14 @@ func (c *conn) Close() error {
 // Credentials returns the transport credentials of the server. A connection over a unix socket must
 // come from user 0 of the node, or from this very process, which is a reader; any other must use
 // TLS 1.3 and present a certificate that was issued here and is not revoked. gRPC's
-// ConnectionTimeout bounds the handshake.
-func (a *Authority) Credentials() credentials.TransportCredentials { return transport{a} }
+// ConnectionTimeout bounds the handshake. Clients that offer HTTP/1.1 get it, and go to web; with
+// nil they are refused unless they offer HTTP/2 as well. A client of gRPC offers HTTP/2 alone.
+func (a *Authority) Credentials(web *Web) credentials.TransportCredentials { return transport{a, web} }
 
-type transport struct{ a *Authority }
+type transport struct {
+	a   *Authority
+	web *Web
+}
 
 func (t transport) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	var c net.Conn
@@ -77,13 +83,17 @@ func (t transport) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo
 	if u, ok := raw.(*net.UnixConn); ok {
 		c, id, err = t.a.acceptUnix(u)
 	} else {
-		c, id, err = t.a.acceptTLS(raw)
+		c, id, err = t.a.acceptTLS(raw, t.web)
 	}
 	if err != nil {
 		raw.Close()
 		// All hosts share one allowance, because their number is unbounded.
 		err = errors.Join(err, t.a.audit.refuse("", Entry{Who: id.Name, Serial: id.Serial, Address: host, Error: shorten(err.Error())}))
 		return nil, nil, err
+	}
+	if w, ok := c.(*webConn); ok {
+		t.web.pass(w)
+		return nil, nil, credentials.ErrConnDispatched
 	}
 	return c, id, nil
 }
@@ -124,7 +134,7 @@ func (a *Authority) acceptUnix(u *net.UnixConn) (net.Conn, Identity, error) {
 	return c, id, a.clients.add(c, 0)
 }
 
-func (a *Authority) acceptTLS(raw net.Conn) (net.Conn, Identity, error) {
+func (a *Authority) acceptTLS(raw net.Conn, web *Web) (net.Conn, Identity, error) {
 	if _, err := a.authority(); err != nil {
 		return nil, Identity{}, err
 	}
@@ -136,7 +146,11 @@ func (a *Authority) acceptTLS(raw net.Conn) (net.Conn, Identity, error) {
 		a.clients.spoke(h)
 		return nil, nil
 	}
-	t := tls.Server(&speaking{Conn: raw}, config)
+	if web != nil {
+		config.NextProtos = []string{http1, http2} // the first one that the client offers counts
+	}
+	speaks := &speaking{Conn: raw}
+	t := tls.Server(speaks, config)
 	err := t.Handshake()
 	var id Identity
 	state := t.ConnectionState()
@@ -151,7 +165,13 @@ func (a *Authority) acceptTLS(raw net.Conn) (net.Conn, Identity, error) {
 	if id.Role, err = roleOf(state.PeerCertificates[0]); err != nil {
 		return nil, id, err
 	}
-	if state.NegotiatedProtocol != "h2" {
+	switch state.NegotiatedProtocol {
+	case http2:
+	case http1:
+		if speaks.Conn, err = detach(raw); err != nil {
+			return nil, id, err
+		}
+	default:
 		return nil, id, errors.New("client does not speak HTTP/2 over TLS (ALPN)")
 	}
 	id.SecurityLevel = credentials.PrivacyAndIntegrity
@@ -164,6 +184,9 @@ func (a *Authority) acceptTLS(raw net.Conn) (net.Conn, Identity, error) {
 		return nil, id, errors.Join(err, c.Close())
 	}
 	good = true
+	if state.NegotiatedProtocol == http1 {
+		return &webConn{c, id}, id, nil
+	}
 	return c, id, nil
 }
 
@@ -181,7 +204,7 @@ func linger(c net.Conn) {
 func (a *Authority) tlsConfig() *tls.Config {
 	config := &tls.Config{
 		MinVersion:             tls.VersionTLS13,
-		NextProtos:             []string{"h2"},
+		NextProtos:             []string{http2},
 		GetCertificate:         a.serverCertificate,
 		ClientAuth:             tls.RequireAndVerifyClientCert,
 		ClientCAs:              a.roots(),

@@ -3,6 +3,7 @@ package auth
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -15,17 +16,36 @@ import (
 
 	"golang.org/x/time/rate"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
 	"github.com/isthmus-net/isthmus/test/root"
 )
 
+// authorityWithAdmin returns an authority, and the certificate of an admin.
+func authorityWithAdmin(t *testing.T) (*Authority, tls.Certificate) {
+	t.Helper()
+	a, _, _ := setUp(t, t.TempDir(), &clock{time.Now()})
+	key, keyPEM, err := newKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, _, err := a.issue("ann", Admin, key.Public(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := tls.X509KeyPair([]byte(text), []byte(keyPEM))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a, cert
+}
+
 // door accepts connections with the credentials of an authority, as gRPC does.
 func door(t *testing.T) (*Authority, net.Listener, tls.Certificate) {
 	t.Helper()
-	c := &clock{time.Now()}
-	a, _, _ := setUp(t, t.TempDir(), c)
+	a, cert := authorityWithAdmin(t)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -40,7 +60,7 @@ func door(t *testing.T) (*Authority, net.Listener, tls.Certificate) {
 			go func() {
 				defer accepted.Done()
 				raw.SetDeadline(time.Now().Add(time.Minute))
-				conn, _, err := a.Credentials().ServerHandshake(raw)
+				conn, _, err := a.Credentials(nil).ServerHandshake(raw)
 				if err == nil {
 					conn.Write([]byte("welcome"))
 					conn.Close()
@@ -48,18 +68,6 @@ func door(t *testing.T) (*Authority, net.Listener, tls.Certificate) {
 			}()
 		}
 	}()
-	key, keyPEM, err := newKey()
-	if err != nil {
-		t.Fatal(err)
-	}
-	text, _, err := a.issue("ann", Admin, key.Public(), 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, err := tls.X509KeyPair([]byte(text), []byte(keyPEM))
-	if err != nil {
-		t.Fatal(err)
-	}
 	return a, l, cert
 }
 
@@ -332,5 +340,72 @@ func TestReplacedAuditIsTold(t *testing.T) {
 				t.Errorf("a day later: conditions %v", got)
 			}
 		})
+	}
+}
+
+// TestPassedOn checks that gRPC, which sets a deadline of the connection after it was passed on,
+// changes no deadline of the server of pages.
+func TestPassedOn(t *testing.T) {
+	a, cert := authorityWithAdmin(t)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	web := NewWeb(l.Addr())
+	defer web.Close()
+	client := make(chan error, 1)
+	go func() {
+		c, err := tls.Dial("tcp", l.Addr().String(), &tls.Config{RootCAs: a.roots(), ServerName: ServerName, NextProtos: []string{"h2", "http/1.1"}, Certificates: []tls.Certificate{cert}})
+		if err == nil {
+			_, err = c.Read(make([]byte, 1))
+		}
+		client <- err
+	}()
+	raw, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	done, set := make(chan error, 1), make(chan struct{})
+	go func() {
+		raw.SetDeadline(time.Now().Add(time.Minute))
+		_, _, err := a.Credentials(web).ServerHandshake(raw)
+		<-set
+		raw.SetDeadline(time.Time{})
+		done <- err
+	}()
+	c, err := web.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if id := FromContext(web.Context(t.Context(), c)); id.Name != "ann" || id.Role != Admin {
+		t.Errorf("the client is %+v", id)
+	}
+	c.SetReadDeadline(time.Now().Add(-time.Second))
+	close(set)
+	if err := <-done; err != credentials.ErrConnDispatched {
+		t.Errorf("gRPC gets %v", err)
+	}
+	ended := make(chan error, 1)
+	go func() {
+		_, err := c.Read(make([]byte, 1))
+		ended <- err
+	}()
+	select {
+	case err := <-ended:
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("reading ends with %v", err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("the deadline of the server of pages is gone")
+	}
+	c.Close()
+	if err := <-client; err == nil {
+		t.Error("the client read something")
+	}
+	a.clients.mu.Lock()
+	defer a.clients.mu.Unlock()
+	if len(a.clients.conns) > 0 {
+		t.Errorf("connections are left: %v", a.clients.conns)
 	}
 }

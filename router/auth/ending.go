@@ -26,6 +26,47 @@ func endsSoon(c store.Client, now time.Time) bool {
 	return !now.Before(c.Expires.Add(-min(endingWarning, c.Expires.Sub(c.Issued)/3)))
 }
 
+// The kinds of certificates in Expiries.
+const (
+	AuthorityExpiry = "authority"
+	ServerExpiry    = "server"
+	AdminExpiry     = "last-admin"
+	ClientExpiry    = "client"
+)
+
+// Expiries returns the end of the authority's certificate, of the server's, of the last one of an
+// admin, and of the first one of any client that expires. It omits client certificates that were
+// renewed, revoked or have expired, and kinds without a certificate.
+func (a *Authority) Expiries() map[string]time.Time {
+	out := map[string]time.Time{}
+	c, err := a.authority()
+	if err != nil {
+		return out
+	}
+	out[AuthorityExpiry] = c.cert.NotAfter
+	a.mu.Lock()
+	if a.server != nil {
+		out[ServerExpiry] = a.server.Leaf.NotAfter
+	}
+	a.mu.Unlock()
+	now, all, renewed := a.now(), a.Clients(), map[string]bool{}
+	for _, c := range all {
+		renewed[c.RenewedFrom] = renewed[c.RenewedFrom] || !c.Revoked
+	}
+	for _, c := range all {
+		if c.Revoked || renewed[c.Serial] || !now.Before(c.Expires) {
+			continue
+		}
+		if c.Role == Admin.String() && c.Expires.After(out[AdminExpiry]) {
+			out[AdminExpiry] = c.Expires
+		}
+		if first, ok := out[ClientExpiry]; !ok || c.Expires.Before(first) {
+			out[ClientExpiry] = c.Expires
+		}
+	}
+	return out
+}
+
 // endingConditions reports client certificates that expire soon: the last one of an admin, after
 // which only root on the node manages it, separately, and the others together. It omits those that
 // were renewed, revoked or have expired.

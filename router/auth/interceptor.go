@@ -106,8 +106,14 @@ func (s *auditedStream) RecvMsg(m any) error {
 
 // admit returns the rule of a method, or the status of the refusal.
 func (a *Authority) admit(ctx context.Context, method string) (rule, error) {
-	id := FromContext(ctx)
 	r, known := rules[method]
+	return a.judge(ctx, method, r, known)
+}
+
+// judge returns the rule of a method or a page, or the status of the refusal.
+func (a *Authority) judge(ctx context.Context, method string, r rule, known bool) (rule, error) {
+	id := FromContext(ctx)
+	method = shorten(method)
 	var err error
 	switch {
 	case id.Role == 0:

@@ -45,6 +45,16 @@ func (p Ports) Capability() Capability {
 // List returns the use of ports, sorted.
 func (p Ports) List() []*isthmusv1.PortUse { return portUses(p.Keeper.Figures()) }
 
+// Counted returns the use of ports and of the connection table as last counted.
+func (p Ports) Counted() *isthmusv1.ListPortsResponse {
+	out := &isthmusv1.ListPortsResponse{}
+	if p.Keeper != nil {
+		out.Ports = p.List()
+		p.total(out)
+	}
+	return out
+}
+
 // noun has the flows counted before each list, unless they were counted a moment ago.
 func (p Ports) noun() api.Noun {
 	return api.Ports.FromCounted(p.List, p.Keeper.Recount, func(_, response proto.Message) { p.total(response.(*isthmusv1.ListPortsResponse)) })

@@ -46,6 +46,18 @@ func (c Probes) Capability() Capability {
 	}
 }
 
+// unprobed is the state of an address that no probe checks.
+const unprobed = "unprobed"
+
+// AddressStates lists the states that an address of a pool can have.
+func AddressStates() []string {
+	out := []string{unprobed}
+	for _, s := range health.Statuses {
+		out = append(out, string(s))
+	}
+	return out
+}
+
 // List returns the pools with their last known health, by name.
 func (c Probes) List() []*isthmusv1.PoolStatus {
 	seen := map[string]health.PoolState{}
@@ -58,7 +70,7 @@ func (c Probes) List() []*isthmusv1.PoolStatus {
 		s := &isthmusv1.PoolStatus{Name: p.Name}
 		known := seen[p.Name]
 		for _, a := range p.Addresses {
-			m := &isthmusv1.PoolMember{Address: a.Address.String(), PublicAddress: a.Public.String(), Zone: a.Zone, Weight: max(a.Weight, 1), Health: "unprobed"}
+			m := &isthmusv1.PoolMember{Address: a.Address.String(), PublicAddress: a.Public.String(), Zone: a.Zone, Weight: max(a.Weight, 1), Health: unprobed}
 			usable := true
 			if i := slices.IndexFunc(known.Members, func(k health.Member) bool { return k.Address == a.Address }); i >= 0 {
 				k := &known.Members[i]

@@ -9,14 +9,26 @@ import (
 	"github.com/isthmus-net/isthmus/tunnel/explain"
 )
 
+// dead is the state of a tunnel that can never be up, for a reason that the document shows.
+const dead = "dead"
+
+// TunnelStates lists the states that a tunnel is reported in.
+func TunnelStates() []string {
+	var out []string
+	for _, s := range tunnel.Statuses {
+		out = append(out, string(s))
+	}
+	return append(out, dead)
+}
+
 // explained adds the explanation to the status of tunnel i of a document.
 func explained(t *isthmusv1.TunnelStatus, s *spec.Spec, d explain.Document, i int, seen tunnel.State) {
 	e, ok := d.Tunnel(i, seen)
 	if !ok {
 		return
 	}
-	if p, dead := d.Dead(i, seen); dead {
-		t.State = "dead"
+	if p, never := d.Dead(i, seen); never {
+		t.State = dead
 		e.Cause, e.Remedy = p.Why, p.Remedy
 	}
 	t.Explanation = &isthmusv1.Explanation{
@@ -45,7 +57,7 @@ func (r *Report) strays() (out []*isthmusv1.StrayTunnel) {
 			Reason: s.Code, Cloud: s.Cloud, Beside: s.Beside, Why: s.Why, Remedy: s.Remedy, Source: s.Source,
 		}
 		if s.ByDesign {
-			m.State = "dead"
+			m.State = dead
 		}
 		if s.Address.IsValid() {
 			m.Address = s.Address.String()

@@ -20,12 +20,10 @@ func (r *Report) Nouns() []api.Noun {
 		api.Routes.From(r.routes),
 		api.Policies.FromCounted(r.Policies, nil, func(_, response proto.Message) {
 			out := response.(*isthmusv1.ListPoliciesResponse)
-			_, drops := r.policies()
-			for _, reason := range nat.Reasons {
-				c := drops[reason]
-				out.Drops = append(out.Drops, &isthmusv1.Drop{Reason: string(reason), Description: reason.String(), Packets: c.Packets, Bytes: c.Bytes})
-				if reason == nat.DropGuard {
-					out.GuardPackets, out.GuardBytes = c.Packets, c.Bytes
+			out.Drops = drops(r.Observed.Rules())
+			for _, d := range out.Drops {
+				if d.Reason == string(nat.DropGuard) {
+					out.GuardPackets, out.GuardBytes = d.Packets, d.Bytes
 				}
 			}
 		}),
@@ -44,8 +42,7 @@ func (r *Report) Changed() <-chan struct{} { return r.Bell.Wait() }
 // Policies returns the egress policies. If the kernel cannot be read, it returns the last state as
 // not installed.
 func (r *Report) Policies() []*isthmusv1.PolicyStatus {
-	list, _ := r.policies()
-	return list
+	return r.policies(r.Observed.Rules())
 }
 
 // Secrets returns the secrets by name, without their values.

@@ -9,9 +9,8 @@ import (
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 )
 
-// policies returns the egress policies with their counters, by name, and the dropped packets.
-func (r *Report) policies() ([]*isthmusv1.PolicyStatus, map[nat.Reason]nat.Counter) {
-	state := r.Observed.Rules()
+// policies returns the egress policies with the counters of a state, by name.
+func (r *Report) policies(state nat.State) []*isthmusv1.PolicyStatus {
 	config := r.Observed.Target().NAT
 	seen := map[string]nat.PolicyState{}
 	for _, s := range state.Policies {
@@ -38,7 +37,16 @@ func (r *Report) policies() ([]*isthmusv1.PolicyStatus, map[nat.Reason]nat.Count
 		}
 		out = append(out, status)
 	}
-	return out, state.Drops
+	return out
+}
+
+// drops returns the dropped packets of a state, by reason.
+func drops(state nat.State) (out []*isthmusv1.Drop) {
+	for _, reason := range nat.Reasons {
+		c := state.Drops[reason]
+		out = append(out, &isthmusv1.Drop{Reason: string(reason), Description: reason.String(), Packets: c.Packets, Bytes: c.Bytes})
+	}
+	return out
 }
 
 func publicAddresses(p nat.Pool) []netip.Addr {

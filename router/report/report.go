@@ -98,6 +98,9 @@ type Options struct {
 	Addresses Addresses
 	Flows     Flows // nil: flows are not ended
 	Translog  capability.Translog
+	// Pools and Ports have lists for Snapshot.
+	Pools func() []*isthmusv1.PoolStatus
+	Ports func() *isthmusv1.ListPortsResponse
 	// Capabilities are the node's other capabilities, for their conditions.
 	Capabilities []capability.Capability
 	Callers      func() []tunnel.Caller

@@ -139,6 +139,7 @@ var below = map[string][]string{
 	"router/document":    {"proto/isthmus/v1", "bgp", "nat", "tunnel/explain", "router/fault", "router/fib", "router/plan", "router/secret", "router/spec", "router/store"},
 	"router/capability":  {"proto/isthmus/v1", "nat", "nat/placement", "router/api", "router/apply", "router/condition", "router/document", "router/egress", "router/egress/dns", "router/egress/health", "router/egress/takeover", "router/egress/translog", "router/fault", "router/live", "router/observe", "router/plan", "router/ports", "router/secret", "router/spec", "router/store"},
 	"router/report":      {"proto/isthmus/v1", "bgp", "nat", "nat/conntrack", "tunnel", "tunnel/explain", "router/api", "router/apply", "router/bell", "router/capability", "router/condition", "router/document", "router/fib", "router/live", "router/observe", "router/plan", "router/spec", "router/store"},
+	"router/metrics":     {"proto/isthmus/v1", "nat", "router/condition", "router/report"},
 	"router":             {"proto/isthmus/v1", "bgp", "nat", "tunnel", "tunnel/liveness", "router/apply", "router/bell", "router/capability", "router/document", "router/egress", "router/egress/dns", "router/egress/health", "router/egress/takeover", "router/fib", "router/live", "router/observe", "router/plan", "router/ports", "router/report", "router/spec", "router/store"},
 	"image/slot":         {},
 	"image/tpm":          {},

@@ -3,7 +3,10 @@ package apitest
 import (
 	"context"
 	"io"
+	"net/http"
 	"path/filepath"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -22,6 +25,27 @@ type Server struct {
 	Socket    string
 	Context   string // file of the first admin
 	Audit     string // file
+	// Metrics answers /metrics.
+	Metrics *Page
+	// Stop stops the server before the end of the test, and waits for it.
+	Stop func()
+}
+
+// Page is a page that tests change while it is served.
+type Page struct {
+	answer atomic.Pointer[http.HandlerFunc]
+}
+
+// Set sets the function that answers requests.
+func (p *Page) Set(f http.HandlerFunc) { p.answer.Store(&f) }
+
+// ServeHTTP implements http.Handler. Without a function it answers with one line.
+func (p *Page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if f := p.answer.Load(); f != nil {
+		(*f)(w, r)
+		return
+	}
+	_, _ = io.WriteString(w, "up 1\n")
 }
 
 // Serve starts a server that stops with the test. now is the clock of the certificates and of the
@@ -30,7 +54,7 @@ func Serve(t testing.TB, now func() time.Time, router *Router) *Server {
 	t.Helper()
 	dir := t.TempDir()
 	s := &Server{
-		Router: router, Machine: NewMachine(), Socket: filepath.Join(dir, "api.sock"),
+		Router: router, Machine: NewMachine(), Metrics: &Page{}, Socket: filepath.Join(dir, "api.sock"),
 		Context: filepath.Join(dir, "admin.yaml"), Audit: filepath.Join(dir, "audit.log"),
 	}
 	st, err := store.Open(filepath.Join(dir, "store"))
@@ -46,7 +70,7 @@ func Serve(t testing.TB, now func() time.Time, router *Router) *Server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server, err := api.Listen(api.Options{Router: s.Router, Machine: s.Machine, Authority: s.Authority, Address: "127.0.0.1:0", Socket: s.Socket})
+	server, err := api.Listen(api.Options{Router: s.Router, Machine: s.Machine, Authority: s.Authority, Address: "127.0.0.1:0", Socket: s.Socket, Metrics: s.Metrics})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,7 +78,7 @@ func Serve(t testing.TB, now func() time.Time, router *Router) *Server {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- server.Serve(ctx) }()
-	t.Cleanup(func() {
+	s.Stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-done; err != nil {
 			t.Errorf("serving: %v", err)
@@ -62,5 +86,6 @@ func Serve(t testing.TB, now func() time.Time, router *Router) *Server {
 		audit.Close()
 		st.Close()
 	})
+	t.Cleanup(s.Stop)
 	return s
 }

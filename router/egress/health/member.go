@@ -24,6 +24,9 @@ const (
 	Returning Status = "returning"
 )
 
+// Statuses lists every state.
+var Statuses = []Status{Healthy, Down, Returning, Unknown}
+
 // TargetState is the state of one target from one address.
 type TargetState struct {
 	Target egress.Target
