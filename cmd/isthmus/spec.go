@@ -18,6 +18,7 @@ import (
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/condition"
+	"github.com/isthmus-net/isthmus/router/spec"
 )
 
 var actionSigns = map[isthmusv1.Change_Action]string{
@@ -105,30 +106,60 @@ func (a *app) addSpec(root, get, describe, _ *cobra.Command) {
 
 func (a *app) validateCommand() *cobra.Command {
 	var d document
-	cmd := &cobra.Command{Use: "validate -f FILE", Short: "Check a document and change nothing", Args: cobra.NoArgs,
-		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, _ []string) error {
-			source, err := a.read(&d)
-			if err != nil {
-				return err
-			}
-			r, err := isthmusv1.NewSpecServiceClient(conn).Validate(ctx, &isthmusv1.ValidateRequest{Source: source})
-			if err != nil {
-				return err
-			}
-			if !a.tables() {
-				err = a.showMessage(r)
-			} else {
-				printProblems(a.stdout, a.document, r.Problems)
-				a.printNotes(r.Notes)
-			}
-			if err == nil && len(r.Problems) > 0 {
-				err = fmt.Errorf("%s: %s", d.name(), plural(len(r.Problems), "problem"))
-			}
+	var offline bool
+	show := func(r *isthmusv1.ValidateResponse) (err error) {
+		if !a.tables() {
+			err = a.showMessage(r)
+		} else {
+			printProblems(a.stdout, a.document, r.Problems)
+			a.printNotes(r.Notes)
+		}
+		if err == nil && len(r.Problems) > 0 {
+			err = fmt.Errorf("%s: %s", d.name(), plural(len(r.Problems), "problem"))
+		}
+		return err
+	}
+	onNode := a.call(func(ctx context.Context, conn *grpc.ClientConn, _ []string) error {
+		source, err := a.read(&d)
+		if err != nil {
 			return err
-		})}
+		}
+		r, err := isthmusv1.NewSpecServiceClient(conn).Validate(ctx, &isthmusv1.ValidateRequest{Source: source})
+		if err != nil {
+			return err
+		}
+		return show(r)
+	})
+	cmd := &cobra.Command{Use: "validate -f FILE", Short: "Check a document and change nothing", Args: cobra.NoArgs,
+		Long: `Check a document and change nothing.
+
+With --offline, check it without a node, as on a laptop or in a pipeline: all but the secrets, the addresses that a
+platform reports, and the features of the kernel.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if !offline {
+				return onNode(cmd, args)
+			}
+			return runs(func(*cobra.Command, []string) error {
+				source, err := a.read(&d)
+				if err != nil {
+					return err
+				}
+				problems, notes := spec.Offline([]byte(source.GetText()))
+				return show(&isthmusv1.ValidateResponse{Problems: messages(problems), Notes: messages(notes)})
+			})(cmd, args)
+		}}
 	d.flag(cmd)
+	cmd.Flags().BoolVar(&offline, "offline", false, "check without a node")
 	a.outputFlag(cmd)
 	return cmd
+}
+
+// messages returns problems in the form of the API.
+func messages(all spec.Problems) (out []*isthmusv1.Problem) {
+	for _, p := range all {
+		out = append(out, &isthmusv1.Problem{Path: p.Path, Value: p.Value, Rule: p.Rule, Remedy: p.Remedy, Line: uint32(p.Line)})
+	}
+	return out
 }
 
 func plural(n int, what string) string {

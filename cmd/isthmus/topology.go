@@ -9,7 +9,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/spec"
 	"github.com/isthmus-net/isthmus/router/topology"
 )
@@ -57,13 +56,9 @@ func (a *app) topology(f *topologyFile) (*topology.Topology, error) {
 // problems prints what is wrong with the topology that was read, and returns an error when there is
 // something.
 func (a *app) problems(all spec.Problems) error {
-	var out []*isthmusv1.Problem
-	for _, p := range all {
-		out = append(out, &isthmusv1.Problem{Path: p.Path, Value: p.Value, Rule: p.Rule, Remedy: p.Remedy, Line: uint32(p.Line)})
-	}
-	printProblems(a.stderr, a.document, out)
-	if len(out) > 0 {
-		return fmt.Errorf("%s: %s", a.document, plural(len(out), "problem"))
+	printProblems(a.stderr, a.document, messages(all))
+	if len(all) > 0 {
+		return fmt.Errorf("%s: %s", a.document, plural(len(all), "problem"))
 	}
 	return nil
 }

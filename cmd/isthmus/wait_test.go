@@ -35,3 +35,18 @@ func TestWait(t *testing.T) {
 		t.Errorf("exit %d: %s", code, errs)
 	}
 }
+
+// TestOffline checks a document without a node.
+func TestOffline(t *testing.T) {
+	w := newWorld(t)
+	w.context = "no-such-context.yaml"
+	good := "node: {name: n, asn: 64620}\nunderlay: {interface: wan, address: 192.0.2.1}\ntunnels: [{name: a, ipsec: {remoteAddress: 198.51.100.7, psk: k}}]\n"
+	out, errs, code := w.run(t.Context(), good, "validate", "--offline", "-f", "-")
+	if code != exitOK || out != "" || !strings.Contains(errs, "uses secrets, which were not checked: k") {
+		t.Errorf("exit %d: %s%s", code, out, errs)
+	}
+	out, errs, code = w.run(t.Context(), good+"tunnel: []\n", "validate", "--offline", "-f", "-")
+	if code != exitFailed || !strings.Contains(out, "standard input:4: tunnel:") || !strings.Contains(errs, "1 problem") {
+		t.Errorf("exit %d: %s%s", code, out, errs)
+	}
+}

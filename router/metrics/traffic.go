@@ -22,7 +22,7 @@ var tunnelLabel = Label{Name: "tunnel", Help: "name of the tunnel in the documen
 func tunnelCounter(name, unit, help string, of func(*isthmusv1.TunnelStatus) uint64, panels ...Panel) *Metric {
 	return &Metric{
 		Name: name, Type: Counter, Unit: unit, Help: help, Labels: []Label{tunnelLabel}, Panels: panels,
-		Trap: "It counts at the interface, so that it goes on across rekeys and restarts of the daemon. It is read once a minute and when the state of the tunnel changes: take rates over 3 minutes or more.",
+		Trap: "It counts at the interface, so that it goes on across rekeys and restarts of the daemon. It is read once a second, and less often with thousands of tunnels.",
 		read: func(v *view, emit func(float64, ...string)) {
 			for _, t := range v.Tunnels {
 				emit(float64(of(t)), t.Name)

@@ -122,6 +122,24 @@ func TestDataPath(t *testing.T) {
 	}
 }
 
+// TestOffline checks that a document without mistakes has no problem without a node, and what is
+// left to the node.
+func TestOffline(t *testing.T) {
+	const tunnels = "tunnels:\n- {name: a, ipsec: {remoteAddress: 198.51.100.7, psk: k}}\n- {name: b, ipsec: {remoteAddress: 198.51.100.8, psk: l}}\n"
+	for _, tt := range []struct{ text, problem, note string }{
+		{"node: {name: n, asn: 64620}\nunderlay: {interface: wan, address: 192.0.2.1}\n" + tunnels, "", "uses secrets, which were not checked: k, l"},
+		{"node: {name: n, asn: 64620}\nunderlay: {interface: wan, address: auto, publicAddress: auto}\n" + tunnels, "", "is known on the node alone"},
+		{"node: {name: n, asn: 64620}\nunderlay: {interface: wan, address: 192.0.2.1, publicAdress: x}\n" + tunnels, "publicAdress", ""},
+		{"node: {name: n}\nunderlay: {interface: wan, address: 192.0.2.1}\npeers: [{name: p, tunnel: t, asn: 1}]\n", "tunnel", ""},
+		{"", "is empty", ""},
+	} {
+		problems, notes := Offline([]byte(tt.text))
+		if (tt.problem == "") != (len(problems) == 0) || !strings.Contains(fmt.Sprint(problems), tt.problem) || !strings.Contains(fmt.Sprint(notes), tt.note) {
+			t.Errorf("%q: problems %v, notes %v", tt.text, problems, notes)
+		}
+	}
+}
+
 func TestEveryMistakeIsReported(t *testing.T) {
 	_, problems := parse(string(read(t, "fifteen.yaml")))
 	for _, want := range []string{
