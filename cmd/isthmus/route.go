@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/condition"
 )
 
 func perHop(r *isthmusv1.Route, f func(*isthmusv1.NextHop) string) string {
@@ -36,14 +38,18 @@ var routeColumns = []column[*isthmusv1.Route]{
 	}, brief: func(r *isthmusv1.Route) string { return many(len(r.NextHops), "next hops") }},
 	{header: "AS-PATH", value: func(_ *app, r *isthmusv1.Route) string { return r.AsPath }},
 	{header: "INSTALLED", style: state, value: func(_ *app, r *isthmusv1.Route) string {
-		if r.Installed {
-			return "yes"
+		switch {
+		case !r.Installed:
+			return "no"
+		case slices.ContainsFunc(r.Conditions, func(c *isthmusv1.Condition) bool { return c.Type == condition.Outranked.Name }):
+			return "outranked"
 		}
-		return "no"
+		return "yes"
 	}},
 	{header: "SINCE", style: age, value: func(a *app, r *isthmusv1.Route) string { return a.since(r.Since) }},
 	{header: "GATEWAYS", wide: true, value: func(_ *app, r *isthmusv1.Route) string { return perHop(r, (*isthmusv1.NextHop).GetGateway) }, brief: func(r *isthmusv1.Route) string { return many(len(r.NextHops), "next hops") }},
 	{header: "PEERS", wide: true, value: func(_ *app, r *isthmusv1.Route) string { return perHop(r, (*isthmusv1.NextHop).GetPeer) }, brief: func(r *isthmusv1.Route) string { return many(len(r.NextHops), "next hops") }},
+	{header: "WHY", value: func(_ *app, r *isthmusv1.Route) string { return why(r.Conditions, len(r.Conditions) == 0, "") }},
 }
 
 func (a *app) addRoutes(_, get, describe, watch *cobra.Command) {

@@ -230,6 +230,12 @@ var (
 		Cause:   "The platform's service does not answer or refuses.",
 		Remedy:  "Check that the machine can reach it.",
 	}
+	Outranked = &Kind{
+		Name: "Outranked", Of: "route", Severities: []Severity{Warning},
+		Meaning: "A route is in the kernel and is not used, because another route of the machine to the same prefix has a smaller metric.",
+		Cause:   "The machine has that route itself, as a default route from DHCP has precedence over a learned one.",
+		Remedy:  "None, if the route of the machine is meant. Otherwise remove it, or accept more specific prefixes from the peer.",
+	}
 	PlacementsFull = &Kind{
 		Name: "PlacementsFull", Of: "node", Severities: []Severity{Warning},
 		Meaning: "The table of placed sources is full. Further sources may find no port.",
@@ -506,6 +512,7 @@ var All = []*Kind{
 	NotByUnderlay,
 	NotConfirmed,
 	NotReported,
+	Outranked,
 	PlacementsFull,
 	PoolDegraded,
 	PoolDown,

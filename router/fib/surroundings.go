@@ -96,6 +96,18 @@ func (s *Surroundings) Way(a netip.Addr) (iface string) {
 	return best.Interface
 }
 
+// Outranking returns the routes of the main table that the kernel prefers to those of isthmus to
+// the same prefixes, because their metrics are smaller.
+func (s *Surroundings) Outranking() map[netip.Prefix]Foreign {
+	out := map[netip.Prefix]Foreign{}
+	for _, r := range s.Routes {
+		if best, ok := out[r.Prefix]; r.Table == TableMain && r.Metric < Metric && (!ok || r.Metric < best.Metric) {
+			out[r.Prefix] = r
+		}
+	}
+	return out
+}
+
 func better(a, b Foreign) bool {
 	if a.Prefix.Bits() != b.Prefix.Bits() {
 		return a.Prefix.Bits() > b.Prefix.Bits()

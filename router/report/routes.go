@@ -18,7 +18,8 @@ import (
 
 // routes returns the routes that isthmus owns, by key.
 func (r *Report) routes() []*isthmusv1.Route {
-	states := r.FIB.Routes()
+	states, machine := r.FIB.Routes(), r.Observed.Machine()
+	outranking := machine.Outranking()
 	slices.SortFunc(states, func(a, b fib.RouteState) int { return a.Key.Compare(b.Key) })
 	out := make([]*isthmusv1.Route, 0, len(states))
 	r.Observed.Read(func(seen *observe.State) {
@@ -31,7 +32,11 @@ func (r *Report) routes() []*isthmusv1.Route {
 			peers[p.Name] = p
 		}
 		for _, s := range states {
-			out = append(out, routeMessage(s, names, peers, seen.Paths[s.Key]))
+			route := routeMessage(s, names, peers, seen.Paths[s.Key])
+			if other, outranked := outranking[s.Key.Prefix]; outranked && s.Installed {
+				route.Conditions = append(route.Conditions, condition.Outranked.Warning(time.Time{}, "a route of the machine by interface %s has the metric %d, which is smaller than %d: packets to the prefix take that one", other.Interface, other.Metric, fib.Metric))
+			}
+			out = append(out, route)
 		}
 	})
 	return out
