@@ -142,6 +142,28 @@ func TestEnsureChangesPrefixLengthAndPeer(t *testing.T) {
 	}
 }
 
+// TestStats compares the two ways to read counters, after traffic that only one interface has.
+func TestStats(t *testing.T) {
+	l := open(t)
+	linktest.Run(t, "ip", "link", "set", "lo", "up")
+	linktest.Run(t, "ping", "-c", "3", "-i", "0.2", "127.0.0.1")
+	stats, err := l.Stats()
+	if err != nil {
+		t.Fatal(err)
+	}
+	lo, err := l.Get("lo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := stats[lo.Index]; s.RxPackets < 6 || s != (Stats{lo.RxPackets, lo.TxPackets, lo.RxBytes, lo.TxBytes}) {
+		t.Errorf("%+v, want %+v", s, lo)
+	}
+	all, err := l.List("")
+	if err != nil || len(all) != len(stats) {
+		t.Errorf("%d interfaces, %d with counters, %v", len(all), len(stats), err)
+	}
+}
+
 func TestEnsureRefusesForeign(t *testing.T) {
 	l := open(t)
 	linktest.Run(t, "ip", "tuntap", "add", "ist-f", "mode", "tun")
