@@ -171,7 +171,7 @@ func TestStranger(t *testing.T) {
 		t.Errorf("%+v", s)
 	}
 	u.note(otherKey)
-	if s := u.stranger.Load(); s.address.IsValid() || !s.otherKey || s.at.Second() != 0 {
+	if s := u.stranger.Load(); s.address.IsValid() || !s.otherKey || s.at.IsZero() {
 		t.Errorf("%+v", s)
 	}
 }

@@ -276,9 +276,11 @@ func (d *Driver) observeLocked(now time.Time) ([]tunnel.State, error) {
 			dev = nil
 		}
 		s := decode(l, dev, now)
-		if u := d.embedded[l.Name]; u != nil && s.Status != tunnel.Up {
-			if x := u.stranger.Load(); x != nil {
-				s.Device.Stranger, s.Device.StrangerAt, s.Device.OtherKey = x.address, x.at, x.otherKey
+		if u := d.embedded[l.Name]; u != nil {
+			// The peer may be gone although its keys are valid for a while. To the minute, because
+			// strangers decide how often they call, and each change is reported.
+			if x := u.stranger.Load(); x != nil && x.at.After(s.Keyed) {
+				s.Device.Stranger, s.Device.StrangerAt, s.Device.OtherKey = x.address, x.at.Truncate(time.Minute), x.otherKey
 			}
 		}
 		seen[s.Name] = true

@@ -37,10 +37,9 @@ const (
 	otherKey = "Received packet with invalid mac1"
 )
 
-// note stores the handshakes that the device drops, to the minute: strangers decide how often it is
-// called.
+// note stores the newest handshake that the device drops.
 func (u *userspace) note(format string, args ...any) {
-	s := &stranger{at: time.Now().Truncate(time.Minute), otherKey: format == otherKey}
+	s := &stranger{at: time.Now(), otherKey: format == otherKey}
 	switch {
 	case format == unknownKey && len(args) == 1:
 		s.address, _ = netip.ParseAddrPort(fmt.Sprint(args[0]))

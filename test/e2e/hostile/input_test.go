@@ -212,11 +212,17 @@ func TestInput(t *testing.T) {
 	if !strings.Contains(changes, "services of the machine that the document does not open get no new flows") {
 		t.Errorf("changes: %s", changes)
 	}
-	all := &isthmusv1.ListPoliciesResponse{}
-	w.ok(w.hub.Get(t.Context(), "nat", all))
-	if !slices.ContainsFunc(all.GetDrops(), func(d *isthmusv1.Drop) bool { return d.GetReason() == "input" && d.GetPackets() > 0 }) {
-		t.Errorf("none was counted: %v", all.GetDrops())
-	}
+	// Counters are up to two seconds old.
+	w.ok(lab.Until(t.Context(), 30*time.Second, func() error {
+		all := &isthmusv1.ListPoliciesResponse{}
+		if err := w.hub.Get(t.Context(), "nat", all); err != nil {
+			return err
+		}
+		if !slices.ContainsFunc(all.GetDrops(), func(d *isthmusv1.Drop) bool { return d.GetReason() == "input" && d.GetPackets() > 0 }) {
+			return fmt.Errorf("none was counted: %v", all.GetDrops())
+		}
+		return nil
+	}))
 }
 
 // TestConnectionsStay checks that an SSH connection whose source stays allowed goes on through
