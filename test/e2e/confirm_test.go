@@ -96,7 +96,7 @@ func TestConfirm(t *testing.T) {
 	before, peers := b.baseline()
 
 	out, err := b.r.CLIInput(t.Context(), less, "plan", "-f", "-")
-	if exitCode(err) != 3 || !strings.Contains(out, "- remove  tunnel") || !strings.Contains(out, victim) {
+	if exitCode(err) != 3 || !strings.Contains(out, "- remove tunnel") || !strings.Contains(out, victim) {
 		t.Errorf("plan of a change: %v\n%s", err, out)
 	}
 	if out, err = b.r.CLIInput(t.Context(), full, "plan", "-f", "-"); exitCode(err) != 0 || out != "" {
