@@ -151,6 +151,11 @@ func (d *Driver) handleState(r bgp.Reporter, m stateMessage) {
 		delete(d.expect, name)
 	case m.Expired:
 		s.Restarting = false
+	case m.State == bgp.Idle && s.Restarting:
+		// A session that does not come back, for example because its OPEN is refused: GoBGP has
+		// dropped the paths. While our own process restarts, the FIB keeps them until expect ends.
+		_, own := d.expect[name]
+		s.Restarting = own
 	}
 	if m.State == "" && !m.Expired {
 		d.mu.Unlock()

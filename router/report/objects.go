@@ -64,7 +64,7 @@ func peerConditions(c bgp.Peer, s bgp.PeerState, lost, now time.Time, carried bo
 	case s.State == bgp.Established || lost.IsZero() || now.Sub(lost) < lostFor:
 		return out
 	case s.Restarting:
-		return append(out, condition.SessionDown.Warning(lost, "the session restarts gracefully, and its routes stay for now"))
+		return append(out, condition.SessionDown.Warning(lost, "the peer restarts gracefully, and its routes stay until its restart time is over"))
 	case !carried:
 		return append(out, condition.SessionDown.Warning(lost, "tunnel %s is not up", c.Tunnel))
 	}

@@ -1,0 +1,274 @@
+// Package faults has a node to which one fault after another happens: each must show in `isthmus
+// status` in words that lead to its remedy, and be gone when it is mended. Of the kernel it needs
+// only TUN. Ring: namespace; needs root.
+package faults
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/isthmus-net/isthmus/router/condition"
+	"github.com/isthmus-net/isthmus/test/e2e/daemon"
+	"github.com/isthmus-net/isthmus/test/golden"
+	"github.com/isthmus-net/isthmus/test/lab"
+)
+
+// world is a node, its peer behind a router, and the keys of the lane between them.
+type world struct {
+	*testing.T
+	hub, site     *daemon.Node
+	net           *lab.Node
+	hubDoc, site0 string
+}
+
+func (w *world) ok(err error) {
+	w.Helper()
+	if err != nil {
+		w.Fatal(err)
+	}
+}
+
+// apply applies a document with some parts replaced.
+func (w *world) apply(n *daemon.Node, document string, replace ...string) {
+	w.Helper()
+	for i := 0; i < len(replace); i += 2 {
+		if !strings.Contains(document, replace[i]) {
+			w.Fatalf("the document has no %q", replace[i])
+		}
+	}
+	_, err := n.CLI(w.Context(), strings.NewReplacer(replace...).Replace(document), "apply", "-f", "-")
+	w.ok(err)
+}
+
+// filter drops what the rules say between the two nodes.
+func (w *world) filter(rules string) {
+	w.Helper()
+	_, err := w.net.ExecInput(w.Context(), "table inet faults\ndelete table inet faults\ntable inet faults {\n chain f {\n type filter hook forward priority 0\n"+rules+" }\n}\n", "nft", "-f", "-")
+	w.ok(err)
+}
+
+func (w *world) run(n *lab.Node, command string) {
+	w.Helper()
+	_, err := n.Exec(w.Context(), strings.Fields(command)...)
+	w.ok(err)
+}
+
+// fault is something that goes wrong, as a user would say it.
+type fault struct {
+	what string
+	make func(*world)
+	mend func(*world) // nil: the documents are applied again
+	// kind is the condition that names it, and words are in its message.
+	kind  *condition.Kind
+	words []string
+}
+
+const hubDocument = `node: {name: hub, asn: 64600}
+underlay: {interface: wan, address: 192.0.2.100}
+tunnels:
+- {name: lane, inside: [{local: 169.254.80.0/31}], wireguard: {privateKey: lane, presharedKey: psk, peerPublicKey: SITE, endpoint: "198.51.100.101:51820", listenPort: 51820, keepalive: 5s}}
+peers:
+- {name: site, tunnel: lane, asn: 64601, holdTime: 9s, import: {allow: [{prefix: 172.16.0.0/16, le: 24}]}, export: {allow: [{prefix: 0.0.0.0/0}]}}
+egress:
+  pools: [{name: partner, addresses: [{address: 192.0.2.110}], probes: {targets: ["icmp://203.0.113.1"], interval: 1s, timeout: 1s, rise: 1, fall: 2, holdDown: 0s}}]
+  policies: [{name: spokes, sources: [172.16.0.0/16], pool: partner}]
+`
+
+const siteDocument = `node: {name: site, asn: 64601}
+underlay: {interface: wan, address: 198.51.100.101}
+tunnels:
+- {name: lane, inside: [{local: 169.254.80.1/31}], sources: [0.0.0.0/0], wireguard: {privateKey: lane, presharedKey: psk, peerPublicKey: HUB, endpoint: "192.0.2.100:51820", listenPort: 51820, keepalive: 5s}}
+peers:
+- {name: hub, tunnel: lane, asn: 64600, holdTime: 9s, export: {allow: [{prefix: 172.16.0.0/16, le: 24}]}}
+announce: [172.16.1.0/24, 172.16.2.0/24]
+`
+
+var faults = []fault{
+	{"the peer has another private key than the document expects", func(w *world) {
+		w.apply(w.hub, w.hubDoc, keyOf(w.hubDoc), otherKey)
+	}, nil, condition.TunnelDown, []string{"with another key than the peer's came from 198.51.100.101"}},
+	{"the peer has another public key of this node", func(w *world) {
+		w.apply(w.site, w.site0, keyOf(w.site0), otherKey)
+	}, nil, condition.TunnelDown, []string{"set this node's public key at the peer"}},
+	{"the pre-shared keys differ", func(w *world) {
+		w.secret(w.site, "psk", otherKey)
+		w.site.Kill() // else the present keys stay in use for up to three minutes
+		w.site.Start(w.T)
+	}, func(w *world) { w.secret(w.site, "psk", samePSK) }, condition.TunnelDown, []string{"keys of the two sides do not match"}},
+	{"UDP is filtered", func(w *world) { w.filter("udp dport 51820 drop\n") }, func(w *world) { w.filter("") },
+		condition.TunnelDown, []string{"no packet from 198.51.100.101:51820 since", "UDP is filtered on the path"}},
+	{"the data of the tunnel is filtered, handshakes are not", func(w *world) { w.filter("udp dport 51820 @th,64,8 4 drop\n") }, func(w *world) { w.filter("") },
+		condition.TunnelSuspect, []string{"no data has come since", "lets handshakes pass"}},
+	{"the data of the tunnel is filtered in one direction", func(w *world) { w.filter("ip saddr 192.0.2.100 udp dport 51820 @th,64,8 4 drop\n") }, func(w *world) { w.filter("") },
+		condition.TunnelSuspect, nil},
+	{"the peer has another ASN", func(w *world) { w.apply(w.site, w.site0, "asn: 64601", "asn: 64999") }, nil,
+		condition.SessionDown, []string{"the peer has AS 64999, and the document says 64601"}},
+	{"the peer expects another ASN of this node", func(w *world) { w.apply(w.site, w.site0, "asn: 64600", "asn: 64998") }, nil,
+		condition.SessionDown, []string{"it expects another AS than 64600 (node.asn)"}},
+	{"both sides of a session wait for the other", func(w *world) { w.apply(w.hub, w.hubDoc, "holdTime: 9s", "holdTime: 9s, passive: true") }, nil,
+		condition.SessionDown, []string{"waits for the peer to connect"}},
+	{"only one side has a TCP MD5 password", func(w *world) { w.apply(w.hub, w.hubDoc, "holdTime: 9s", "holdTime: 9s, password: md5") }, nil,
+		condition.SessionDown, []string{"password"}},
+	{"the peer announces more prefixes than maxPrefixes", func(w *world) { w.apply(w.hub, w.hubDoc, "holdTime: 9s", "holdTime: 9s, maxPrefixes: 1") },
+		func(w *world) {
+			w.apply(w.hub, w.hubDoc)
+			_, err := w.hub.CLI(w.Context(), "", "reset", "peer", "site")
+			w.ok(err)
+		}, condition.PrefixLimit, []string{"more than 1 prefixes", "raise maxPrefixes"}},
+	{"the peer is gone", func(w *world) { w.site.Kill() }, func(w *world) { w.site.Start(w.T) },
+		condition.TunnelDown, []string{"no packet from"}},
+	{"no target of a pool's probes answers", func(w *world) { w.run(w.net, "ip addr del 203.0.113.1/32 dev lo") }, func(w *world) { w.run(w.net, "ip addr add 203.0.113.1/32 dev lo") },
+		condition.PoolDown, []string{"pool partner", "203.0.113.1"}},
+	{"the underlay interface lost its address", func(w *world) { w.run(w.hub.Node, "ip addr del 192.0.2.100/24 dev wan") },
+		func(w *world) {
+			w.run(w.hub.Node, "ip addr add 192.0.2.100/24 dev wan")
+			w.run(w.hub.Node, "ip route replace default via 192.0.2.1")
+		}, condition.NoUnderlayAddress, []string{"does not have underlay.address 192.0.2.100"}},
+	{"the MTU of the underlay is smaller than the document says", func(w *world) { w.run(w.hub.Node, "ip link set wan mtu 1400") }, func(w *world) { w.run(w.hub.Node, "ip link set wan mtu 1500") },
+		condition.UnderlayMTU, []string{"MTU of 1400", "set underlay.mtu to 1400"}},
+	{"a route of the machine leads to the peer by another interface", func(w *world) { w.run(w.hub.Node, "ip route add 198.51.100.101/32 dev lan") }, func(w *world) { w.run(w.hub.Node, "ip route del 198.51.100.101/32 dev lan") },
+		condition.NotByUnderlay, []string{"by interface lan"}},
+	{"a change waits for its confirmation", func(w *world) {
+		_, err := w.hub.CLI(w.Context(), w.hubDoc+"announce: [10.1.0.0/16]\n", "apply", "-f", "-", "--confirm-within", "1h")
+		w.ok(err)
+	}, nil, condition.NotConfirmed, []string{"unless `isthmus confirm"}},
+	{"another program flushes the ruleset", func(w *world) { w.run(w.hub.Node, "nft flush ruleset") }, unmended,
+		condition.GuardWasMissing, []string{"another process removed the rules"}},
+}
+
+// unmended stands for a condition that stays for a while after the fault.
+func unmended(*world) {}
+
+const (
+	otherKey = "uxKtjSR/HgPr5/2mKg3++n6zfPx6H2aGymuvit1Nxn8="
+	samePSK  = "sZkhevoqPVLyCseHy755vObBmOP/NXRtsRaLyQB5oHc="
+)
+
+// keyOf returns the public key of the peer in a document.
+func keyOf(document string) string {
+	_, rest, _ := strings.Cut(document, "peerPublicKey: ")
+	key, _, _ := strings.Cut(rest, ",")
+	return key
+}
+
+func (w *world) secret(n *daemon.Node, name, value string) {
+	w.Helper()
+	_, err := n.CLI(w.Context(), value, "secret", "set", name)
+	w.ok(err)
+}
+
+func begin(t *testing.T) *world {
+	w := &world{T: t}
+	l, err := lab.New(lab.Options{})
+	w.ok(err)
+	t.Cleanup(func() {
+		if t.Failed() && w.hub.Process != nil {
+			log, _ := os.ReadFile(w.hub.Process.Log)
+			t.Logf("%s", log)
+		}
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	bin := daemon.Build(t, "../../..")
+	w.hub, w.site, w.net = daemon.New(l.Node("hub"), bin), daemon.New(l.Node("site"), bin), l.Node("net")
+	l.Link(lab.End{Node: w.net, Name: "hub", Addrs: daemon.Prefixes("192.0.2.1/24")}, lab.End{Node: w.hub.Node, Name: "wan", Addrs: daemon.Prefixes("192.0.2.100/24")})
+	l.Link(lab.End{Node: w.net, Name: "site", Addrs: daemon.Prefixes("198.51.100.1/24")}, lab.End{Node: w.site.Node, Name: "wan", Addrs: daemon.Prefixes("198.51.100.101/24")})
+	l.Link(lab.End{Node: l.Node("lan"), Name: "eth0", Addrs: daemon.Prefixes("10.50.0.2/24")}, lab.End{Node: w.hub.Node, Name: "lan", Addrs: daemon.Prefixes("10.50.0.1/24")})
+	w.hub.IP("route add default via 192.0.2.1")
+	w.site.IP("route add default via 198.51.100.1")
+	w.net.IP("addr add 203.0.113.1/32 dev lo")
+	w.ok(l.Up(t.Context()))
+	hubPrivate, hubPublic := daemon.Key(t)
+	sitePrivate, sitePublic := daemon.Key(t)
+	w.hubDoc, w.site0 = strings.Replace(hubDocument, "SITE", sitePublic, 1), strings.Replace(siteDocument, "HUB", hubPublic, 1)
+	for _, n := range []*daemon.Node{w.hub, w.site} {
+		n.Start(t)
+		w.secret(n, "psk", samePSK)
+		w.secret(n, "md5", "a password")
+	}
+	w.secret(w.hub, "lane", hubPrivate)
+	w.secret(w.site, "lane", sitePrivate)
+	w.apply(w.hub, w.hubDoc)
+	w.apply(w.site, w.site0)
+	w.well()
+	return w
+}
+
+// well waits until the node has no condition.
+func (w *world) well() {
+	w.Helper()
+	w.ok(lab.Until(w.Context(), 2*time.Minute, func() error {
+		out, err := w.hub.CLI(w.Context(), "", "status", "--check")
+		if err == nil && !strings.HasPrefix(out, "OK: tunnels 1/1 up, peers 1/1 established") {
+			err = fmt.Errorf("the node is not well: %s", out)
+		}
+		return err
+	}))
+}
+
+// TestFaults makes one fault after another.
+func TestFaults(t *testing.T) {
+	w := begin(t)
+	for _, f := range faults {
+		t.Run(f.what, func(t *testing.T) {
+			one := *w
+			one.T = t
+			one.shows(f)
+		})
+	}
+}
+
+// shows makes a fault, waits until the status names it, repairs it, and waits until the node is well.
+func (w *world) shows(f fault) {
+	began := time.Now()
+	f.make(w)
+	err := lab.Until(w.Context(), 10*time.Second, func() error {
+		out, err := w.hub.CLI(w.Context(), "", "status")
+		if err != nil {
+			return err
+		}
+		for _, word := range append([]string{f.kind.Name, f.kind.Remedy[:min(20, len(f.kind.Remedy))]}, f.words...) {
+			if !strings.Contains(out, word) {
+				return fmt.Errorf("status does not say %q:\n%s", word, out)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		w.Error(err) // the repair is tried nevertheless
+	}
+	w.Logf("%5.1f s  %s", time.Since(began).Seconds(), f.kind.Name)
+	if f.mend == nil {
+		w.apply(w.hub, w.hubDoc)
+		w.apply(w.site, w.site0)
+	} else {
+		f.mend(w)
+	}
+	if f.kind != condition.GuardWasMissing {
+		w.well()
+	}
+}
+
+// TestPage keeps the table of the documents current.
+func TestPage(t *testing.T) {
+	const file, begin, end = "../../../docs/troubleshooting.md", "<!-- faults -->\n", "<!-- end of faults -->"
+	var table strings.Builder
+	table.WriteString("| what is wrong | condition | the message has |\n| --- | --- | --- |\n")
+	for _, f := range faults {
+		fmt.Fprintf(&table, "| %s | [%s](conditions.md#%s) | %s |\n", f.what, f.kind.Name, strings.ToLower(f.kind.Name), strings.Join(f.words, ", "))
+	}
+	page, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	head, rest, found := strings.Cut(string(page), begin)
+	_, tail, ended := strings.Cut(rest, end)
+	if !found || !ended {
+		t.Fatalf("%s has no table of faults", file)
+	}
+	golden.Check(t, file, head+begin+table.String()+end+tail)
+}
