@@ -251,9 +251,6 @@ func (r *Result) awsOptions(d document, about *node) map[netip.Addr]awsTunnel {
 	return all
 }
 
-// awsKey is the alphabet of AWS's pre-shared keys.
-var awsKey = regexp.MustCompile(`^[A-Za-z0-9._]+$`)
-
 func (r *Result) awsTunnel(d document, id, name string, t awsTunnel) Tunnel {
 	name = nameOf(name)
 	x := t.xml
@@ -270,18 +267,11 @@ func (r *Result) awsTunnel(d document, id, name string, t awsTunnel) Tunnel {
 	}
 	out.Inside = r.awsInside(d, id, t)
 
-	for _, key := range []struct {
-		n    *node
-		from string
-	}{{x.get("ike", "pre_shared_key"), "ike/pre_shared_key"}, {t.option("PreSharedKey"), "TunnelOptions/PreSharedKey"}} {
-		// Masked keys are replaced by other text.
-		if psk := key.n.string(); awsKey.MatchString(psk) && !out.PSK.known() {
-			out.PSK = keyFrom(psk, key.from)
-		}
+	how := "read it with aws ec2 describe-vpn-connections --vpn-connection-ids " + printable(id) + ", or set another with modify-vpn-tunnel-options"
+	if arn := t.option("PreSharedKeyArn").string(); arn != "" {
+		how = "AWS keeps it in Secrets Manager: aws secretsmanager get-secret-value --secret-id " + printable(arn[:min(len(arn), 200)])
 	}
-	if !out.PSK.known() {
-		r.note(d, t.at, "%s: the key of %s is not in the file: it was masked or taken out, or AWS keeps it in Secrets Manager", id, name)
-	}
+	out.PSK = r.key(d, t.at, name, "aws", how, place{x.get("ike", "pre_shared_key"), "ike/pre_shared_key"}, place{t.option("PreSharedKey"), "TunnelOptions/PreSharedKey"})
 
 	if versions := values(t.option("IkeVersions")); len(versions) > 0 && !slices.Contains(versions, "ikev2") {
 		r.note(d, t.at, "%s: the tunnel to %s takes only %s; add ikev2 with modify-vpn-tunnel-options", id, t.remote.Is, strings.Join(versions, ", "))

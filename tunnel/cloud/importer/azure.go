@@ -3,7 +3,6 @@ package importer
 import (
 	"fmt"
 	"net/netip"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -74,20 +73,6 @@ func readAzure(r *Result, docs []document) {
 			r.note(s, s.node, "%s is this node as Azure knows it, and no connection to it is among the files; give az network vpn-connection show as well", called(s.node))
 		}
 	}
-}
-
-// Azure's pre-shared keys have any printable ASCII characters except these; text in brackets is a
-// template's expression.
-var (
-	azureKey = regexp.MustCompile(`^[!-,.-}]{1,128}$`)
-	noKey    = regexp.MustCompile(`^(\*+|\[.*\])$`)
-)
-
-func azurePSK(n *node, from string) (v Value[Secret]) {
-	if key := n.string(); azureKey.MatchString(key) && !noKey.MatchString(key) {
-		return keyFrom(key, from)
-	}
-	return v
 }
 
 // azureRefused notes why this node cannot use a connection, and reports whether there is such a
@@ -169,7 +154,11 @@ func (r *Result) azureTunnels(c, g, side document, name, cloud string) {
 	public := r.address(side, side.get(address), from+address)
 	ownASN := r.asn(side, side.get(settings, "asn"), from+settings+"/asn")
 	own := r.address(side, side.get(settings, "bgpPeeringAddress"), from+settings+"/bgpPeeringAddress")
-	psk := azurePSK(c.get("sharedKey"), "connection/sharedKey")
+	how := "give az network vpn-connection shared-key show --connection-name " + name + " and store it, for every tunnel of the connection"
+	if cloud == "azure-vwan" {
+		how = "give the file for VPN sites that the hub makes, which has it"
+	}
+	psk := r.key(c, c.node, name, "azure", how, place{c.get("sharedKey"), "connection/sharedKey"})
 	var names []string
 	instances := g.get("bgpSettings", "bgpPeeringAddresses").items()
 	if len(instances) == 0 {
@@ -287,6 +276,7 @@ func (r *Result) azureSite(d document) {
 			base = fmt.Sprintf("%s-%d", name, i)
 		}
 		r.note(d, c, "%s: a site file has no algorithms; the link needs a custom policy, as isthmus cloud show azure-vwan says", base)
+		psk := r.key(d, c, base, "azure", "download the file again, whole, or set a new key at the connection", place{connection.get("PSK"), "connectionConfiguration/PSK"})
 		var names []string
 		for _, instance := range []string{"Instance0", "Instance1"} {
 			remote := r.address(d, gateway.get("IpAddresses", instance), "gatewayConfiguration/IpAddresses/"+instance)
@@ -298,7 +288,7 @@ func (r *Result) azureSite(d document) {
 				Name: nameOf(base, instance[len("Instance"):]), Cloud: "azure-vwan", Remote: remote, RouterPublic: public, RouterASN: ownASN,
 				About: fmt.Sprintf("site %s, %s of the hub in %s", name, instance, hub.string("Region")),
 			}
-			t.PSK = azurePSK(connection.get("PSK"), "connectionConfiguration/PSK")
+			t.PSK = psk
 			p := preset(t.Cloud)
 			parameters := connection.get("IPsecParameters")
 			t.ChildRekey = r.earlier(d, parameters, r.seconds(d, parameters.get("SALifeTimeInSeconds"), "IPsecParameters/SALifeTimeInSeconds"), p.ChildRekey.Is, 5*time.Minute)

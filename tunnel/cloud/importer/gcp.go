@@ -119,6 +119,8 @@ func (r *Result) gcpTunnel(d document, o gcpObjects) {
 			}
 		}
 	}
+	t.PSK = r.key(d, d.node, name, "gcp", "Google never shows it: take it from where the tunnel was made, such as terraform show -json, or make the tunnel again with --shared-secret",
+		place{d.get("sharedSecret"), "vpnTunnel/sharedSecret"})
 	r.gcpCiphers(d, name, &t)
 	if router, ok := named(o.routers, d.string("router")); ok {
 		r.gcpSession(d, router, name, &t)

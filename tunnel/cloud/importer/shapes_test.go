@@ -121,6 +121,10 @@ var shapes = []struct {
 		[]string{`local: "fd00:1::2/126"`, `remote: "fd00:1::1"`}},
 	{"timers of its own", "aws", []string{described("vpn-1", "available", `{"EnableAcceleration": true, "TunnelOptions": [{"OutsideIpAddress": "198.51.100.1", "Phase1LifetimeSeconds": 3600, "Phase2LifetimeSeconds": 1800, "RekeyMarginTimeSeconds": 120, "RekeyFuzzPercentage": 50}]}`, connectionXML("vpn-1", tunnelXML("203.0.113.9", 1)))}, 1,
 		[]string{"ikeRekey: 56m0s # before the gateway's 57m0s", "childRekey: 26m0s # before the gateway's 27m0s"}},
+	{"masked in the XML", "aws", []string{strings.Replace(connectionXML("vpn-1", tunnelXML("203.0.113.9", 1)), "FileKey1", "REDACTED", 1)}, 1, []string{"f0:8: vpn-1-1: its key is not in ike/pre_shared_key: the text is a placeholder; read it with aws ec2 describe", "psk: vpn-1-1 # MISSING"}},
+	{"a key in Secrets Manager", "aws", []string{described("vpn-1", "available", `{"TunnelOptions": [{"OutsideIpAddress": "198.51.100.1", "PreSharedKey": "", "PreSharedKeyArn": "arn:aws:secretsmanager:r:0:secret:k"}]}`, strings.Replace(connectionXML("vpn-1", tunnelXML("203.0.113.9", 1)), "FileKey1", "", 1))}, 1,
+		[]string{"its key is not in the file; AWS keeps it in Secrets Manager: aws secretsmanager get-secret-value --secret-id arn:aws:secretsmanager:r:0:secret:k"}},
+	{"blanks around a key", "aws", []string{strings.Replace(connectionXML("vpn-1", tunnelXML("203.0.113.9", 1)), "FileKey1", " FileKey1\t", 1)}, 1, []string{"vpn-1-1: blanks, line ends or a byte order mark around its key (ike/pre_shared_key) were cut off", "psk: vpn-1-1 # the name"}},
 	{"over Direct Connect", "aws", []string{described("vpn-1", "available", `{"OutsideIpAddressType": "PrivateIpv4"}`, connectionXML("vpn-1", tunnelXML("10.0.0.9", 1)))}, 1, []string{"has private outside addresses"}},
 	{"a state of several clouds", "aws", []string{`{"resources": [{"type": "google_compute_router", "instances": [{"attributes": {"self_link": "` + gcpURL + `routers/a", "network": "` + gcpURL + `networks/n", "subnetworks": ["` + strings.Repeat(gcpURL+`", "`, 30) + `"]}}]},
 		{"type": "aws_vpn_connection", "instances": [{"attributes": {"id": "vpn-1", "customer_gateway_configuration": ` + strconv.Quote(connectionXML("vpn-1", tunnelXML("203.0.113.9", 1))) + `}}]}]}`}, 1, nil},
@@ -158,6 +162,8 @@ var shapes = []struct {
 		`{"id": "` + azureID + `vpnSites/s", "name": "s", "vpnSiteLinks": [{"id": "` + azureID + `vpnSites/s/vpnSiteLinks/l1", "name": "l1", "ipAddress": "203.0.113.9", "bgpProperties": {"asn": 64620, "bgpPeeringAddress": "169.254.21.1"}}]}`}, 2,
 		[]string{"cloud: azure-vwan", "remoteAddress: 198.51.100.70", "remote: 169.254.21.2 ", "remote: 169.254.21.10 # connection/vpnGatewayCustomBgpAddresses", "local: 169.254.21.1/32 # vpnSiteLink/bgpProperties/bgpPeeringAddress", "ikeProposals: [aes256-sha256-modp2048]", "espProposals: [aes256gcm16-modp2048]"}},
 
+	{"a placeholder for the key", "azure", []string{azureGateway, azureLocal, azureConnection(`, "sharedKey": "<hidden>"`)}, 1, []string{"f2:2: c1: its key is not in connection/sharedKey: the text is an expression", "az network vpn-connection shared-key show --connection-name c1"}},
+	{"blanks in the key", "azure", []string{azureGateway, azureLocal, azureConnection(`, "sharedKey": "File Key"`)}, 1, []string{"the text has blanks or line ends inside; if they belong to the key, store it by hand"}},
 	{"a name of several lines", "azure", []string{azureGateway, azureLocal, strings.Replace(azureConnection(""), `"c1"`, `"c\n1: {} # \u0085x"`, 1)}, 1, []string{"name: c-1-x\n", "# c?1: {} # ?x, instance 0"}},
 
 	{"each in a file", "gcp", []string{gcpGateway, gcpRouter, gcpTunnel(`, "peerIp": "203.0.113.9"`)}, 1, []string{"local: 169.254.66.2/30", "remote: 169.254.66.1", "publicAddress 203.0.113.9"}},
