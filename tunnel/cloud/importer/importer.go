@@ -115,6 +115,22 @@ func (t Tunnel) PSKName() string { return t.Name }
 // PasswordName returns the name under which the session's TCP MD5 key is stored.
 func (t Tunnel) PasswordName() string { return fit(t.Name, "-md5") }
 
+// Key is a key that a tunnel needs.
+type Key struct {
+	What string // in a sentence
+	Name string // of the secret
+	Key  Secret
+}
+
+// Keys returns the keys that the document names.
+func (t Tunnel) Keys() []Key {
+	keys := []Key{{"key", t.PSKName(), t.PSK.Is}}
+	if t.ASN.known() && t.Password.known() {
+		keys = append(keys, Key{"TCP MD5 key", t.PasswordName(), t.Password.Is})
+	}
+	return keys
+}
+
 // Import reads the files of one cloud: "aws", "azure" or "gcp". An error means that the files
 // contain nothing usable.
 func Import(name string, files []File) (*Result, error) {
