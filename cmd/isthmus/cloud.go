@@ -104,11 +104,13 @@ func (a *app) cloudImport() *cobra.Command {
 		Long: `Make the tunnels and peers of a document from a cloud's files about its VPN gateway, and print them with comments that name
 the source of each value. Skipped, missing and doubtful values are reported on standard error. - is standard input.
 
-aws: the configuration in XML, or the console's text for a generic device; the output of aws ec2 describe-vpn-connections; an
-answer of the Query API; Terraform's state.
-azure: az network vnet-gateway show, vpn-connection show and local-gateway show (or list) together; for a hub of a virtual
-WAN, vpn-gateway show and vpn-site show, or its file for VPN sites.
+aws: the configuration in XML, or the console's text for a generic device; the output of aws ec2 describe-vpn-connections, and of
+describe-customer-gateways when the connections are without XML; an answer of the Query API.
+azure: az network vnet-gateway show, vpn-connection show and local-gateway show (or list) together, and public-ip show for a
+gateway without BGP; the same of PowerShell with ConvertTo-Json; for a hub of a virtual WAN, vpn-gateway show and vpn-site show,
+or its file for VPN sites.
 gcp: gcloud compute vpn-gateways, vpn-tunnels and routers describe (or list) together, as YAML or JSON.
+Each: Terraform's state, and what terraform show -json, terraform show and terraform state show print. The last two hide keys.
 
 Keys are never printed. --set-secrets stores the keys in the files as secrets of the node, --secrets-dir writes each into a
 file of its own. A stored key with another value is not replaced without --replace.`}

@@ -17,24 +17,28 @@ import (
 // readAWS reads the CustomerGatewayConfiguration (XML, or the text that says the same), alone or
 // inside what describe-vpn-connections, the Query API or Terraform's state have around it.
 func readAWS(r *Result, docs []document) {
+	var o awsObjects
+	for _, d := range docs {
+		o.collect(d)
+	}
 	for _, d := range docs {
 		found := false
 		d.walk(func(n *node) bool {
 			for _, c := range n.all("vpn_connection") {
 				if d.xml && !c.has("VpnConnectionId") { // the Query API wraps it in vpnConnection
-					r.awsConnection(d, &node{}, c)
+					r.awsConnection(d, &node{}, c, o)
 					found = true
 				}
 			}
 			config := n.string("CustomerGatewayConfiguration")
 			switch {
-			case config != "" || n.has("VpnConnectionId") && (n.has("Options") || n.has("State")):
-				r.awsText(d, n, n, config)
+			case n.string(terraformType) == "aws_vpn_connection", config != "" || n.has("VpnConnectionId") && (n.has("Options") || n.has("State")):
+				r.awsText(d, n, n, config, o)
 				found = true
 				return false
 			case strings.Contains(n.text, "<vpn_connection"):
 				// an output of Terraform contains the XML as a plain value
-				r.awsText(d, n, &node{}, n.text)
+				r.awsText(d, n, &node{}, n.text, o)
 				found = true
 			}
 			return true
@@ -42,6 +46,51 @@ func readAWS(r *Result, docs []document) {
 		if !found {
 			r.nothing(d, "VPN connection")
 		}
+	}
+}
+
+// awsObjects are objects that a connection refers to, by id.
+type awsObjects struct{ customers, gateways map[string]document }
+
+func (o *awsObjects) collect(d document) {
+	if o.customers == nil {
+		o.customers, o.gateways = map[string]document{}, map[string]document{}
+	}
+	d.walk(func(n *node) bool {
+		object := document{file: d.file, node: n}
+		id := n.string("id")
+		switch kind := n.string(terraformType); {
+		case kind == "aws_customer_gateway":
+			o.customers[id] = object
+		case kind == "aws_vpn_gateway", kind == "aws_ec2_transit_gateway":
+			o.gateways[id] = object
+		case n.has("CustomerGatewayId") && n.has("BgpAsn"):
+			o.customers[n.string("CustomerGatewayId")] = object
+		case n.has("VpnGatewayId") && n.has("AmazonSideAsn"):
+			o.gateways[n.string("VpnGatewayId")] = object
+		case n.has("TransitGatewayId") && n.get("Options").has("AmazonSideAsn"):
+			o.gateways[n.string("TransitGatewayId")] = document{file: d.file, node: n.get("Options")}
+		}
+		return true
+	})
+}
+
+// complete adds what only the customer gateway and the gateway have when there is no XML.
+func (o awsObjects) complete(r *Result, about, xml *node, gateway string, t *Tunnel) {
+	id := xml.string("customer_gateway_id")
+	if id == "" {
+		id = about.string("CustomerGatewayId")
+	}
+	if c, ok := o.customers[id]; ok {
+		if !t.RouterPublic.known() {
+			t.RouterPublic = r.address(c, c.get("ip_address"), "customer gateway/ip_address")
+		}
+		if !t.RouterASN.known() {
+			t.RouterASN = r.asn(c, c.either("bgp_asn", "bgp_asn_extended"), "customer gateway/bgp_asn")
+		}
+	}
+	if g, ok := o.gateways[gateway]; ok && !t.ASN.known() {
+		t.ASN = r.asn(g, g.get("amazon_side_asn"), "gateway/amazon_side_asn")
 	}
 }
 
@@ -103,7 +152,7 @@ func awsGeneric(data []byte) *node {
 }
 
 // awsText reads the XML of a connection, and the data around it.
-func (r *Result) awsText(d document, at, about *node, config string) {
+func (r *Result) awsText(d document, at, about *node, config string, o awsObjects) {
 	if state := strings.ToLower(about.string("State")); slices.Contains([]string{"deleted", "deleting", "pending"}, state) {
 		r.note(d, about, "%s: is %s; skipped", awsID(about), state)
 		return
@@ -126,7 +175,7 @@ func (r *Result) awsText(d document, at, about *node, config string) {
 	}
 	// Line numbers of the inner text have no meaning in the file.
 	xml.walk(func(n *node) bool { n.line = at.line; return true })
-	r.awsConnection(d, about, xml)
+	r.awsConnection(d, about, xml, o)
 }
 
 func awsID(about *node) string {
@@ -146,7 +195,7 @@ type awsTunnel struct {
 	option func(name string) *node
 }
 
-func (r *Result) awsConnection(d document, about, xml *node) {
+func (r *Result) awsConnection(d document, about, xml *node, all awsObjects) {
 	id := xml.string("id")
 	if id == "" {
 		id = awsID(about)
@@ -197,6 +246,7 @@ func (r *Result) awsConnection(d document, about, xml *node) {
 	for i, t := range tunnels {
 		out := r.awsTunnel(d, id, fmt.Sprintf("%s-%d", id, i+1), t)
 		out.About = fmt.Sprintf("%s, tunnel to %s of %s", id, t.remote.Is, gateway)
+		all.complete(r, about, xml, gateway, &out)
 		if strings.HasPrefix(gateway, "tgw-") {
 			out.ExportLimit = Value[uint32]{cloud.TransitExportLimit.Is, cloud.TransitExportLimit.Why}
 		}
@@ -245,7 +295,7 @@ func (r *Result) awsOptions(d document, about *node) map[netip.Addr]awsTunnel {
 	}
 	for _, n := range []string{"tunnel1", "tunnel2"} {
 		if a := r.address(d, about.get(n+"_address"), n+"_address"); a.known() {
-			all[a.Is] = awsTunnel{at: about, remote: a, option: func(name string) *node { return about.get(n + name) }}
+			all[a.Is] = awsTunnel{at: about, remote: a, option: func(name string) *node { return about.get(n + strings.TrimPrefix(name, "Tunnel")) }}
 		}
 	}
 	return all
@@ -262,7 +312,14 @@ func (r *Result) awsTunnel(d document, id, name string, t awsTunnel) Tunnel {
 	out.RouterPublic = r.address(d, own, "customer_gateway/tunnel_outside_address")
 	out.RouterASN = r.asn(d, x.get("customer_gateway", "bgp", "asn"), "customer_gateway/bgp/asn")
 	out.ASN = r.asn(d, x.get("vpn_gateway", "bgp", "asn"), "vpn_gateway/bgp/asn")
-	if h := r.seconds(d, x.get("vpn_gateway", "bgp", "hold_time"), "vpn_gateway/bgp/hold_time"); h.known() && h.Is != preset("aws").HoldTime.Is {
+	if !out.ASN.known() {
+		out.ASN = r.asn(d, t.option("BgpAsn"), "tunnel's bgp_asn")
+	}
+	h := r.seconds(d, x.get("vpn_gateway", "bgp", "hold_time"), "vpn_gateway/bgp/hold_time")
+	if !h.known() {
+		h = r.seconds(d, t.option("BgpHoldtime"), "tunnel's bgp_holdtime")
+	}
+	if h.known() && h.Is != preset("aws").HoldTime.Is {
 		out.HoldTime = h
 	}
 	out.Inside = r.awsInside(d, id, t)

@@ -71,6 +71,9 @@ type Result struct {
 
 	names map[string]bool          // of Tunnels
 	ends  map[[2]netip.Addr]string // node and gateway of each of Tunnels -> name
+
+	objects int    // that refer to each other
+	unread  string // types of objects in the files that are not read
 }
 
 // Tunnel is one tunnel and the BGP session in it.
@@ -149,8 +152,10 @@ func Import(name string, files []File) (*Result, error) {
 		if err != nil {
 			return nil, fmt.Errorf("reading %s: %w", f.Name, err)
 		}
+		d.terraform()
 		docs = append(docs, d)
 	}
+	r.unread = unread(docs)
 	read(r, docs)
 	slices.SortFunc(r.Tunnels, func(a, b Tunnel) int { return cmp.Compare(a.Name, b.Name) })
 	slices.SortFunc(r.Routes, func(a, b Route) int { return a.Prefix.Is.Compare(b.Prefix.Is) })
@@ -162,9 +167,10 @@ func Import(name string, files []File) (*Result, error) {
 
 // document is the content of a file: its value, or a list of its values.
 type document struct {
-	file string
-	from string // the cloud that its names belong to; empty if unclear
-	xml  bool
+	file  string
+	from  string // the cloud that its names belong to; empty if unclear
+	xml   bool
+	types map[string]int // of a Terraform state: types that are not read, with their numbers
 	*node
 }
 
@@ -191,6 +197,9 @@ func parse(f File) (document, error) {
 		d.xml, d.from = true, "aws"
 		d.node = awsGeneric(data)
 		return d, nil
+	case terraformResource.Match(terraformColor.ReplaceAll(data[:min(len(data), 1<<16)], nil)):
+		d.node, err = parseTerraform(terraformColor.ReplaceAll(data, nil))
+		return d, err
 	case prose.Match(data[:min(len(data), 1<<16)]):
 		return d, errors.New("is a cloud's instructions for one vendor's device; give what isthmus cloud import --help lists")
 	default:

@@ -89,6 +89,9 @@ func (r *Result) key(d document, at *node, subject, cloud, how string, places ..
 				r.note(d, p.n, "%s: blanks, line ends or a byte order mark around its key (%s) were cut off", subject, p.from)
 			}
 			return keyFrom(key, p.from)
+		case strings.TrimSpace(p.n.text) == sensitiveValue:
+			why, at = "is not in "+p.from+", which terraform hides", p.n
+			how = "give terraform show -json, which has it"
 		case reason != "":
 			why = fmt.Sprintf("is not in %s: %s", p.from, reason)
 			at = p.n

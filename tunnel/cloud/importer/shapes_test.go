@@ -70,6 +70,8 @@ const azureID = "/subscriptions/0/resourceGroups/rg/providers/Microsoft.Network/
 var (
 	azureGateway = `{"id": "` + azureID + `virtualNetworkGateways/gw", "name": "gw", "gatewayType": "Vpn", "vpnType": "RouteBased", "bgpSettings": {"asn": 65010, "bgpPeeringAddresses": [
 		{"ipconfigurationId": "` + azureID + `virtualNetworkGateways/gw/ipConfigurations/a", "defaultBgpIpAddresses": ["10.1.255.4"], "customBgpIpAddresses": ["169.254.21.2"], "tunnelIpAddresses": ["198.51.100.60"]}]}}`
+	azureWithoutBGP = `{"id": "` + azureID + `virtualNetworkGateways/gw", "name": "gw", "gatewayType": "Vpn", "vpnType": "RouteBased", "sku": {"name": "Basic"}, "bgpSettings": {"asn": 65010, "bgpPeeringAddress": "10.1.255.7"},
+		"ipConfigurations": [{"name": "a", "publicIPAddress": {"id": "` + azureID + `publicIPAddresses/p0"}}]}`
 	azureLocal = `{"id": "` + azureID + `localNetworkGateways/r1", "name": "r1", "gatewayIpAddress": "203.0.113.9", "localNetworkAddressSpace": null, "bgpSettings": {"asn": 64620, "bgpPeeringAddress": "169.254.21.1"}}`
 )
 
@@ -133,6 +135,12 @@ var shapes = []struct {
 		"# vpn-2, tunnel to 198.51.100.3 of vgw-1", "psk: vpn-2-1 # the name of the secret", "publicAddress 203.0.113.9", "node.asn 64620"}},
 	{"the console's text, static routes", "aws", []string{regexp.MustCompile(`(?s)#4: Border.*`).ReplaceAllString(genericText("vpn-1", 1), "#4: Static Routing Configuration:\n  - Next hop       : 169.254.64.5\n")}, 1, []string{"is routed statically"}},
 
+	{"Terraform's configuration", "aws", []string{"resource \"aws_vpn_connection\" \"a\" {\n  customer_gateway_id = aws_customer_gateway.a.id\n}\n"}, 0, []string{"f0: line 2: has an expression: this is Terraform's configuration, and its state is needed"}},
+	{"a state's text that ends early", "aws", []string{"resource \"aws_vpn_connection\" \"a\" {\n  id = \"vpn-1\"\n"}, 0, []string{"f0: line 2: the file ends before it is complete"}},
+	{"colors of a terminal", "aws", []string{"# \x1b[1maws_vpn_connection.a\x1b[0m:\nresource \"aws_vpn_connection\" \"a\" {\n    id              = \"vpn-1\"\n    tunnel1_address = \"198.51.100.1\"\n    tunnel1_inside_cidr = \"169.254.64.4/30\"\n\x1b[0m}\n"}, 1, []string{"remoteAddress: 198.51.100.1 # tunnel1_address"}},
+	{"the ASN from the gateway", "aws", []string{`{"values": {"root_module": {"resources": [{"type": "aws_vpn_connection", "values": {"id": "vpn-1", "vpn_gateway_id": "vgw-1", "tunnel1_address": "198.51.100.1", "tunnel1_inside_cidr": "169.254.64.4/30", "tunnel1_preshared_key": "FileKeyOne"}},
+		{"type": "aws_vpn_gateway", "values": {"id": "vgw-1", "amazon_side_asn": "64530"}}]}}}`}, 1, []string{"asn: 64530 # gateway/amazon_side_asn", "psk: vpn-1-1 # the name of the secret; TunnelOptions/PreSharedKey"}},
+
 	{"an id of several lines", "aws", []string{connectionXML("vpn&#10;&#13;peers: [] # &#x85;&#x2028;x", tunnelXML("203.0.113.9", 1))}, 1, []string{"name: vpn-peers-x-1\n", "# vpn??peers: [] # ??x, tunnel to"}},
 
 	{"lists in one file", "azure", []string{"[" + azureGateway + "," + azureLocal + "," + azureConnection("") + "]"}, 1, []string{"local: 169.254.21.1/32", "remote: 169.254.21.2", "asn: 65010"}},
@@ -149,7 +157,7 @@ var shapes = []struct {
 	{"policy based selectors", "azure", []string{azureGateway, azureLocal, azureConnection(`, "usePolicyBasedTrafficSelectors": true`)}, 0, []string{"c1: usePolicyBasedTrafficSelectors: a router has one pair of selectors"}},
 	{"selectors of its own", "azure", []string{azureGateway, azureLocal, azureConnection(`, "trafficSelectorPolicies": [{"localAddressRanges": ["10.0.0.0/8"]}]`)}, 0, []string{"c1: trafficSelectorPolicies"}},
 	{"a policy based gateway", "azure", []string{strings.Replace(azureGateway, "RouteBased", "PolicyBased", 1), azureLocal, azureConnection("")}, 0, []string{"gw is policy based, which is IKEv1 with selectors"}},
-	{"a gateway without BGP", "azure", []string{`{"id": "` + azureID + `virtualNetworkGateways/gw", "name": "gw", "gatewayType": "Vpn", "vpnType": "RouteBased", "bgpSettings": null}`, azureLocal, azureConnection("")}, 0, []string{"gw has no bgpSettings/bgpPeeringAddresses"}},
+	{"a gateway without BGP", "azure", []string{`{"id": "` + azureID + `virtualNetworkGateways/gw", "name": "gw", "gatewayType": "Vpn", "vpnType": "RouteBased", "bgpSettings": null}`, azureLocal, azureConnection("")}, 0, []string{"gw has neither bgpSettings/bgpPeeringAddresses nor ipConfigurations"}},
 	{"a gateway as the API has it", "azure", []string{`{"name": "gw", "id": "` + azureID + `virtualNetworkGateways/gw", "properties": ` + azureGateway + `}`}, 0, []string{"f0:1: the gateway gw has no connection"}},
 	{"no gateway", "azure", []string{azureLocal, azureConnection("")}, 0, []string{"f1:1: c1: its gateway gw is not among the files"}},
 	{"only this node", "azure", []string{azureLocal}, 0, []string{"r1 is this node as Azure knows it"}},
@@ -164,6 +172,21 @@ var shapes = []struct {
 
 	{"a placeholder for the key", "azure", []string{azureGateway, azureLocal, azureConnection(`, "sharedKey": "<hidden>"`)}, 1, []string{"f2:2: c1: its key is not in connection/sharedKey: the text is an expression", "az network vpn-connection shared-key show --connection-name c1"}},
 	{"blanks in the key", "azure", []string{azureGateway, azureLocal, azureConnection(`, "sharedKey": "File Key"`)}, 1, []string{"the text has blanks or line ends inside; if they belong to the key, store it by hand"}},
+	{"addresses in public-ip show", "azure", []string{azureWithoutBGP, azureLocal, azureConnection(""), `{"id": "` + azureID + `publicIPAddresses/p0", "name": "p0", "ipAddress": "198.51.100.62", "publicIPAllocationMethod": "Static"}`}, 1,
+		[]string{"remoteAddress: 198.51.100.62 # publicIPAddress/ipAddress", "gw has SKU Basic, which has neither BGP nor custom policies", "remote: 10.1.255.7 # gateway/bgpSettings/bgpPeeringAddress"}},
+	{"addresses that are missing", "azure", []string{azureWithoutBGP, azureLocal, azureConnection(""), `{"id": "` + azureID + `routeTables/r", "name": "r", "type": "Microsoft.Network/routeTables"}`}, 0,
+		[]string{"the address of instance 0 of the gateway gw is not among the files; give az network public-ip show --name p0 as well (the files also have Microsoft.Network/routeTables, which are not read)"}},
+	{"private addresses", "azure", []string{strings.Replace(azureGateway, `"bgpSettings"`, `"ipConfigurations": [{"name": "a", "privateIPAddress": "10.1.255.9"}], "bgpSettings"`, 1), azureLocal, azureConnection(`, "useLocalAzureIpAddress": true`)}, 1,
+		[]string{"remoteAddress: 10.1.255.9 # gateway/ipConfigurations/privateIPAddress", "c1: uses the private addresses of the gateway (useLocalAzureIpAddress)"}},
+	{"private addresses that are missing", "azure", []string{azureGateway, azureLocal, azureConnection(`, "useLocalAzureIpAddress": true`)}, 0, []string{"instance 0 of the gateway gw has no privateIPAddress"}},
+	{"certificates", "azure", []string{azureGateway, azureLocal, azureConnection(`, "authenticationType": "Certificate"`)}, 0, []string{"c1: authenticates with certificates, and this node has pre-shared keys alone"}},
+	{"a connection that is being deleted", "azure", []string{azureGateway, azureLocal, azureConnection(`, "provisioningState": "Deleting"`)}, 0, []string{"c1: is being deleted; skipped"}},
+	{"a gateway for ExpressRoute", "azure", []string{strings.Replace(azureGateway, `"Vpn"`, `"ExpressRoute"`, 1), azureLocal, azureConnection("")}, 0, []string{"its gateway gw is of type ExpressRoute and not a VPN gateway"}},
+	{"Azure calls", "azure", []string{azureGateway, azureLocal, azureConnection(`, "connectionMode": "InitiatorOnly"`)}, 1, []string{"c1: Azure opens the tunnel and answers no call (connectionMode); set ipsec.respondOnly: true"}},
+	{"cut off by PowerShell", "azure", []string{`{"GatewayType": "Vpn", "Name": "gw", "Id": "` + azureID + `virtualNetworkGateways/gw", "IpConfigurations": "System.Object[]", "BgpSettings": "Microsoft.Azure.Commands.Network.Models.PSBgpSettings"}`, azureLocal, azureConnection("")}, 0,
+		[]string{"f0: has objects that PowerShell cut off; make it again with ConvertTo-Json -Depth 10"}},
+	{"a state without any of it", "azure", []string{`{"version": 4, "resources": [{"type": "azurerm_subnet", "instances": [{"attributes": {"id": "s"}}]}, {"type": "azurerm_route_table", "instances": [{"attributes": {"id": "r"}}]}]}`}, 0,
+		[]string{"f0: has no gateway, connection, local gateway or VPN site in it (the files also have azurerm_route_table, azurerm_subnet, which are not read)"}},
 	{"a name of several lines", "azure", []string{azureGateway, azureLocal, strings.Replace(azureConnection(""), `"c1"`, `"c\n1: {} # \u0085x"`, 1)}, 1, []string{"name: c-1-x\n", "# c?1: {} # ?x, instance 0"}},
 
 	{"each in a file", "gcp", []string{gcpGateway, gcpRouter, gcpTunnel(`, "peerIp": "203.0.113.9"`)}, 1, []string{"local: 169.254.66.2/30", "remote: 169.254.66.1", "publicAddress 203.0.113.9"}},
@@ -181,6 +204,16 @@ var shapes = []struct {
 	{"names of several lines", "gcp", []string{gcpGateway, strings.Replace(gcpRouter, `"peerAsn"`, `"md5AuthenticationKeyName": "k\n1: {}", "peerAsn"`, 1), strings.Replace(gcpTunnel(""), `"t0"`, `"t\n0: {}"`, 1)}, 1, []string{"name: t-0\n", "# t?0: {}, interface 0", "md5AuthenticationKeyName k?1: {}"}},
 	{"a name that is a number", "gcp", []string{gcpGateway, gcpRouter, strings.Replace(gcpTunnel(""), `"t0"`, `"529323810542142151"`, 1)}, 1, []string{`name: "529323810542142151"`, `tunnel: "529323810542142151"`}},
 	{"a name that is true", "azure", []string{azureGateway, azureLocal, strings.Replace(azureConnection(""), `"c1"`, `"True"`, 1)}, 1, []string{`name: "true"`}},
+	{"both families in a session", "gcp", []string{gcpGateway, strings.Replace(gcpRouter, `"peerAsn"`, `"enable": "TRUE", "enableIpv6": true, "ipv6NexthopAddress": "2600:2d00:0:2::21", "peerIpv6NexthopAddress": "2600:2d00:0:2::22", "peerAsn"`, 1), gcpTunnel("")}, 1,
+		[]string{`local: "2600:2d00:0:2::22/126" # router/bgpPeers/peerIpv6NexthopAddress`, `remote: "2600:2d00:0:2::21"`, "t0: the session also carries the other family (enableIpv6)"}},
+	{"both families, next hops missing", "gcp", []string{gcpGateway, strings.Replace(gcpRouter, `"peerAsn"`, `"enableIpv6": true, "peerAsn"`, 1), gcpTunnel("")}, 1, []string{"the session also carries the other family (enableIpv6), and has no next hops for it"}},
+	{"a peer that is not enabled", "gcp", []string{gcpGateway, strings.Replace(gcpRouter, `"peerAsn"`, `"enable": "FALSE", "peerAsn"`, 1), gcpTunnel("")}, 1, []string{"the BGP peer r1 is not enabled, so that its session stays down"}},
+	{"what Google says of a tunnel", "gcp", []string{gcpGateway, gcpRouter, gcpTunnel(`, "status": "AUTHORIZATION_ERROR", "remoteTrafficSelector": ["10.0.0.0/8"]`)}, 1, []string{"t0: Google says (AUTHORIZATION_ERROR) that the two sides have different keys", "t0: remoteTrafficSelector is 10.0.0.0/8"}},
+	{"a tunnel that is being deleted", "gcp", []string{gcpGateway, gcpRouter, gcpTunnel(`, "status": "DEPROVISIONING"`)}, 0, []string{"t0: is being deleted; skipped"}},
+	{"parts of a router that is elsewhere", "gcp", []string{gcpGateway, gcpTunnel(""), `{"version": 4, "resources": [{"type": "google_compute_router_interface", "instances": [{"attributes": {"name": "if0", "ip_range": "169.254.66.1/30", "router": "cr", "vpn_tunnel": "t0"}}]},
+		{"type": "google_compute_router_peer", "instances": [{"attributes": {"name": "r1", "interface": "if0", "ip_address": "169.254.66.1", "peer_ip_address": "169.254.66.2", "peer_asn": 64620, "router": "cr"}}]}]}`}, 1,
+		[]string{"its router cr is not among the files, and so neither is the router's AS number", "local: 169.254.66.2/30"}},
+	{"something else", "gcp", []string{`{"kind": "compute#forwardingRule", "name": "f"}`}, 0, []string{"f0: has no VPN gateway, tunnel or router in it (the files also have compute#forwardingRule, which are not read)"}},
 	{"Classic VPN", "gcp", []string{strings.Replace(gcpTunnel(""), `"vpnGateway"`, `"targetVpnGateway"`, 1)}, 0, []string{"t0: is a Classic VPN tunnel; make an HA VPN tunnel"}},
 	{"fields that are null", "gcp", []string{gcpGateway, gcpRouter, gcpTunnel(`, "targetVpnGateway": null, "peerGcpGateway": null`)}, 1, nil},
 	{"IKEv1", "gcp", []string{strings.Replace(gcpTunnel(""), `"ikeVersion": 2`, `"ikeVersion": 1`, 1), gcpGateway}, 0, []string{"t0: speaks IKEv1"}},
