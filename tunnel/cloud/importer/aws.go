@@ -75,13 +75,19 @@ func (o *awsObjects) collect(d document) {
 	})
 }
 
-// complete adds what only the customer gateway and the gateway have when there is no XML.
-func (o awsObjects) complete(r *Result, about, xml *node, gateway string, t *Tunnel) {
+// customer returns the customer gateway of a connection.
+func (o awsObjects) customer(about, xml *node) (document, bool) {
 	id := xml.string("customer_gateway_id")
 	if id == "" {
 		id = about.string("CustomerGatewayId")
 	}
-	if c, ok := o.customers[id]; ok {
+	d, ok := o.customers[id]
+	return d, ok && id != ""
+}
+
+// complete adds what only the customer gateway and the gateway have when there is no XML.
+func (o awsObjects) complete(r *Result, about, xml *node, gateway string, t *Tunnel) {
+	if c, ok := o.customer(about, xml); ok {
 		if !t.RouterPublic.known() {
 			t.RouterPublic = r.address(c, c.get("ip_address"), "customer gateway/ip_address")
 		}
@@ -240,6 +246,13 @@ func (r *Result) awsConnection(d document, about, xml *node, all awsObjects) {
 	if gateway == "" {
 		gateway = "a transit gateway" // the element is there and empty
 	}
+	if c, ok := all.customer(about, xml); ok && c.has("CertificateArn") {
+		r.note(d, about, "%s: its customer gateway authenticates with a certificate, and this node has pre-shared keys alone; make a connection with a customer gateway without certificate_arn; skipped", id)
+		return
+	}
+	if !about.empty() && xml.string("vpn_gateway_id") == "" && !about.has("VpnGatewayId") && !about.has("TransitGatewayId") {
+		gateway = r.awsAttached(d, about, id, gateway)
+	}
 	r.awsVariant(d, about, id)
 	static := xml.string("vpn_connection_attributes") == "NoBGPVPNConnection" || strings.EqualFold(about.string("Options", "StaticRoutesOnly"), "true") || strings.EqualFold(about.string("static_routes_only"), "true")
 	var names []string
@@ -247,6 +260,9 @@ func (r *Result) awsConnection(d document, about, xml *node, all awsObjects) {
 		out := r.awsTunnel(d, id, fmt.Sprintf("%s-%d", id, i+1), t)
 		out.About = fmt.Sprintf("%s, tunnel to %s of %s", id, t.remote.Is, gateway)
 		all.complete(r, about, xml, gateway, &out)
+		if strings.EqualFold(about.get("Options").string("EnableAcceleration"), "true") || strings.EqualFold(about.string("EnableAcceleration"), "true") {
+			out.Encapsulation = Value[string]{"always", "accelerated connections need NAT traversal"}
+		}
 		if strings.HasPrefix(gateway, "tgw-") {
 			out.ExportLimit = Value[uint32]{cloud.TransitExportLimit.Is, cloud.TransitExportLimit.Why}
 		}
@@ -266,12 +282,44 @@ func (r *Result) awsConnection(d document, about, xml *node, all awsObjects) {
 
 // awsVariant notes the requirements of a variant of a connection beyond those of the preset.
 func (r *Result) awsVariant(d document, about *node, id string) {
-	if o := about.get("Options", "OutsideIpAddressType"); strings.EqualFold(o.string(), "PrivateIpv4") {
-		r.note(d, o, "%s: has private outside addresses, over Direct Connect; the underlay must lead there", id)
+	option := func(name string) *node {
+		if o := about.get("Options", name); !o.empty() {
+			return o
+		}
+		return about.get(name) // of Terraform
 	}
-	if o := about.get("Options", "TunnelInsideIpVersion"); strings.EqualFold(o.string(), "ipv6") {
+	switch o := option("OutsideIpAddressType"); strings.ToLower(o.string()) {
+	case "privateipv4":
+		r.note(d, o, "%s: has private outside addresses, over Direct Connect; the underlay must lead there", id)
+	case "ipv6":
+		r.note(d, o, "%s: has outside addresses of IPv6; the underlay needs one", id)
+	}
+	if o := option("TunnelInsideIpVersion"); strings.EqualFold(o.string(), "ipv6") {
 		r.note(d, o, "%s: carries IPv6 only; what is IPv4 needs a connection of its own", id)
 	}
+	if o := option("EnableAcceleration"); strings.EqualFold(o.string(), "true") {
+		r.note(d, o, "%s: is accelerated, which needs NAT traversal, and leaves the renewal of keys to this node", id)
+	}
+	for _, name := range []string{"LocalIpv4NetworkCidr", "RemoteIpv4NetworkCidr"} {
+		if o := option(name); o.string() != "" && o.string() != "0.0.0.0/0" {
+			r.note(d, o, "%s: %s is %s, and a router has one pair of selectors for everything; set it to 0.0.0.0/0 with modify-vpn-connection-options", id, name, printable(short(o.string())))
+		}
+	}
+}
+
+// awsAttached returns what a connection without a gateway leads to, and notes when that is nothing.
+func (r *Result) awsAttached(d document, about *node, id, unknown string) string {
+	if c := about.either("CoreNetworkArn", "CoreNetworkAttachmentArn"); !c.empty() {
+		r.note(d, c, "%s: leads to a core network of Cloud WAN, whose segments and edges decide where its routes go; the AS number is that of the edge", id)
+		return "a core network"
+	}
+	// A description with chosen fields proves nothing.
+	alone := strings.EqualFold(about.string("GatewayAssociationState"), "not-associated")
+	if !alone && (about.child("vpngatewayid") == nil || about.child("transitgatewayid") == nil) {
+		return unknown
+	}
+	r.note(d, about, "%s: is attached to no gateway, so that its tunnels lead nowhere; attach it with aws ec2 modify-vpn-connection, or to a core network", id)
+	return "no gateway"
 }
 
 // awsOptions returns the tunnel options of a connection by outside address, as
@@ -359,15 +407,21 @@ func (r *Result) awsTunnel(d document, id, name string, t awsTunnel) Tunnel {
 // awsInside reads the inside addresses. In the options the gateway has the first host address of
 // the block, the customer gateway the second. A connection for IPv6 has a block of each family.
 func (r *Result) awsInside(d document, id string, t awsTunnel) (pairs []Inside) {
-	own := t.xml.get("customer_gateway", "tunnel_inside_address")
-	local := r.address(d, own.get("ip_address"), "customer_gateway/tunnel_inside_address")
-	peer := r.address(d, t.xml.get("vpn_gateway", "tunnel_inside_address", "ip_address"), "vpn_gateway/tunnel_inside_address")
-	if local.known() && peer.known() {
+	for _, element := range []string{"tunnel_inside_address", "tunnel_inside_ipv6_address"} {
+		own := t.xml.get("customer_gateway", element)
+		local := r.address(d, own.get("ip_address"), "customer_gateway/"+element)
+		peer := r.address(d, t.xml.get("vpn_gateway", element, "ip_address"), "vpn_gateway/"+element)
+		if !local.known() || !peer.known() {
+			continue
+		}
+		// The IPv6 element has a prefix_length of 128, although the block is a /126.
 		bits := local.Is.BitLen() - 2
 		if v, err := strconv.Atoi(own.string("network_cidr")); err == nil {
 			bits = v
 		}
-		if p, err := local.Is.Prefix(bits); err == nil && p.Contains(peer.Is) {
+		if slices.ContainsFunc(pairs, func(in Inside) bool { return in.Peer.Is.Is4() == peer.Is.Is4() }) {
+			r.note(d, t.at, "%s: %s has a second pair of inside addresses of one family, %s and %s; left out", id, element, local.Is, peer.Is)
+		} else if p, err := local.Is.Prefix(bits); err == nil && p.Contains(peer.Is) {
 			pairs = append(pairs, Inside{Value[netip.Prefix]{netip.PrefixFrom(local.Is, bits), local.From}, peer})
 		} else {
 			r.note(d, t.at, "%s: %s and %s do not make a pair of inside addresses with /%d", id, local.Is, peer.Is, bits)

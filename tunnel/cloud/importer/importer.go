@@ -82,22 +82,23 @@ type Tunnel struct {
 	Cloud string
 	About string // description in the cloud's terms
 
-	Remote       Value[netip.Addr]
-	Inside       []Inside // at most one of each family; the session is between the first
-	PSK          Value[Secret]
-	IKE, ESP     Value[[]string]
-	IKERekey     Value[time.Duration]
-	ChildRekey   Value[time.Duration]
-	RekeyBytes   Value[uint64]
-	ASN          Value[uint32] // of the gateway; not known without BGP
-	PeerAddress  Value[netip.Addr]
-	HoldTime     Value[time.Duration]
-	Keepalive    Value[time.Duration]
-	Password     Value[Secret]
-	Import       Value[[]netip.Prefix]
-	ExportLimit  Value[uint32] // of prefixes, if it differs from the preset's
-	RouterASN    Value[uint32] // the ASN that the cloud expects of this node
-	RouterPublic Value[netip.Addr]
+	Remote        Value[netip.Addr]
+	Inside        []Inside // at most one of each family; the session is between the first
+	PSK           Value[Secret]
+	IKE, ESP      Value[[]string]
+	Encapsulation Value[string] // udpEncapsulation, if it is not the default
+	IKERekey      Value[time.Duration]
+	ChildRekey    Value[time.Duration]
+	RekeyBytes    Value[uint64]
+	ASN           Value[uint32] // of the gateway; not known without BGP
+	PeerAddress   Value[netip.Addr]
+	HoldTime      Value[time.Duration]
+	Keepalive     Value[time.Duration]
+	Password      Value[Secret]
+	Import        Value[[]netip.Prefix]
+	ExportLimit   Value[uint32] // of prefixes, if it differs from the preset's
+	RouterASN     Value[uint32] // the ASN that the cloud expects of this node
+	RouterPublic  Value[netip.Addr]
 }
 
 // Inside is a pair of inside addresses.

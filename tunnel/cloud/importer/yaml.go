@@ -61,6 +61,9 @@ func (r *Result) YAML() string {
 				line(3, p.field+": ["+strings.Join(p.v.Is, ", ")+"]", p.v.From)
 			}
 		}
+		if t.Encapsulation.known() {
+			line(3, "udpEncapsulation: "+t.Encapsulation.Is, t.Encapsulation.From)
+		}
 		if t.IKERekey.known() {
 			line(3, "ikeRekey: "+t.IKERekey.Is.String(), t.IKERekey.From)
 		}
