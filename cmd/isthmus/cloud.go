@@ -100,7 +100,7 @@ func (a *app) showValue(v any) error {
 func (a *app) cloudImport() *cobra.Command {
 	var public, dir string
 	var set, replace bool
-	cmd := &cobra.Command{Use: "import aws|azure|gcp FILE...", Short: "Make tunnels and peers from a cloud's configuration files", Args: cobra.MinimumNArgs(2),
+	cmd := &cobra.Command{Use: "import aws|azure|gcp|oci FILE...", Short: "Make tunnels and peers from a cloud's configuration files", Args: cobra.MinimumNArgs(2),
 		Long: `Make the tunnels and peers of a document from a cloud's files about its VPN gateway, and print them with comments that name
 the source of each value. Skipped, missing and doubtful values are reported on standard error. - is standard input.
 
@@ -110,6 +110,7 @@ azure: az network vnet-gateway show, vpn-connection show and local-gateway show 
 gateway without BGP; the same of PowerShell with ConvertTo-Json; for a hub of a virtual WAN, vpn-gateway show and vpn-site show,
 or its file for VPN sites.
 gcp: gcloud compute vpn-gateways, vpn-tunnels and routers describe (or list) together, as YAML or JSON.
+oci: oci network ip-sec-tunnel list or get.
 Each: Terraform's state, and what terraform show -json, terraform show and terraform state show print. The last two hide keys.
 
 Keys are never printed. --set-secrets stores the keys in the files as secrets of the node, --secrets-dir writes each into a
@@ -162,7 +163,7 @@ file of its own. A stored key with another value is not replaced without --repla
 		if len(args) > 0 {
 			return files(cmd, args, word)
 		}
-		return []string{"aws", "azure", "gcp"}, cobra.ShellCompDirectiveNoFileComp
+		return []string{"aws", "azure", "gcp", "oci"}, cobra.ShellCompDirectiveNoFileComp
 	}
 	return cmd
 }

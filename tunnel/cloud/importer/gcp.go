@@ -26,7 +26,7 @@ func readGCP(r *Result, docs []document) {
 				list = &o.gateways
 			case n.has("redundancyType"):
 				list = &o.peers
-			case n.has("ikeVersion") || n.has("sharedSecretHash") || n.string("kind") == "compute#vpnTunnel":
+			case n.has("ikeVersion") && !n.has("vpnIp") || n.has("sharedSecretHash") || n.string("kind") == "compute#vpnTunnel":
 			case n.has("bgpPeers") || n.string("kind") == "compute#router":
 				list = &o.routers
 			default:

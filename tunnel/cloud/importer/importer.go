@@ -135,13 +135,13 @@ func (t Tunnel) Keys() []Key {
 	return keys
 }
 
-// Import reads the files of one cloud: "aws", "azure" or "gcp". An error means that the files
-// contain nothing usable.
+// Import reads the files of one cloud: "aws", "azure", "gcp" or "oci". An error means that the
+// files contain nothing usable.
 func Import(name string, files []File) (*Result, error) {
 	r := &Result{Cloud: name}
-	read, ok := map[string]func(*Result, []document){"aws": readAWS, "azure": readAzure, "gcp": readGCP}[name]
+	read, ok := map[string]func(*Result, []document){"aws": readAWS, "azure": readAzure, "gcp": readGCP, "oci": readOCI}[name]
 	if !ok {
-		return nil, fmt.Errorf("importing from %q: must be aws, azure or gcp", name)
+		return nil, fmt.Errorf("importing from %q: must be aws, azure, gcp or oci", name)
 	}
 	var docs []document
 	for _, f := range files {
@@ -240,6 +240,7 @@ func guess(data []byte) string {
 	}{
 		{"aws", []string{"vpn_connection", "VpnConnection", "vpnConnectionId", "customer_gateway", "CustomerGateway"}},
 		{"azure", []string{"Microsoft.Network", "vpnSiteConfiguration", "bgpPeeringAddresses", "BgpPeeringAddresses", "virtualNetworkGateway"}},
+		{"oci", []string{"ocid1.ipsec", "oracle-bgp-asn", "oracle_bgp_asn", "oci_core_ipsec"}},
 		{"gcp", []string{"compute#", "googleapis.com/compute", "sharedSecretHash", "vpnGatewayInterface", "linkedVpnTunnel"}},
 	} {
 		n := 0

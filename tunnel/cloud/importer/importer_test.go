@@ -249,7 +249,7 @@ func TestRefused(t *testing.T) {
 		{"gcp", strings.Repeat("- a\n", maxYAML/4+1), "is YAML and larger than 4 MiB"},
 		{"gcp", "a: &x [1]\nb: *x\n", "line 2: has an alias"},
 		{"gcp", "a: [\n", "line"},
-		{"oracle", "{}", "must be aws, azure or gcp"},
+		{"oracle", "{}", "must be aws, azure, gcp or oci"},
 	} {
 		r, err := Import(test.cloud, []File{{"f", []byte(test.text)}})
 		if err == nil || !strings.Contains(err.Error(), test.want) || strings.Contains(err.Error(), "FileKey") {
@@ -264,7 +264,7 @@ func TestRefused(t *testing.T) {
 // TestOtherClouds: each cloud's files, given to the importer of another, are recognized.
 func TestOtherClouds(t *testing.T) {
 	for _, dir := range cases(t) {
-		for _, name := range []string{"aws", "azure", "gcp"} {
+		for _, name := range []string{"aws", "azure", "gcp", "oci"} {
 			if name == cloudOf(dir) {
 				continue
 			}
@@ -328,3 +328,4 @@ func fuzz(f *testing.F, cloud string) {
 func FuzzAWS(f *testing.F)   { fuzz(f, "aws") }
 func FuzzAzure(f *testing.F) { fuzz(f, "azure") }
 func FuzzGCP(f *testing.F)   { fuzz(f, "gcp") }
+func FuzzOCI(f *testing.F)   { fuzz(f, "oci") }

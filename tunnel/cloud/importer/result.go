@@ -17,7 +17,11 @@ func (r *Result) nothing(d document, what string) {
 		r.note(d, nil, "is a file of another cloud; use isthmus cloud import %s", d.from)
 		return
 	}
-	r.missing(d, nil, "has no %s in it", what)
+	what, step, _ := strings.Cut(what, ";")
+	if step != "" {
+		step = ";" + step
+	}
+	r.missing(d, nil, "has no %s in it%s", what, step)
 }
 
 // maxObjects bounds the objects that refer to each other, because each is searched for in all of

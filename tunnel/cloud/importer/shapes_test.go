@@ -229,6 +229,13 @@ var shapes = []struct {
 	{"fields that are null", "gcp", []string{gcpGateway, gcpRouter, gcpTunnel(`, "targetVpnGateway": null, "peerGcpGateway": null`)}, 1, nil},
 	{"IKEv1", "gcp", []string{strings.Replace(gcpTunnel(""), `"ikeVersion": 2`, `"ikeVersion": 1`, 1), gcpGateway}, 0, []string{"t0: speaks IKEv1"}},
 	{"to Google's own", "gcp", []string{gcpTunnel(`, "peerGcpGateway": "` + gcpURL + `vpnGateways/other"`), gcpGateway}, 0, []string{"t0: leads to other, another gateway of Google's"}},
+	{"a tunnel of Terraform", "oci", []string{`{"version": 4, "resources": [{"type": "oci_core_ipsec_connection_tunnel_management", "instances": [{"attributes": {"id": "ocid1.ipsectunnel.x", "display_name": "t1", "vpn_ip": "198.51.100.9", "cpe_ip": "203.0.113.9", "ike_version": "V2", "routing": "BGP", "shared_secret": "FileKeyOracle",
+		"bgp_session_info": [{"customer_bgp_asn": "64620", "customer_interface_ip": "10.1.1.2/30", "oracle_bgp_asn": "31898", "oracle_interface_ip": "10.1.1.1/30", "customer_interface_ipv6": "fd00:5::2/126", "oracle_interface_ipv6": "fd00:5::1/126"}]}}]}]}`}, 1,
+		[]string{"local: 10.1.1.2/30", `local: "fd00:5::2/126"`, "asn: 31898", "psk: t1 # the name of the secret"}},
+	{"a static tunnel", "oci", []string{`{"data": {"id": "ocid1.ipsectunnel.x", "display-name": "t1", "vpn-ip": "198.51.100.9", "cpe-ip": "203.0.113.9", "ike-version": "V2", "routing": "STATIC", "bgp-session-info": {"customer-interface-ip": "10.1.1.2/30", "oracle-interface-ip": "10.1.9.1/30"}}}`}, 1,
+		[]string{"do not make a pair of inside addresses", "t1: is routed statically", "its key is not in the file; read it with oci network ip-sec-psk get --tunnel-id ocid1.ipsectunnel.x"}},
+	{"policies and the dead", "oci", []string{`[{"display-name": "t1", "vpn-ip": "198.51.100.9", "ike-version": "V2", "routing": "POLICY"}, {"display-name": "t2", "vpn-ip": "198.51.100.9", "ike-version": "V2", "lifecycle-state": "TERMINATED"}]`}, 0, []string{"t1: has policies instead of routes", "t2: is terminated; skipped"}},
+	{"a connection without tunnels", "oci", []string{`{"data": {"id": "ocid1.ipsecconnection.x", "cpe-id": "c"}}`}, 0, []string{"has no tunnel of an IPSec connection in it; give oci network ip-sec-tunnel list --ipsc-id"}},
 	{"of no gateway", "gcp", []string{`{"ikeVersion": 2, "name": "t0"}`}, 0, []string{"f0:1: t0: names no vpnGateway"}},
 }
 

@@ -23,6 +23,8 @@ var adapters = map[string]func(*node) *node{
 	"google_compute_ha_vpn_gateway": nil, "google_compute_external_vpn_gateway": gcpPeerState, "google_compute_vpn_tunnel": gcpTunnelState, "google_compute_router": gcpRouterState,
 	"google_compute_router_interface": nil, "google_compute_router_peer": nil,
 
+	"oci_core_ipsec_connection_tunnel_management": nil,
+
 	"azurerm_virtual_network_gateway": azureGatewayState, "azurerm_virtual_network_gateway_connection": azureConnectionState, "azurerm_local_network_gateway": azureLocalState,
 	"azurerm_public_ip": nil, "azurerm_vpn_gateway": azureHubState, "azurerm_vpn_gateway_connection": azureHubConnectionState, "azurerm_vpn_site": azureSiteState,
 }
