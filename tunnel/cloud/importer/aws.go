@@ -245,6 +245,9 @@ func (r *Result) awsConnection(d document, about, xml *node, all awsObjects) {
 	}
 	if gateway == "" {
 		gateway = "a transit gateway" // the element is there and empty
+		if len(xml.keys) > 0 && xml.child("vpngatewayid") == nil {
+			gateway = "a gateway"
+		}
 	}
 	if c, ok := all.customer(about, xml); ok && c.has("CertificateArn") {
 		r.note(d, about, "%s: its customer gateway authenticates with a certificate, and this node has pre-shared keys alone; make a connection with a customer gateway without certificate_arn; skipped", id)

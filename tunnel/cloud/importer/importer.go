@@ -198,6 +198,10 @@ func parse(f File) (document, error) {
 		d.xml, d.from = true, "aws"
 		d.node = awsGeneric(data)
 		return d, nil
+	case isSwan(data):
+		d.xml, d.from = true, "aws"
+		d.node = awsSwan(data)
+		return d, nil
 	case terraformResource.Match(terraformColor.ReplaceAll(data[:min(len(data), 1<<16)], nil)):
 		d.node, err = parseTerraform(terraformColor.ReplaceAll(data, nil))
 		return d, err

@@ -60,6 +60,29 @@ Inside IP Addresses
 	return text
 }
 
+// swanText is what AWS's console hands out for strongSwan, as far as it is read. The second tunnel
+// has no session.
+const swanText = `! Amazon Web Services
+! Your VPN Connection ID : vpn-0abc
+conn Tunnel1
+	auto=start
+	leftid=203.0.113.31
+	right=198.51.100.31
+	mark=100
+conn Tunnel2
+	leftid=203.0.113.31
+	right=198.51.100.32
+203.0.113.31 198.51.100.31 : PSK "FileKeySwan1"
+203.0.113.31 198.51.100.32 : PSK "FileKeySwan2"
+sudo ip link add Tunnel1 type vti local 10.0.0.9 remote 198.51.100.31 key 100
+sudo ip addr add 169.254.80.2/30 remote 169.254.80.1/30 dev Tunnel1
+sudo ip link add Tunnel2 type vti local 10.0.0.9 remote 198.51.100.32 key 200
+sudo ip addr add 169.254.80.6/30 remote 169.254.80.5/30 dev Tunnel2
+router bgp 64631
+ neighbor 169.254.80.1 remote-as 64531
+exit
+`
+
 // described is a connection as describe-vpn-connections has it.
 func described(id, state, options, config string) string {
 	return fmt.Sprintf(`{"VpnConnectionId": %q, "State": %q, "Options": %s, "CustomerGatewayConfiguration": %s}`, id, state, options, strconv.Quote(config))
@@ -146,6 +169,8 @@ var shapes = []struct {
 		[]string{"vpn-1: leads to a core network of Cloud WAN", "of a core network"}},
 	{"a certificate", "aws", []string{`{"VpnConnectionId": "vpn-1", "State": "available", "CustomerGatewayId": "cgw-1", "CustomerGatewayConfiguration": ` + strconv.Quote(connectionXML("vpn-1", tunnelXML("203.0.113.9", 1))) + `}`, `{"CustomerGateways": [{"CustomerGatewayId": "cgw-1", "BgpAsn": "64620", "CertificateArn": "arn:aws:acm:r:0:certificate/c"}]}`}, 0,
 		[]string{"vpn-1: its customer gateway authenticates with a certificate, and this node has pre-shared keys alone"}},
+	{"the console's text for strongSwan", "aws", []string{swanText}, 2, []string{"name: vpn-0abc-1\n", "local: 169.254.80.2/30", "remote: 169.254.80.1", "remoteAddress: 198.51.100.31", "publicAddress 203.0.113.31", "node.asn 64631", "asn: 64531", "psk: vpn-0abc-2 # the name of the secret",
+		"the tunnel to 198.51.100.32 has no vpn_gateway/bgp/asn"}},
 	{"Terraform's configuration", "aws", []string{"resource \"aws_vpn_connection\" \"a\" {\n  customer_gateway_id = aws_customer_gateway.a.id\n}\n"}, 0, []string{"f0: line 2: has an expression: this is Terraform's configuration, and its state is needed"}},
 	{"a state's text that ends early", "aws", []string{"resource \"aws_vpn_connection\" \"a\" {\n  id = \"vpn-1\"\n"}, 0, []string{"f0: line 2: the file ends before it is complete"}},
 	{"colors of a terminal", "aws", []string{"# \x1b[1maws_vpn_connection.a\x1b[0m:\nresource \"aws_vpn_connection\" \"a\" {\n    id              = \"vpn-1\"\n    tunnel1_address = \"198.51.100.1\"\n    tunnel1_inside_cidr = \"169.254.64.4/30\"\n\x1b[0m}\n"}, 1, []string{"remoteAddress: 198.51.100.1 # tunnel1_address"}},
