@@ -1849,9 +1849,9 @@ type Explanation struct {
 	// For programs: "no-data", "one-way", "no-handshake", "no-endpoint", "no-answer",
 	// "no-answer-auth", "peer-lost", "ike-refused", "ike-unacceptable",
 	// "ike-version", "esp-refused", "esp-unacceptable", "rekey-refused", "auth-refused",
-	// "key-differs", "identity", "ts-refused", "ts-unacceptable", "ts-narrowed", "closed-by-peer",
-	// "waiting-for-peer", "local" or "other". Refused: the peer refused, and gave no reason.
-	// Unacceptable: this node refused, so the peer's proposal is known.
+	// "key-differs", "certificate", "identity", "ts-refused", "ts-unacceptable", "ts-narrowed",
+	// "closed-by-peer", "waiting-for-peer", "local" or "other". Refused: the peer refused, and gave
+	// no reason. Unacceptable: this node refused, so the peer's proposal is known.
 	Reason string `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
 	// Time since which this has been the reason.
 	Since *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=since,proto3" json:"since,omitempty"`
