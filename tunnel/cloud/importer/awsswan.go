@@ -29,7 +29,7 @@ func awsSwan(data []byte) *node {
 	root := &node{line: 1}
 	connection := root.add("vpn_connection", &node{line: 1})
 	tunnels, ends := map[string]*node{}, map[string]*node{}
-	inside := map[string][]*node{} // by address of the gateway
+	inside := map[string]*node{} // by address of the gateway
 	var asns []*node
 	tunnel := func(name string, line int) *node {
 		if tunnels[name] == nil {
@@ -69,11 +69,11 @@ func awsSwan(data []byte) *node {
 			t.set(own, number, "customer_gateway", "tunnel_inside_address", "ip_address")
 			t.set(bits, number, "customer_gateway", "tunnel_inside_address", "network_cidr")
 			t.set(peer, number, "vpn_gateway", "tunnel_inside_address", "ip_address")
-			inside[peer] = append(inside[peer], t)
+			inside[peer] = t
 		} else if m := swanASN.FindStringSubmatch(line); m != nil {
 			asns = append(asns, &node{text: m[1], line: number})
 		} else if m := swanNeighbor.FindStringSubmatch(line); m != nil {
-			for _, t := range inside[m[1]] {
+			if t := inside[m[1]]; t != nil {
 				t.set(m[2], number, "vpn_gateway", "bgp", "asn")
 				if len(asns) > 0 {
 					t.set(asns[len(asns)-1].text, number, "customer_gateway", "bgp", "asn")

@@ -194,9 +194,9 @@ func (r *Result) azureTunnels(c, g, side document, name, cloud string, a azureOb
 		r.note(c, c.get("useLocalAzureIpAddress"), "%s: uses the private addresses of the gateway (useLocalAzureIpAddress), over ExpressRoute; the underlay must lead there", name)
 	}
 	var names []string
-	instances := g.get("bgpSettings", "bgpPeeringAddresses").items()
+	instances := few(g.get("bgpSettings", "bgpPeeringAddresses").items(), maxInstances)
 	if len(instances) == 0 {
-		instances = g.get("ipConfigurations").items()
+		instances = few(g.get("ipConfigurations").items(), maxInstances)
 	}
 	if len(instances) == 0 {
 		r.missing(g, g.node, "%s: its gateway %s has neither bgpSettings/bgpPeeringAddresses nor ipConfigurations, where the addresses of its instances are; give az network vnet-gateway show", name, called(g.node))
@@ -236,7 +236,7 @@ func (r *Result) azureTunnels(c, g, side document, name, cloud string, a azureOb
 // names of its public addresses, and a private one is in the configuration of the instance.
 func (r *Result) azureRemote(g document, in *node, i, instances int, name string, private bool, a azureObjects) (remote Value[netip.Addr]) {
 	config := &node{line: in.line}
-	configs := g.get("ipConfigurations").items()
+	configs := few(g.get("ipConfigurations").items(), maxInstances)
 	for n, one := range configs {
 		id := in.string("ipconfigurationId")
 		if in == one || id != "" && strings.EqualFold(one.string("id"), id) || config.empty() && n == i && len(configs) == instances {

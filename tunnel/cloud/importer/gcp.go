@@ -147,7 +147,7 @@ func (r *Result) gcpTunnel(d document, o gcpObjects) {
 		number = "0"
 	}
 	t := Tunnel{Name: nameOf(name), Cloud: "gcp", About: fmt.Sprintf("%s, interface %s of %s", name, number, lastOf(d.string("vpnGateway")))}
-	for _, i := range g.get("vpnInterfaces").items() {
+	for _, i := range few(g.get("vpnInterfaces").items(), maxInstances) {
 		if id := i.string("id"); id == number || id == "" && number == "0" {
 			t.Remote = r.address(g, i.get("ipAddress"), "vpnGateway/vpnInterfaces")
 			if !t.Remote.known() {
@@ -161,7 +161,7 @@ func (r *Result) gcpTunnel(d document, o gcpObjects) {
 	}
 	t.RouterPublic = r.address(d, d.get("peerIp"), "vpnTunnel/peerIp")
 	if p, ok := named(o.peers, d.string("peerExternalGateway")); ok && !t.RouterPublic.known() {
-		for _, i := range p.get("interfaces").items() {
+		for _, i := range few(p.get("interfaces").items(), maxInstances) {
 			if i.string("id") == d.string("peerExternalGatewayInterface") {
 				t.RouterPublic = r.address(p, i.get("ipAddress"), "externalVpnGateway/interfaces")
 			}
@@ -209,7 +209,7 @@ func (r *Result) gcpStatus(d document, name string) {
 // gcpSession finds the interface of a router that a tunnel is linked to, and the peer on it.
 func (r *Result) gcpSession(d, router document, name string, t *Tunnel) {
 	var iface *node
-	for _, i := range router.get("interfaces").items() {
+	for _, i := range few(router.get("interfaces").items(), maxObjects) {
 		if link := i.string("linkedVpnTunnel"); link != "" && same(d, link) {
 			iface = i
 		}
@@ -218,7 +218,7 @@ func (r *Result) gcpSession(d, router document, name string, t *Tunnel) {
 		r.note(router, router.node, "%s: no interface of %s is linked to it", name, called(router.node))
 		return
 	}
-	for _, p := range router.get("bgpPeers").items() {
+	for _, p := range few(router.get("bgpPeers").items(), maxObjects) {
 		if p.string("interfaceName") != iface.string("name") {
 			continue
 		}

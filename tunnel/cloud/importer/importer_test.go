@@ -242,6 +242,8 @@ func TestRefused(t *testing.T) {
 		{"aws", "[" + strings.Repeat("[],", maxNodes) + "]", "has more than 1048576 values"},
 		{"aws", "<a>" + strings.Repeat("<b/>", maxNodes/2+1) + "</a>", "has more than 1048576 values"},
 		// in linear time
+		{"aws", "resource \"aws_vpn_connection\" \"a\" {\n" + manyBlocks() + "}\n", "has no tunnels"},
+		{"azure", manyTexts(), "f: has more than 5000 texts"},
 		{"aws", "<a>" + strings.Repeat("x<!---->", 1<<18) + "</a>", "has no VPN connection in it"},
 		{"aws", "<vpn_connection>" + strings.Repeat("<ipsec_tunnel/>", maxNotes+1) + "</vpn_connection>", "skipped; and more"},
 		{"aws", `{"a": 1, "a": 2}`, `f: line 1: has "a" twice in one object`},
@@ -259,6 +261,25 @@ func TestRefused(t *testing.T) {
 	if _, err := Import("aws", []File{{"big.xml", make([]byte, MaxFile+1)}}); err == nil || !strings.Contains(err.Error(), "big.xml: is larger than 32 MiB") {
 		t.Errorf("a large file: %v", err)
 	}
+}
+
+// manyBlocks has blocks of as many names.
+func manyBlocks() string {
+	var b strings.Builder
+	for i := range maxNodes / 4 {
+		fmt.Fprintf(&b, "x%d {\n}\n", i)
+	}
+	return b.String()
+}
+
+// manyTexts is an object with as many texts of JSON.
+func manyTexts() string {
+	var b strings.Builder
+	b.WriteString("{")
+	for i := range 200000 {
+		fmt.Fprintf(&b, "\"a%dText\": \"[]\",\n", i)
+	}
+	return b.String() + "\"z\": 1}"
 }
 
 // TestOtherClouds: each cloud's files, given to the importer of another, are recognized.

@@ -28,6 +28,12 @@ func (r *Result) nothing(d document, what string) {
 // them. A project has some hundred.
 const maxObjects = 2000
 
+// maxInstances bounds the instances of a gateway: Azure has at most three, Google two.
+const maxInstances = 16
+
+// few returns the first elements of a list.
+func few(list []*node, most int) []*node { return list[:min(len(list), most)] }
+
 // room reports whether there is room for another object, and notes once that there is not.
 func (r *Result) room(d document) bool {
 	if r.objects++; r.objects == maxObjects+1 {

@@ -218,7 +218,11 @@ const sensitiveValue = "(sensitive value)"
 // It is a reader of lines and not of HCL, because the text is one value a line.
 func parseTerraform(data []byte) (*node, error) {
 	root := &node{list: true, line: 1}
-	var stack []*node
+	type level struct {
+		*node
+		blocks map[string]*node // a search of the names would be quadratic
+	}
+	var stack []level
 	skip, number, nodes := "", 0, 0
 	fail := func(err error) (*node, error) { return nil, fmt.Errorf("line %d: %w", number, err) }
 	for raw := range bytes.Lines(data) {
@@ -240,7 +244,7 @@ func parseTerraform(data []byte) (*node, error) {
 			if m := terraformResource.FindStringSubmatch(line); m != nil {
 				values := &node{line: number}
 				root.values = append(root.values, object(number, "type", m[2], "values", values))
-				stack = append(stack, values)
+				stack = append(stack, level{node: values, blocks: map[string]*node{}})
 			}
 			continue // outputs, comments
 		}
@@ -262,12 +266,13 @@ func parseTerraform(data []byte) (*node, error) {
 		if !top.list {
 			if m := terraformBlock.FindStringSubmatch(line); m != nil {
 				block := &node{line: number}
-				list := top.child(norm(m[1]))
-				if list == nil || !list.list {
+				list := top.blocks[m[1]]
+				if list == nil {
 					list = top.add(m[1], &node{list: true, line: number})
+					top.blocks[m[1]] = list
 				}
 				list.values = append(list.values, block)
-				stack = append(stack, block)
+				stack = append(stack, level{node: block, blocks: map[string]*node{}})
 				continue
 			}
 			m := terraformField.FindStringSubmatch(value)
@@ -282,7 +287,7 @@ func parseTerraform(data []byte) (*node, error) {
 			skip = strings.TrimPrefix(marker, "-")
 		case value == "{" || value == "[" || value == "jsonencode({" || value == "jsonencode([":
 			v.list = strings.HasSuffix(value, "[")
-			stack = append(stack, v)
+			stack = append(stack, level{node: v, blocks: map[string]*node{}})
 		case value == "jsonencode(":
 			skip = ")"
 		case value == "[]":
