@@ -100,6 +100,7 @@ const (
 	// AUTHENTICATION_FAILED, which has no details
 	AuthRefused Reason = "auth-refused"
 	KeyDiffers  Reason = "key-differs" // the peer authenticated with another PSK
+	Certificate Reason = "certificate" // the peer authenticated with a certificate
 	// the peer presented another identity, or asked for another one of this node
 	Identity       Reason = "identity"
 	TSRefused      Reason = "ts-refused"       // TS_UNACCEPTABLE

@@ -317,6 +317,22 @@ func TestSecretFromStdin(t *testing.T) {
 	}
 }
 
+// TestSecretFromFile: what editors and PowerShell put around a value is cut off, with a note unless
+// it is one line end.
+func TestSecretFromFile(t *testing.T) {
+	w := newWorld(t)
+	file := filepath.Join(t.TempDir(), "key")
+	for given, noted := range map[string]bool{"abc": false, "abc\n": false, "abc\r\n": false, " abc\n": true, "abc\n\n": true, "\ufeffabc": true, "\xff\xfea\x00b\x00c\x00\r\x00\n\x00": true, "\xfe\xff\x00a\x00b\x00c": true} {
+		if err := os.WriteFile(file, []byte(given), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, stderr, code := w.run(t.Context(), "", "secret", "set", "x", "--from-file", file)
+		if code != 0 || w.server.Router.Secret("x") != "abc" || strings.Contains(stderr, "cut off") != noted {
+			t.Errorf("given %q: stored %q; exit %d, %s", given, w.server.Router.Secret("x"), code, stderr)
+		}
+	}
+}
+
 // TestSecretFromTerminal: what is typed is not shown, and the terminal shows again afterwards.
 func TestSecretFromTerminal(t *testing.T) {
 	w := newWorld(t)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -14,7 +15,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"go.yaml.in/yaml/v3"
-	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/tunnel/cloud"
@@ -97,19 +99,22 @@ func (a *app) showValue(v any) error {
 
 func (a *app) cloudImport() *cobra.Command {
 	var public, dir string
-	var set bool
-	cmd := &cobra.Command{Use: "import aws|azure|gcp FILE...", Short: "Make tunnels and peers from a cloud's configuration files", Args: cobra.MinimumNArgs(2),
+	var set, replace bool
+	cmd := &cobra.Command{Use: "import aws|azure|gcp|oci FILE...", Short: "Make tunnels and peers from a cloud's configuration files", Args: cobra.MinimumNArgs(2),
 		Long: `Make the tunnels and peers of a document from a cloud's files about its VPN gateway, and print them with comments that name
 the source of each value. Skipped, missing and doubtful values are reported on standard error. - is standard input.
 
-aws: the configuration in XML, or the console's text for a generic device; the output of aws ec2 describe-vpn-connections; an
-answer of the Query API; Terraform's state.
-azure: az network vnet-gateway show, vpn-connection show and local-gateway show (or list) together; for a hub of a virtual
-WAN, vpn-gateway show and vpn-site show, or its file for VPN sites.
+aws: the configuration in XML, or the console's text for a generic device or strongSwan; the output of aws ec2
+describe-vpn-connections, and of describe-customer-gateways when the connections are without XML; an answer of the Query API.
+azure: az network vnet-gateway show, vpn-connection show and local-gateway show (or list) together, and public-ip show for a
+gateway without BGP; the same of PowerShell with ConvertTo-Json; for a hub of a virtual WAN, vpn-gateway show and vpn-site show,
+or its file for VPN sites.
 gcp: gcloud compute vpn-gateways, vpn-tunnels and routers describe (or list) together, as YAML or JSON.
+oci: oci network ip-sec-tunnel list or get.
+Each: Terraform's state, and what terraform show -json, terraform show and terraform state show print. The last two hide keys.
 
 Keys are never printed. --set-secrets stores the keys in the files as secrets of the node, --secrets-dir writes each into a
-file of its own.`}
+file of its own. A stored key with another value is not replaced without --replace.`}
 	cmd.RunE = runs(func(c *cobra.Command, args []string) error {
 		var router netip.Addr
 		if public != "" {
@@ -141,7 +146,7 @@ file of its own.`}
 		for _, n := range r.Notes {
 			fmt.Fprintf(a.stderr, "isthmus: %s\n", clean(n))
 		}
-		if err := a.storeKeys(c.Context(), r, set, dir); err != nil {
+		if err := a.storeKeys(c.Context(), r, set, dir, replace); err != nil {
 			return err
 		}
 		_, err = io.WriteString(a.stdout, r.YAML())
@@ -151,13 +156,14 @@ file of its own.`}
 	f.StringVar(&public, "for", "", "only the tunnels for the node with this public address")
 	f.BoolVar(&set, "set-secrets", false, "store the keys on the node")
 	f.StringVar(&dir, "secrets-dir", "", "directory to write each key to, as a file that only its owner can read")
+	f.BoolVar(&replace, "replace", false, "let --set-secrets and --secrets-dir replace keys that have another value")
 	cmd.MarkFlagsMutuallyExclusive("set-secrets", "secrets-dir")
 	cmd.MarkFlagDirname("secrets-dir")
 	cmd.ValidArgsFunction = func(cmd *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
 		if len(args) > 0 {
 			return files(cmd, args, word)
 		}
-		return []string{"aws", "azure", "gcp"}, cobra.ShellCompDirectiveNoFileComp
+		return []string{"aws", "azure", "gcp", "oci"}, cobra.ShellCompDirectiveNoFileComp
 	}
 	return cmd
 }
@@ -176,8 +182,9 @@ func (a *app) readInput(name string, limit int64) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(in, limit+1))
 }
 
-// storeKeys stores or writes the keys of the tunnels, and reports the missing ones.
-func (a *app) storeKeys(ctx context.Context, r *importer.Result, set bool, dir string) error {
+// storeKeys stores or writes the keys of the tunnels and sessions, and reports the missing ones. It
+// goes on after a key that would replace another one, so that one run names all of them.
+func (a *app) storeKeys(ctx context.Context, r *importer.Result, set bool, dir string, replace bool) error {
 	store := func(string, []byte) error { return nil }
 	switch {
 	case set:
@@ -186,22 +193,40 @@ func (a *app) storeKeys(ctx context.Context, r *importer.Result, set bool, dir s
 			return err
 		}
 		defer conn.Close()
-		store = func(name string, key []byte) error { return setSecret(ctx, conn, name, key) }
+		put := isthmusv1.NewSecretServiceClient(conn).AddSecret
+		if replace {
+			put = isthmusv1.NewSecretServiceClient(conn).SetSecret
+		}
+		store = func(name string, key []byte) error {
+			_, err := put(ctx, &isthmusv1.SetSecretRequest{Name: name, Value: key})
+			if !replace && status.Code(err) == codes.FailedPrecondition {
+				return taken{errors.New(status.Convert(err).Message())}
+			}
+			return err
+		}
 	case dir != "":
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return fmt.Errorf("storing keys: %w", err)
 		}
-		store = func(name string, key []byte) error { return writeKey(filepath.Join(dir, name), key) }
+		store = func(name string, key []byte) error { return writeKey(dir, name, key, replace) }
 	}
-	known := 0
+	known, kept := 0, 0
 	for _, t := range r.Tunnels {
-		if !t.PSK.Is.Known() {
-			fmt.Fprintf(a.stderr, "isthmus: the key of %s is not in the files; store it with isthmus secret set %s\n", t.Name, t.PSKName())
-			continue
-		}
-		known++
-		if err := store(t.PSKName(), t.PSK.Is.Bytes()); err != nil {
-			return fmt.Errorf("storing secret %s: %w", t.PSKName(), err)
+		for _, k := range t.Keys() {
+			if !k.Key.Known() {
+				fmt.Fprintf(a.stderr, "isthmus: the %s of %s is not in the files; store it with isthmus secret set %s\n", k.What, t.Name, k.Name)
+				continue
+			}
+			var other taken
+			switch err := store(k.Name, k.Key.Bytes()); {
+			case errors.As(err, &other):
+				kept++
+				fmt.Fprintf(a.stderr, "isthmus: storing secret %s: %s\n", k.Name, clean(other.Error()))
+			case err != nil:
+				return fmt.Errorf("storing secret %s: %w", k.Name, err)
+			default:
+				known++
+			}
 		}
 	}
 	switch {
@@ -213,23 +238,52 @@ func (a *app) storeKeys(ctx context.Context, r *importer.Result, set bool, dir s
 	default:
 		a.note("keys read and not stored: %d; run the command again with --set-secrets or --secrets-dir DIR", known)
 	}
+	if kept > 0 {
+		return fmt.Errorf("storing keys: %d would replace other ones: find out which are right, then run the command again with --replace", kept)
+	}
 	return nil
 }
 
-func setSecret(ctx context.Context, conn *grpc.ClientConn, name string, value []byte) error {
-	_, err := isthmusv1.NewSecretServiceClient(conn).SetSecret(ctx, &isthmusv1.SetSecretRequest{Name: name, Value: value})
-	return err
-}
+// taken means that another key has the name.
+type taken struct{ error }
 
-// writeKey writes a new file.
-func writeKey(path string, key []byte) error {
+// writeKey writes a file, and replaces one with another key only when told to.
+func writeKey(dir, name string, key []byte, replace bool) error {
+	path := filepath.Join(dir, name)
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if errors.Is(err, fs.ErrExist) {
-		return errors.New("its file exists already: remove it, or choose another directory")
-	}
-	if err != nil {
+	switch {
+	case errors.Is(err, fs.ErrExist) && replace:
+		if f, err = os.CreateTemp(dir, ".key-"); err != nil {
+			return err
+		}
+		_, err = f.Write(key)
+		if err = errors.Join(err, f.Close()); err == nil {
+			err = os.Rename(f.Name(), path)
+		}
+		if err != nil {
+			err = errors.Join(err, os.Remove(f.Name()))
+		}
+		return err
+	case errors.Is(err, fs.ErrExist):
+		// No fingerprints: without the key of a node they would let a reader test guesses.
+		if was, err := readKey(path); err != nil {
+			return err
+		} else if !bytes.Equal(was, key) {
+			return taken{errors.New("its file has another key")}
+		}
+		return nil
+	case err != nil:
 		return err
 	}
 	_, err = f.Write(key)
 	return errors.Join(err, f.Close())
+}
+
+func readKey(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, maxSecret))
 }

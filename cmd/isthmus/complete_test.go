@@ -56,7 +56,7 @@ func TestCompletion(t *testing.T) {
 		"apply -f ":                    "yaml yml json " + byExtension,
 		"context import ":              file,
 		"egress verify ":               file,
-		"cloud import ":                "aws azure gcp " + none,
+		"cloud import ":                "aws azure gcp oci " + none,
 		"cloud import aws ":            file,
 		"describe condition CharonUnr": "CharonUnreachable " + none,
 		"topology render --as ":        "cli terraform " + none,

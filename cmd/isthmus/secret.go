@@ -7,12 +7,15 @@ import (
 	"crypto/ecdh"
 	"crypto/rand"
 	"encoding/base64"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"math/big"
 	"os"
 	"strings"
+	"unicode"
+	"unicode/utf16"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -65,7 +68,8 @@ func (a *app) secretSet() *cobra.Command {
 	var file, generate string
 	cmd := &cobra.Command{Use: "set NAME", Short: "Store or replace a secret", Args: cobra.ExactArgs(1), ValidArgsFunction: names(a, true, named((*isthmusv1.SecretInfo).GetName)),
 		Long: `Store or replace a secret. The value comes from standard input (a terminal does not show it), from a file, or is generated.
-One line break at its end is not part of it.
+One line break at its end is not part of it. Of a file, byte order marks, blanks and line ends around the value are cut off with
+a note, and UTF-16 with a byte order mark is read as text.
 
 --generate psk makes a pre-shared key of 48 letters and digits, which every cloud accepts, and prints it: the other side
 needs it, and it cannot be read back. --generate wireguard makes a private key and prints its public key.`}
@@ -82,12 +86,15 @@ needs it, and it cannot be read back. --generate wireguard makes a private key a
 		case generate != "":
 			return usageError{fmt.Errorf("--generate %q: must be psk or wireguard", generate)}
 		case file != "":
-			value, err = os.ReadFile(file)
+			value, err = readKey(file)
 		default:
 			value, err = a.readSecret(c.Context(), args[0])
 		}
 		if err != nil {
 			return fmt.Errorf("reading secret: %w", err)
+		}
+		if file != "" {
+			value = a.trimmed(args[0], value)
 		}
 		value = bytes.TrimSuffix(bytes.TrimSuffix(value, []byte("\n")), []byte("\r"))
 		return a.call(func(ctx context.Context, conn *grpc.ClientConn, args []string) error {
@@ -142,6 +149,29 @@ func generateWireGuard() (private []byte, public string, err error) {
 		return nil, "", err
 	}
 	return []byte(base64.StdEncoding.EncodeToString(raw)), base64.StdEncoding.EncodeToString(key.PublicKey().Bytes()), nil
+}
+
+// trimmed returns a value without what editors, shells and copying put around it. A line end, which
+// most files have, is cut off without a note.
+func (a *app) trimmed(name string, value []byte) []byte {
+	line := bytes.TrimSuffix(bytes.TrimSuffix(value, []byte("\n")), []byte("\r"))
+	out := value
+	if bytes.HasPrefix(value, []byte{0xff, 0xfe}) || bytes.HasPrefix(value, []byte{0xfe, 0xff}) {
+		order := binary.ByteOrder(binary.LittleEndian)
+		if value[0] == 0xfe {
+			order = binary.BigEndian
+		}
+		var units []uint16
+		for i := 2; i+1 < len(value); i += 2 {
+			units = append(units, order.Uint16(value[i:]))
+		}
+		out = []byte(string(utf16.Decode(units)))
+	}
+	out = bytes.TrimFunc(out, func(r rune) bool { return unicode.IsSpace(r) || r == 0 || r == '\ufeff' })
+	if !bytes.Equal(out, line) {
+		a.note("the value of %s had a byte order mark, blanks or line ends around it, which were cut off", name)
+	}
+	return out
 }
 
 // maxSecret bounds what is read; the node refuses more than 4096 bytes.

@@ -50,6 +50,8 @@ type Router interface {
 	Health() map[string]bool
 
 	SetSecret(ctx context.Context, author, name string, value []byte) (*isthmusv1.SecretInfo, error)
+	// AddSecret stores a secret, and refuses to replace another value.
+	AddSecret(ctx context.Context, author, name string, value []byte) (*isthmusv1.SecretInfo, error)
 	// RollbackSecret restores the former value of a secret.
 	RollbackSecret(ctx context.Context, author, name string) (*isthmusv1.SecretInfo, error)
 	DeleteSecret(ctx context.Context, author, name string) error

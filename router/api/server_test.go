@@ -196,7 +196,7 @@ func TestHandshake(t *testing.T) {
 func TestRoles(t *testing.T) {
 	s := apitest.Serve(t, time.Now, apitest.New(time.Now))
 	minimum := map[string]auth.Role{}
-	for _, m := range []string{"Apply", "EditPolicies", "Confirm", "Rollback", "ResetPeer", "SetSecret", "RollbackSecret", "DeleteSecret", "ProveEgress", "Who", "EndFlows"} {
+	for _, m := range []string{"Apply", "EditPolicies", "Confirm", "Rollback", "ResetPeer", "SetSecret", "AddSecret", "RollbackSecret", "DeleteSecret", "ProveEgress", "Who", "EndFlows"} {
 		minimum[m] = auth.Operator
 	}
 	for _, m := range []string{"IssueClient", "ListClients", "RevokeClient", "RenewAuthority", "RollbackSlot", "Reboot", "PowerOff", "Seal", "Unseal"} {

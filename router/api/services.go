@@ -339,13 +339,21 @@ func (s *services) GetStatus(context.Context, *isthmusv1.GetStatusRequest) (*ist
 }
 
 func (s *services) SetSecret(ctx context.Context, r *isthmusv1.SetSecretRequest) (*isthmusv1.SecretInfo, error) {
+	return putSecret(ctx, r, s.router.SetSecret)
+}
+
+func (s *services) AddSecret(ctx context.Context, r *isthmusv1.SetSecretRequest) (*isthmusv1.SecretInfo, error) {
+	return putSecret(ctx, r, s.router.AddSecret)
+}
+
+func putSecret(ctx context.Context, r *isthmusv1.SetSecretRequest, put func(context.Context, string, string, []byte) (*isthmusv1.SecretInfo, error)) (*isthmusv1.SecretInfo, error) {
 	if !store.ValidSecretName(r.Name) {
 		return nil, status.Errorf(codes.InvalidArgument, "name %q: must be lower case letters, digits and hyphens, 1 to 63", r.Name)
 	}
 	if n := len(r.Value); n < 1 || n > 4096 {
 		return nil, status.Errorf(codes.InvalidArgument, "value: has %d bytes, must have 1 to 4096", n)
 	}
-	i, err := s.router.SetSecret(ctx, author(ctx), r.Name, r.Value)
+	i, err := put(ctx, author(ctx), r.Name, r.Value)
 	return i, statusOf(err)
 }
 

@@ -21,6 +21,7 @@ var codesByError = []struct {
 	code codes.Code
 }{
 	{store.ErrStale, codes.Aborted},
+	{store.ErrTaken, codes.FailedPrecondition},
 	{store.ErrFull, codes.ResourceExhausted},
 	{ErrNotFound, codes.NotFound},
 	{store.ErrNotFound, codes.NotFound},

@@ -29,6 +29,24 @@ func (m *Manager) SetSecret(ctx context.Context, author, name string, value []by
 	return m.secretSet(ctx, author, "secret set", info)
 }
 
+// AddSecret stores a secret as SetSecret does, and refuses to replace another value.
+func (m *Manager) AddSecret(ctx context.Context, author, name string, value []byte) (Secret, error) {
+	if err := m.fits(name, value); err != nil {
+		return Secret{}, err
+	}
+	info, stored, err := m.Store.AddSecret(name, value, time.Now())
+	if err != nil {
+		return Secret{}, err
+	}
+	if !stored {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		uses, _ := m.uses()
+		return Secret{info, uses[name]}, nil
+	}
+	return m.secretSet(ctx, author, "secret added", info)
+}
+
 // RollbackSecret restores the former value of a secret.
 func (m *Manager) RollbackSecret(ctx context.Context, author, name string) (Secret, error) {
 	value, err := m.Store.FormerSecret(name)

@@ -45,6 +45,7 @@ type Documents interface {
 	Document(generation uint64) (uint64, *isthmusv1.Spec, string, error)
 	Notes() spec.Problems
 	SetSecret(ctx context.Context, author, name string, value []byte) (document.Secret, error)
+	AddSecret(ctx context.Context, author, name string, value []byte) (document.Secret, error)
 	RollbackSecret(ctx context.Context, author, name string) (document.Secret, error)
 	DeleteSecret(ctx context.Context, author, name string) error
 	Secrets() []document.Secret
@@ -236,6 +237,15 @@ func (r *Report) Status() (*isthmusv1.SystemStatus, <-chan struct{}) {
 // SetSecret implements api.Router.
 func (r *Report) SetSecret(ctx context.Context, author, name string, value []byte) (*isthmusv1.SecretInfo, error) {
 	s, err := r.Documents.SetSecret(ctx, author, name, value)
+	if err != nil {
+		return nil, err
+	}
+	return secretMessage(s), nil
+}
+
+// AddSecret implements api.Router.
+func (r *Report) AddSecret(ctx context.Context, author, name string, value []byte) (*isthmusv1.SecretInfo, error) {
+	s, err := r.Documents.AddSecret(ctx, author, name, value)
 	if err != nil {
 		return nil, err
 	}

@@ -107,6 +107,31 @@ func TestOlderStateIsTold(t *testing.T) {
 
 // TestFormerSecret: the value before the last one comes back, over a restart too, until it is
 // dropped.
+// TestAddSecret: another value is refused with both fingerprints, and the same one changes nothing.
+func TestAddSecret(t *testing.T) {
+	s, err := Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	one, stored, err := s.AddSecret("k", []byte("one"), noon)
+	if err != nil || !stored {
+		t.Fatalf("a new one: %t, %v", stored, err)
+	}
+	if again, stored, err := s.AddSecret("k", []byte("one"), noon); err != nil || stored || again.Ref != one.Ref {
+		t.Errorf("the same again: %v, %t, %v", again, stored, err)
+	}
+	_, stored, err = s.AddSecret("k", []byte("two"), noon)
+	if !errors.Is(err, ErrTaken) || stored || !strings.Contains(err.Error(), one.Ref.Fingerprint) || strings.Contains(err.Error(), "two") {
+		t.Errorf("another: %t, %v", stored, err)
+	}
+	if v, err := s.Lookup(one.Ref); err != nil || string(v) != "one" {
+		t.Errorf("afterwards: %q, %v", v, err)
+	}
+	if _, _, err := s.AddSecret("Bad/Name", []byte("x"), noon); err == nil {
+		t.Error("a bad name was accepted")
+	}
+}
+
 func TestFormerSecret(t *testing.T) {
 	dir := t.TempDir()
 	s, err := Open(dir)

@@ -134,11 +134,34 @@ const MaxSecrets = 1 << 16
 // SetSecret stores a secret, or replaces it. An invalid name is an error. A new secret beyond
 // MaxSecrets is refused with ErrFull.
 func (s *Store) SetSecret(name string, value []byte, now time.Time) (SecretInfo, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.setSecretLocked(name, value, now)
+}
+
+// AddSecret stores a secret, and refuses with ErrTaken to replace another value. It
+// reports whether it stored the value, which it does not when the same is stored already.
+func (s *Store) AddSecret(name string, value []byte, now time.Time) (SecretInfo, bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if v, had := s.secrets[name]; had && s.keys.seal != nil {
+		switch f := s.fingerprintLocked(name, value); v.fingerprint {
+		case f:
+			return v.info(), false, nil
+		case "":
+			return SecretInfo{}, false, fmt.Errorf("secret %s %w: the stored value cannot be read and compared with the new one, fingerprint %s", name, ErrTaken, f)
+		default:
+			return SecretInfo{}, false, fmt.Errorf("secret %s %w: the stored value has fingerprint %s, the new one %s", name, ErrTaken, v.fingerprint, f)
+		}
+	}
+	i, err := s.setSecretLocked(name, value, now)
+	return i, err == nil, err
+}
+
+func (s *Store) setSecretLocked(name string, value []byte, now time.Time) (SecretInfo, error) {
 	if !ValidSecretName(name) {
 		return SecretInfo{}, fmt.Errorf("storing secret: name %q must be lower case letters, digits and hyphens, 1 to 63", name)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	if _, had := s.secrets[name]; !had && len(s.secrets) >= MaxSecrets {
 		return SecretInfo{}, fmt.Errorf("storing secret %q: %w: there are %d secrets; delete those that no document needs", name, ErrFull, len(s.secrets))
 	}

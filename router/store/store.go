@@ -36,6 +36,8 @@ var (
 	// ErrSealed means that a secret is stored and its key cannot be opened on this machine, or not
 	// yet.
 	ErrSealed = errors.New("it is sealed, and its key is not open")
+	// ErrTaken means that a secret has another value, which the caller does not want to replace.
+	ErrTaken = errors.New("is not replaced")
 	// ErrStale means that the write was based on a generation that is not the present one.
 	ErrStale = errors.New("generation is not the present one")
 	// ErrFull means that the limit of stored objects of a kind is reached.

@@ -122,6 +122,11 @@ func (e *explainer) explain() {
 		e.out.Cause = "the version at the peer"
 		e.out.Remedy = "nothing here"
 		e.there("set the IKE version to 2")
+	case tunnel.Certificate:
+		e.out.What = peer + " authenticates with a certificate; this node has pre-shared keys only"
+		e.out.Cause = "the authentication method at the peer"
+		e.out.Remedy = "nothing here"
+		e.there("set the authentication of both sides to a pre-shared key; %s must be that of secret %s", e.at(e.cloud.KeyAt, "the pre-shared key"), c.PSK.Name)
 	case tunnel.AuthRefused, tunnel.KeyDiffers, tunnel.Identity:
 		e.authentication(peer)
 	case tunnel.TSRefused, tunnel.TSUnacceptable, tunnel.TSNarrowed:
@@ -200,7 +205,10 @@ func (e *explainer) proposals(kind, field string, ours []string, offer string, p
 		e.out.What = fmt.Sprintf("the peer proposed none of our %s proposals %s", kind, strings.Join(ours, ", "))
 	}
 	wants, ok := notation(offer)
-	switch {
+	switch classical := classicalOnly(ours); {
+	case offer == "" && len(classical) > 0 && !slices.Equal(classical, ours):
+		e.out.Cause = "the peer has other algorithms, or does not support the additional key exchanges of all our proposals (RFC 9370)"
+		e.out.Remedy, e.out.Value = "leave the additional key exchanges out, or set them at the peer", list(classical)
 	case offer == "":
 		e.out.Cause = "the peer has other algorithms; it does not say which, and has not called by itself since"
 		e.out.Remedy = "set the peer's algorithms"
@@ -216,6 +224,10 @@ func (e *explainer) proposals(kind, field string, ours []string, offer string, p
 		e.out.What += "; its last offer was " + offer
 		e.out.Cause = "the peer wants " + wants
 		e.out.Remedy, e.out.Value = "set the algorithms that the peer wants", list([]string{wants})
+		if additional(wants) {
+			e.out.Cause += ", with an additional key exchange (RFC 9370), such as a post-quantum one"
+			e.out.Remedy += "; charon must be 6.0 or later and have them, so make them optional at the peer otherwise"
+		}
 		if weak(wants) {
 			e.out.Remedy = "set the algorithms that the peer wants, which are weak; it is better to set the peer to " + strings.Join(ours, " or ")
 		}

@@ -2,6 +2,7 @@ package explain
 
 import (
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -29,6 +30,9 @@ var transforms = []struct {
 	{regexp.MustCompile(`^ECP_(\d+)$`), "ecp$1", keyExchange},
 	{regexp.MustCompile(`^ECP_(\d+)_BP$`), "ecp${1}bp", keyExchange},
 	{regexp.MustCompile(`^ML_KEM_(\d+)$`), "mlkem$1", keyExchange},
+	// charon 6.0 begins additional key exchanges with their number (RFC 9370).
+	{regexp.MustCompile(`^KE([1-7])_ML_KEM_(\d+)$`), "ke${1}_mlkem$2", additionalKE},
+	{regexp.MustCompile(`^KE([1-7])_NONE$`), "", sequence},
 	{regexp.MustCompile(`^CURVE_(25519|448)$`), "curve$1", keyExchange},
 	{regexp.MustCompile(`^EXT_SEQ$`), "esn", sequence},
 	{regexp.MustCompile(`^NO_EXT_SEQ$`), "", sequence},
@@ -39,6 +43,7 @@ const (
 	integrity
 	prf
 	keyExchange
+	additionalKE
 	sequence
 	kinds
 )
@@ -65,8 +70,14 @@ func notationOf(offer string) (string, bool) {
 				break
 			}
 		}
-		if known && words[kind] == "" {
+		switch {
+		case !known && additionalWord.MatchString(strings.ToLower(name)):
+			return "", false
+		case !known:
+		case words[kind] == "":
 			words[kind] = word
+		case kind == additionalKE && !strings.Contains(words[kind], word[:len("ke1_")]):
+			words[kind] += "-" + word
 		}
 	}
 	aead := strings.Contains(words[cipher], "gcm") || strings.Contains(words[cipher], "ccm") || strings.HasPrefix(words[cipher], "chacha")
@@ -88,7 +99,29 @@ func notationOf(offer string) (string, bool) {
 	return strings.Join(out, "-"), true
 }
 
-var groupWord = regexp.MustCompile(`^(?:modp|ecp|curve|x25519|x448|mlkem)`)
+// additionalWord is the beginning of an additional key exchange in a proposal.
+var additionalWord = regexp.MustCompile(`^ke[1-7]_`)
+
+// additional reports whether a proposal has additional key exchanges.
+func additional(proposal string) bool {
+	return slices.ContainsFunc(strings.Split(proposal, "-"), additionalWord.MatchString)
+}
+
+// classicalOnly returns the proposals without additional key exchanges if all have some.
+func classicalOnly(proposals []string) (out []string) {
+	for _, p := range proposals {
+		if !additional(p) {
+			return nil
+		}
+		words := slices.DeleteFunc(strings.Split(p, "-"), additionalWord.MatchString)
+		if one := strings.Join(words, "-"); !slices.Contains(out, one) {
+			out = append(out, one)
+		}
+	}
+	return out
+}
+
+var groupWord = regexp.MustCompile(`^(?:ke[1-7]_|modp|ecp|curve|x25519|x448|mlkem)`)
 
 // group returns the first group in the proposals; empty: they have none.
 func group(proposals []string) string {

@@ -147,6 +147,7 @@ var explanations = []struct {
 	{regexp.MustCompile(`received TS_UNACCEPTABLE notify`), "the peer refused our traffic selectors (TS_UNACCEPTABLE)", tunnel.TSRefused},
 	{regexp.MustCompile(`received ([A-Z_]{6,}) notify(?: error|, no CHILD_SA)`), "the peer answered with $1", tunnel.Other},
 	{regexp.MustCompile(`but MAC mismatched`), "the peer's PSK is not ours (MAC mismatched)", tunnel.KeyDiffers},
+	{regexp.MustCompile(`no trusted \S+ public key found for '(.*)'`), "the peer, $1, authenticates with a certificate", tunnel.Certificate},
 	{regexp.MustCompile(`no shared key found for (.+)`), "no PSK for $1", tunnel.Local},
 	{regexp.MustCompile(`IDir '(.*)' does not match to '(.*)'`), "the peer's identity is $1, not $2", tunnel.Identity},
 	{regexp.MustCompile(`constraint check failed: identity '(.*)' required`), "the peer's identity is not $1", tunnel.Identity},

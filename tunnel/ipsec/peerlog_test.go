@@ -73,6 +73,7 @@ func TestPeerLog(t *testing.T) {
 		"IKE proposal, we call":          {[]string{named + "received NO_PROPOSAL_CHOSEN notify error"}, tunnel.IKERefused, tunnel.Evidence{}},
 		"ESP proposal, we call":          {[]string{named + "received NO_PROPOSAL_CHOSEN notify, no CHILD_SA built"}, tunnel.ESPRefused, tunnel.Evidence{}},
 		"key, we call":                   {[]string{named + "received AUTHENTICATION_FAILED notify error"}, tunnel.AuthRefused, tunnel.Evidence{}},
+		"certificate, peer calls":        {[]string{named + "no trusted RSA public key found for '203.0.113.7'"}, tunnel.Certificate, tunnel.Evidence{}},
 		"key, peer calls":                {[]string{named + "tried 1 shared key for '198.51.100.1' - '203.0.113.7', but MAC mismatched"}, tunnel.KeyDiffers, tunnel.Evidence{OtherKey: true}},
 		"selectors, we call":             {[]string{named + "received TS_UNACCEPTABLE notify, no CHILD_SA built"}, tunnel.TSRefused, tunnel.Evidence{}},
 		"selectors, peer calls":          {[]string{named + "traffic selectors fd00::/8 === fd00::/8 unacceptable"}, tunnel.TSUnacceptable, tunnel.Evidence{Selectors: "fd00::/8 === fd00::/8"}},

@@ -95,7 +95,7 @@ func (r *record) set(s tunnel.Status, now time.Time) {
 // vaguer lists, by an answer of the peer, the more precise reasons that the peer's own attempts
 // reveal.
 var vaguer = map[tunnel.Reason][]tunnel.Reason{
-	tunnel.AuthRefused: {tunnel.Identity, tunnel.KeyDiffers},
+	tunnel.AuthRefused: {tunnel.Identity, tunnel.KeyDiffers, tunnel.Certificate},
 	tunnel.IKERefused:  {tunnel.IKEUnacceptable, tunnel.IKEVersion},
 	tunnel.ESPRefused:  {tunnel.ESPUnacceptable},
 	tunnel.TSRefused:   {tunnel.TSUnacceptable},

@@ -1849,9 +1849,9 @@ type Explanation struct {
 	// For programs: "no-data", "one-way", "no-handshake", "no-endpoint", "no-answer",
 	// "no-answer-auth", "peer-lost", "ike-refused", "ike-unacceptable",
 	// "ike-version", "esp-refused", "esp-unacceptable", "rekey-refused", "auth-refused",
-	// "key-differs", "identity", "ts-refused", "ts-unacceptable", "ts-narrowed", "closed-by-peer",
-	// "waiting-for-peer", "local" or "other". Refused: the peer refused, and gave no reason.
-	// Unacceptable: this node refused, so the peer's proposal is known.
+	// "key-differs", "certificate", "identity", "ts-refused", "ts-unacceptable", "ts-narrowed",
+	// "closed-by-peer", "waiting-for-peer", "local" or "other". Refused: the peer refused, and gave
+	// no reason. Unacceptable: this node refused, so the peer's proposal is known.
 	Reason string `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
 	// Time since which this has been the reason.
 	Since *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=since,proto3" json:"since,omitempty"`
@@ -9135,9 +9135,10 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\x06Reboot\x12\x19.isthmus.v1.RebootRequest\x1a\x1a.isthmus.v1.RebootResponse\"\b\xd0\xd3\x18\x03\xd8\xd3\x18\x01\x12O\n" +
 	"\bPowerOff\x12\x1b.isthmus.v1.PowerOffRequest\x1a\x1c.isthmus.v1.PowerOffResponse\"\b\xd0\xd3\x18\x03\xd8\xd3\x18\x01\x12C\n" +
 	"\x04Seal\x12\x17.isthmus.v1.SealRequest\x1a\x18.isthmus.v1.SealResponse\"\b\xd0\xd3\x18\x03\xd8\xd3\x18\x01\x12I\n" +
-	"\x06Unseal\x12\x19.isthmus.v1.UnsealRequest\x1a\x1a.isthmus.v1.UnsealResponse\"\b\xd0\xd3\x18\x03\xd8\xd3\x18\x012\xe6\x02\n" +
+	"\x06Unseal\x12\x19.isthmus.v1.UnsealRequest\x1a\x1a.isthmus.v1.UnsealResponse\"\b\xd0\xd3\x18\x03\xd8\xd3\x18\x012\xb3\x03\n" +
 	"\rSecretService\x12K\n" +
-	"\tSetSecret\x12\x1c.isthmus.v1.SetSecretRequest\x1a\x16.isthmus.v1.SecretInfo\"\b\xd0\xd3\x18\x02\xd8\xd3\x18\x01\x12U\n" +
+	"\tSetSecret\x12\x1c.isthmus.v1.SetSecretRequest\x1a\x16.isthmus.v1.SecretInfo\"\b\xd0\xd3\x18\x02\xd8\xd3\x18\x01\x12K\n" +
+	"\tAddSecret\x12\x1c.isthmus.v1.SetSecretRequest\x1a\x16.isthmus.v1.SecretInfo\"\b\xd0\xd3\x18\x02\xd8\xd3\x18\x01\x12U\n" +
 	"\x0eRollbackSecret\x12!.isthmus.v1.RollbackSecretRequest\x1a\x16.isthmus.v1.SecretInfo\"\b\xd0\xd3\x18\x02\xd8\xd3\x18\x01\x12T\n" +
 	"\vListSecrets\x12\x1e.isthmus.v1.ListSecretsRequest\x1a\x1f.isthmus.v1.ListSecretsResponse\"\x04\xd0\xd3\x18\x01\x12[\n" +
 	"\fDeleteSecret\x12\x1f.isthmus.v1.DeleteSecretRequest\x1a .isthmus.v1.DeleteSecretResponse\"\b\xd0\xd3\x18\x02\xd8\xd3\x18\x012\xd9\x03\n" +
@@ -9448,64 +9449,66 @@ var file_isthmus_v1_services_proto_depIdxs = []int32{
 	69,  // 147: isthmus.v1.SystemService.Seal:input_type -> isthmus.v1.SealRequest
 	71,  // 148: isthmus.v1.SystemService.Unseal:input_type -> isthmus.v1.UnsealRequest
 	91,  // 149: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
-	92,  // 150: isthmus.v1.SecretService.RollbackSecret:input_type -> isthmus.v1.RollbackSecretRequest
-	93,  // 151: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
-	96,  // 152: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
-	100, // 153: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
-	104, // 154: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
-	107, // 155: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
-	102, // 156: isthmus.v1.AccessService.RenewClient:input_type -> isthmus.v1.RenewClientRequest
-	98,  // 157: isthmus.v1.AccessService.RenewAuthority:input_type -> isthmus.v1.RenewAuthorityRequest
-	109, // 158: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
-	111, // 159: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
-	4,   // 160: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
-	7,   // 161: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
-	9,   // 162: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
-	9,   // 163: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
-	12,  // 164: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
-	14,  // 165: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
-	16,  // 166: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
-	9,   // 167: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
-	20,  // 168: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
-	24,  // 169: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
-	23,  // 170: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
-	29,  // 171: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
-	35,  // 172: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
-	32,  // 173: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
-	34,  // 174: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
-	39,  // 175: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
-	41,  // 176: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
-	45,  // 177: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
-	48,  // 178: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
-	50,  // 179: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
-	119, // 180: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
-	117, // 181: isthmus.v1.NATService.EndFlows:output_type -> isthmus.v1.EndFlowsResponse
-	56,  // 182: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
-	60,  // 183: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
-	59,  // 184: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
-	64,  // 185: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
-	66,  // 186: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
-	86,  // 187: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
-	74,  // 188: isthmus.v1.SystemService.GetMachine:output_type -> isthmus.v1.Machine
-	78,  // 189: isthmus.v1.SystemService.Upgrade:output_type -> isthmus.v1.UpgradeResponse
-	80,  // 190: isthmus.v1.SystemService.RollbackSlot:output_type -> isthmus.v1.RollbackSlotResponse
-	82,  // 191: isthmus.v1.SystemService.Reboot:output_type -> isthmus.v1.RebootResponse
-	84,  // 192: isthmus.v1.SystemService.PowerOff:output_type -> isthmus.v1.PowerOffResponse
-	70,  // 193: isthmus.v1.SystemService.Seal:output_type -> isthmus.v1.SealResponse
-	72,  // 194: isthmus.v1.SystemService.Unseal:output_type -> isthmus.v1.UnsealResponse
-	95,  // 195: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
-	95,  // 196: isthmus.v1.SecretService.RollbackSecret:output_type -> isthmus.v1.SecretInfo
-	94,  // 197: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
-	97,  // 198: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
-	101, // 199: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
-	105, // 200: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
-	108, // 201: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
-	103, // 202: isthmus.v1.AccessService.RenewClient:output_type -> isthmus.v1.RenewClientResponse
-	99,  // 203: isthmus.v1.AccessService.RenewAuthority:output_type -> isthmus.v1.RenewAuthorityResponse
-	110, // 204: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
-	112, // 205: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
-	160, // [160:206] is the sub-list for method output_type
-	114, // [114:160] is the sub-list for method input_type
+	91,  // 150: isthmus.v1.SecretService.AddSecret:input_type -> isthmus.v1.SetSecretRequest
+	92,  // 151: isthmus.v1.SecretService.RollbackSecret:input_type -> isthmus.v1.RollbackSecretRequest
+	93,  // 152: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
+	96,  // 153: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
+	100, // 154: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
+	104, // 155: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
+	107, // 156: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
+	102, // 157: isthmus.v1.AccessService.RenewClient:input_type -> isthmus.v1.RenewClientRequest
+	98,  // 158: isthmus.v1.AccessService.RenewAuthority:input_type -> isthmus.v1.RenewAuthorityRequest
+	109, // 159: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
+	111, // 160: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
+	4,   // 161: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
+	7,   // 162: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
+	9,   // 163: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
+	9,   // 164: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
+	12,  // 165: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
+	14,  // 166: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
+	16,  // 167: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
+	9,   // 168: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
+	20,  // 169: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
+	24,  // 170: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
+	23,  // 171: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
+	29,  // 172: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
+	35,  // 173: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
+	32,  // 174: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
+	34,  // 175: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
+	39,  // 176: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
+	41,  // 177: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
+	45,  // 178: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
+	48,  // 179: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
+	50,  // 180: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
+	119, // 181: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
+	117, // 182: isthmus.v1.NATService.EndFlows:output_type -> isthmus.v1.EndFlowsResponse
+	56,  // 183: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
+	60,  // 184: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
+	59,  // 185: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
+	64,  // 186: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
+	66,  // 187: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
+	86,  // 188: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
+	74,  // 189: isthmus.v1.SystemService.GetMachine:output_type -> isthmus.v1.Machine
+	78,  // 190: isthmus.v1.SystemService.Upgrade:output_type -> isthmus.v1.UpgradeResponse
+	80,  // 191: isthmus.v1.SystemService.RollbackSlot:output_type -> isthmus.v1.RollbackSlotResponse
+	82,  // 192: isthmus.v1.SystemService.Reboot:output_type -> isthmus.v1.RebootResponse
+	84,  // 193: isthmus.v1.SystemService.PowerOff:output_type -> isthmus.v1.PowerOffResponse
+	70,  // 194: isthmus.v1.SystemService.Seal:output_type -> isthmus.v1.SealResponse
+	72,  // 195: isthmus.v1.SystemService.Unseal:output_type -> isthmus.v1.UnsealResponse
+	95,  // 196: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
+	95,  // 197: isthmus.v1.SecretService.AddSecret:output_type -> isthmus.v1.SecretInfo
+	95,  // 198: isthmus.v1.SecretService.RollbackSecret:output_type -> isthmus.v1.SecretInfo
+	94,  // 199: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
+	97,  // 200: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
+	101, // 201: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
+	105, // 202: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
+	108, // 203: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
+	103, // 204: isthmus.v1.AccessService.RenewClient:output_type -> isthmus.v1.RenewClientResponse
+	99,  // 205: isthmus.v1.AccessService.RenewAuthority:output_type -> isthmus.v1.RenewAuthorityResponse
+	110, // 206: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
+	112, // 207: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
+	161, // [161:208] is the sub-list for method output_type
+	114, // [114:161] is the sub-list for method input_type
 	114, // [114:114] is the sub-list for extension type_name
 	114, // [114:114] is the sub-list for extension extendee
 	0,   // [0:114] is the sub-list for field type_name

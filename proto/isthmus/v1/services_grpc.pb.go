@@ -2022,6 +2022,7 @@ var SystemService_ServiceDesc = grpc.ServiceDesc{
 
 const (
 	SecretService_SetSecret_FullMethodName      = "/isthmus.v1.SecretService/SetSecret"
+	SecretService_AddSecret_FullMethodName      = "/isthmus.v1.SecretService/AddSecret"
 	SecretService_RollbackSecret_FullMethodName = "/isthmus.v1.SecretService/RollbackSecret"
 	SecretService_ListSecrets_FullMethodName    = "/isthmus.v1.SecretService/ListSecrets"
 	SecretService_DeleteSecret_FullMethodName   = "/isthmus.v1.SecretService/DeleteSecret"
@@ -2037,6 +2038,9 @@ type SecretServiceClient interface {
 	// INVALID_ARGUMENT when the value does not fit a field of the present document that names it. The
 	// former value is kept until the next document is accepted permanently.
 	SetSecret(ctx context.Context, in *SetSecretRequest, opts ...grpc.CallOption) (*SecretInfo, error)
+	// AddSecret stores a secret, and never replaces one: FAILED_PRECONDITION, with both fingerprints,
+	// when another value is stored under the name. The same value again changes nothing.
+	AddSecret(ctx context.Context, in *SetSecretRequest, opts ...grpc.CallOption) (*SecretInfo, error)
 	// RollbackSecret gives a secret the value that it had before it was set last; NOT_FOUND when that
 	// is not kept.
 	RollbackSecret(ctx context.Context, in *RollbackSecretRequest, opts ...grpc.CallOption) (*SecretInfo, error)
@@ -2058,6 +2062,16 @@ func (c *secretServiceClient) SetSecret(ctx context.Context, in *SetSecretReques
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(SecretInfo)
 	err := c.cc.Invoke(ctx, SecretService_SetSecret_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *secretServiceClient) AddSecret(ctx context.Context, in *SetSecretRequest, opts ...grpc.CallOption) (*SecretInfo, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SecretInfo)
+	err := c.cc.Invoke(ctx, SecretService_AddSecret_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -2104,6 +2118,9 @@ type SecretServiceServer interface {
 	// INVALID_ARGUMENT when the value does not fit a field of the present document that names it. The
 	// former value is kept until the next document is accepted permanently.
 	SetSecret(context.Context, *SetSecretRequest) (*SecretInfo, error)
+	// AddSecret stores a secret, and never replaces one: FAILED_PRECONDITION, with both fingerprints,
+	// when another value is stored under the name. The same value again changes nothing.
+	AddSecret(context.Context, *SetSecretRequest) (*SecretInfo, error)
 	// RollbackSecret gives a secret the value that it had before it was set last; NOT_FOUND when that
 	// is not kept.
 	RollbackSecret(context.Context, *RollbackSecretRequest) (*SecretInfo, error)
@@ -2123,6 +2140,9 @@ type UnimplementedSecretServiceServer struct{}
 
 func (UnimplementedSecretServiceServer) SetSecret(context.Context, *SetSecretRequest) (*SecretInfo, error) {
 	return nil, status.Error(codes.Unimplemented, "method SetSecret not implemented")
+}
+func (UnimplementedSecretServiceServer) AddSecret(context.Context, *SetSecretRequest) (*SecretInfo, error) {
+	return nil, status.Error(codes.Unimplemented, "method AddSecret not implemented")
 }
 func (UnimplementedSecretServiceServer) RollbackSecret(context.Context, *RollbackSecretRequest) (*SecretInfo, error) {
 	return nil, status.Error(codes.Unimplemented, "method RollbackSecret not implemented")
@@ -2168,6 +2188,24 @@ func _SecretService_SetSecret_Handler(srv interface{}, ctx context.Context, dec 
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(SecretServiceServer).SetSecret(ctx, req.(*SetSecretRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _SecretService_AddSecret_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetSecretRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SecretServiceServer).AddSecret(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: SecretService_AddSecret_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SecretServiceServer).AddSecret(ctx, req.(*SetSecretRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -2236,6 +2274,10 @@ var SecretService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "SetSecret",
 			Handler:    _SecretService_SetSecret_Handler,
+		},
+		{
+			MethodName: "AddSecret",
+			Handler:    _SecretService_AddSecret_Handler,
 		},
 		{
 			MethodName: "RollbackSecret",

@@ -11,6 +11,7 @@ import (
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/api"
 	"github.com/isthmus-net/isthmus/router/secret"
+	"github.com/isthmus-net/isthmus/router/store"
 )
 
 func (r *Router) SetSecret(_ context.Context, _, name string, value []byte) (*isthmusv1.SecretInfo, error) {
@@ -22,6 +23,17 @@ func (r *Router) SetSecret(_ context.Context, _, name string, value []byte) (*is
 	r.mu.Unlock()
 	all := r.Secrets()
 	return all[slices.IndexFunc(all, func(i *isthmusv1.SecretInfo) bool { return i.Name == name })], nil
+}
+
+// AddSecret implements api.Router.
+func (r *Router) AddSecret(ctx context.Context, author, name string, value []byte) (*isthmusv1.SecretInfo, error) {
+	r.mu.Lock()
+	was, had := r.secrets[name]
+	r.mu.Unlock()
+	if had && was != string(value) {
+		return nil, fmt.Errorf("secret %s %w: the stored value has fingerprint %016x, the new one %016x", name, store.ErrTaken, len(was), len(value))
+	}
+	return r.SetSecret(ctx, author, name, value)
 }
 
 // RollbackSecret implements api.Router.

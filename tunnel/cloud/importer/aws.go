@@ -17,24 +17,28 @@ import (
 // readAWS reads the CustomerGatewayConfiguration (XML, or the text that says the same), alone or
 // inside what describe-vpn-connections, the Query API or Terraform's state have around it.
 func readAWS(r *Result, docs []document) {
+	var o awsObjects
+	for _, d := range docs {
+		o.collect(d)
+	}
 	for _, d := range docs {
 		found := false
 		d.walk(func(n *node) bool {
 			for _, c := range n.all("vpn_connection") {
 				if d.xml && !c.has("VpnConnectionId") { // the Query API wraps it in vpnConnection
-					r.awsConnection(d, &node{}, c)
+					r.awsConnection(d, &node{}, c, o)
 					found = true
 				}
 			}
 			config := n.string("CustomerGatewayConfiguration")
 			switch {
-			case config != "" || n.has("VpnConnectionId") && (n.has("Options") || n.has("State")):
-				r.awsText(d, n, n, config)
+			case n.string(terraformType) == "aws_vpn_connection", config != "" || n.has("VpnConnectionId") && (n.has("Options") || n.has("State")):
+				r.awsText(d, n, n, config, o)
 				found = true
 				return false
 			case strings.Contains(n.text, "<vpn_connection"):
 				// an output of Terraform contains the XML as a plain value
-				r.awsText(d, n, &node{}, n.text)
+				r.awsText(d, n, &node{}, n.text, o)
 				found = true
 			}
 			return true
@@ -42,6 +46,57 @@ func readAWS(r *Result, docs []document) {
 		if !found {
 			r.nothing(d, "VPN connection")
 		}
+	}
+}
+
+// awsObjects are objects that a connection refers to, by id.
+type awsObjects struct{ customers, gateways map[string]document }
+
+func (o *awsObjects) collect(d document) {
+	if o.customers == nil {
+		o.customers, o.gateways = map[string]document{}, map[string]document{}
+	}
+	d.walk(func(n *node) bool {
+		object := document{file: d.file, node: n}
+		id := n.string("id")
+		switch kind := n.string(terraformType); {
+		case kind == "aws_customer_gateway":
+			o.customers[id] = object
+		case kind == "aws_vpn_gateway", kind == "aws_ec2_transit_gateway":
+			o.gateways[id] = object
+		case n.has("CustomerGatewayId") && n.has("BgpAsn"):
+			o.customers[n.string("CustomerGatewayId")] = object
+		case n.has("VpnGatewayId") && n.has("AmazonSideAsn"):
+			o.gateways[n.string("VpnGatewayId")] = object
+		case n.has("TransitGatewayId") && n.get("Options").has("AmazonSideAsn"):
+			o.gateways[n.string("TransitGatewayId")] = document{file: d.file, node: n.get("Options")}
+		}
+		return true
+	})
+}
+
+// customer returns the customer gateway of a connection.
+func (o awsObjects) customer(about, xml *node) (document, bool) {
+	id := xml.string("customer_gateway_id")
+	if id == "" {
+		id = about.string("CustomerGatewayId")
+	}
+	d, ok := o.customers[id]
+	return d, ok && id != ""
+}
+
+// complete adds what only the customer gateway and the gateway have when there is no XML.
+func (o awsObjects) complete(r *Result, about, xml *node, gateway string, t *Tunnel) {
+	if c, ok := o.customer(about, xml); ok {
+		if !t.RouterPublic.known() {
+			t.RouterPublic = r.address(c, c.get("ip_address"), "customer gateway/ip_address")
+		}
+		if !t.RouterASN.known() {
+			t.RouterASN = r.asn(c, c.either("bgp_asn", "bgp_asn_extended"), "customer gateway/bgp_asn")
+		}
+	}
+	if g, ok := o.gateways[gateway]; ok && !t.ASN.known() {
+		t.ASN = r.asn(g, g.get("amazon_side_asn"), "gateway/amazon_side_asn")
 	}
 }
 
@@ -103,7 +158,7 @@ func awsGeneric(data []byte) *node {
 }
 
 // awsText reads the XML of a connection, and the data around it.
-func (r *Result) awsText(d document, at, about *node, config string) {
+func (r *Result) awsText(d document, at, about *node, config string, o awsObjects) {
 	if state := strings.ToLower(about.string("State")); slices.Contains([]string{"deleted", "deleting", "pending"}, state) {
 		r.note(d, about, "%s: is %s; skipped", awsID(about), state)
 		return
@@ -126,7 +181,7 @@ func (r *Result) awsText(d document, at, about *node, config string) {
 	}
 	// Line numbers of the inner text have no meaning in the file.
 	xml.walk(func(n *node) bool { n.line = at.line; return true })
-	r.awsConnection(d, about, xml)
+	r.awsConnection(d, about, xml, o)
 }
 
 func awsID(about *node) string {
@@ -146,7 +201,7 @@ type awsTunnel struct {
 	option func(name string) *node
 }
 
-func (r *Result) awsConnection(d document, about, xml *node) {
+func (r *Result) awsConnection(d document, about, xml *node, all awsObjects) {
 	id := xml.string("id")
 	if id == "" {
 		id = awsID(about)
@@ -190,6 +245,16 @@ func (r *Result) awsConnection(d document, about, xml *node) {
 	}
 	if gateway == "" {
 		gateway = "a transit gateway" // the element is there and empty
+		if len(xml.keys) > 0 && xml.child("vpngatewayid") == nil {
+			gateway = "a gateway"
+		}
+	}
+	if c, ok := all.customer(about, xml); ok && c.has("CertificateArn") {
+		r.note(d, about, "%s: its customer gateway authenticates with a certificate, and this node has pre-shared keys alone; make a connection with a customer gateway without certificate_arn; skipped", id)
+		return
+	}
+	if !about.empty() && xml.string("vpn_gateway_id") == "" && !about.has("VpnGatewayId") && !about.has("TransitGatewayId") {
+		gateway = r.awsAttached(d, about, id, gateway)
 	}
 	r.awsVariant(d, about, id)
 	static := xml.string("vpn_connection_attributes") == "NoBGPVPNConnection" || strings.EqualFold(about.string("Options", "StaticRoutesOnly"), "true") || strings.EqualFold(about.string("static_routes_only"), "true")
@@ -197,6 +262,10 @@ func (r *Result) awsConnection(d document, about, xml *node) {
 	for i, t := range tunnels {
 		out := r.awsTunnel(d, id, fmt.Sprintf("%s-%d", id, i+1), t)
 		out.About = fmt.Sprintf("%s, tunnel to %s of %s", id, t.remote.Is, gateway)
+		all.complete(r, about, xml, gateway, &out)
+		if strings.EqualFold(about.get("Options").string("EnableAcceleration"), "true") || strings.EqualFold(about.string("EnableAcceleration"), "true") {
+			out.Encapsulation = Value[string]{"always", "accelerated connections need NAT traversal"}
+		}
 		if strings.HasPrefix(gateway, "tgw-") {
 			out.ExportLimit = Value[uint32]{cloud.TransitExportLimit.Is, cloud.TransitExportLimit.Why}
 		}
@@ -216,12 +285,44 @@ func (r *Result) awsConnection(d document, about, xml *node) {
 
 // awsVariant notes the requirements of a variant of a connection beyond those of the preset.
 func (r *Result) awsVariant(d document, about *node, id string) {
-	if o := about.get("Options", "OutsideIpAddressType"); strings.EqualFold(o.string(), "PrivateIpv4") {
-		r.note(d, o, "%s: has private outside addresses, over Direct Connect; the underlay must lead there", id)
+	option := func(name string) *node {
+		if o := about.get("Options", name); !o.empty() {
+			return o
+		}
+		return about.get(name) // of Terraform
 	}
-	if o := about.get("Options", "TunnelInsideIpVersion"); strings.EqualFold(o.string(), "ipv6") {
+	switch o := option("OutsideIpAddressType"); strings.ToLower(o.string()) {
+	case "privateipv4":
+		r.note(d, o, "%s: has private outside addresses, over Direct Connect; the underlay must lead there", id)
+	case "ipv6":
+		r.note(d, o, "%s: has outside addresses of IPv6; the underlay needs one", id)
+	}
+	if o := option("TunnelInsideIpVersion"); strings.EqualFold(o.string(), "ipv6") {
 		r.note(d, o, "%s: carries IPv6 only; what is IPv4 needs a connection of its own", id)
 	}
+	if o := option("EnableAcceleration"); strings.EqualFold(o.string(), "true") {
+		r.note(d, o, "%s: is accelerated, which needs NAT traversal, and leaves the renewal of keys to this node", id)
+	}
+	for _, name := range []string{"LocalIpv4NetworkCidr", "RemoteIpv4NetworkCidr"} {
+		if o := option(name); o.string() != "" && o.string() != "0.0.0.0/0" {
+			r.note(d, o, "%s: %s is %s, and a router has one pair of selectors for everything; set it to 0.0.0.0/0 with modify-vpn-connection-options", id, name, printable(short(o.string())))
+		}
+	}
+}
+
+// awsAttached returns what a connection without a gateway leads to, and notes when that is nothing.
+func (r *Result) awsAttached(d document, about *node, id, unknown string) string {
+	if c := about.either("CoreNetworkArn", "CoreNetworkAttachmentArn"); !c.empty() {
+		r.note(d, c, "%s: leads to a core network of Cloud WAN, whose segments and edges decide where its routes go; the AS number is that of the edge", id)
+		return "a core network"
+	}
+	// A description with chosen fields proves nothing.
+	alone := strings.EqualFold(about.string("GatewayAssociationState"), "not-associated")
+	if !alone && (about.child("vpngatewayid") == nil || about.child("transitgatewayid") == nil) {
+		return unknown
+	}
+	r.note(d, about, "%s: is attached to no gateway, so that its tunnels lead nowhere; attach it with aws ec2 modify-vpn-connection, or to a core network", id)
+	return "no gateway"
 }
 
 // awsOptions returns the tunnel options of a connection by outside address, as
@@ -245,14 +346,11 @@ func (r *Result) awsOptions(d document, about *node) map[netip.Addr]awsTunnel {
 	}
 	for _, n := range []string{"tunnel1", "tunnel2"} {
 		if a := r.address(d, about.get(n+"_address"), n+"_address"); a.known() {
-			all[a.Is] = awsTunnel{at: about, remote: a, option: func(name string) *node { return about.get(n + name) }}
+			all[a.Is] = awsTunnel{at: about, remote: a, option: func(name string) *node { return about.get(n + strings.TrimPrefix(name, "Tunnel")) }}
 		}
 	}
 	return all
 }
-
-// awsKey is the alphabet of AWS's pre-shared keys.
-var awsKey = regexp.MustCompile(`^[A-Za-z0-9._]+$`)
 
 func (r *Result) awsTunnel(d document, id, name string, t awsTunnel) Tunnel {
 	name = nameOf(name)
@@ -265,23 +363,23 @@ func (r *Result) awsTunnel(d document, id, name string, t awsTunnel) Tunnel {
 	out.RouterPublic = r.address(d, own, "customer_gateway/tunnel_outside_address")
 	out.RouterASN = r.asn(d, x.get("customer_gateway", "bgp", "asn"), "customer_gateway/bgp/asn")
 	out.ASN = r.asn(d, x.get("vpn_gateway", "bgp", "asn"), "vpn_gateway/bgp/asn")
-	if h := r.seconds(d, x.get("vpn_gateway", "bgp", "hold_time"), "vpn_gateway/bgp/hold_time"); h.known() && h.Is != preset("aws").HoldTime.Is {
+	if !out.ASN.known() {
+		out.ASN = r.asn(d, t.option("BgpAsn"), "tunnel's bgp_asn")
+	}
+	h := r.seconds(d, x.get("vpn_gateway", "bgp", "hold_time"), "vpn_gateway/bgp/hold_time")
+	if !h.known() {
+		h = r.seconds(d, t.option("BgpHoldtime"), "tunnel's bgp_holdtime")
+	}
+	if h.known() && h.Is != preset("aws").HoldTime.Is {
 		out.HoldTime = h
 	}
 	out.Inside = r.awsInside(d, id, t)
 
-	for _, key := range []struct {
-		n    *node
-		from string
-	}{{x.get("ike", "pre_shared_key"), "ike/pre_shared_key"}, {t.option("PreSharedKey"), "TunnelOptions/PreSharedKey"}} {
-		// Masked keys are replaced by other text.
-		if psk := key.n.string(); awsKey.MatchString(psk) && !out.PSK.known() {
-			out.PSK = keyFrom(psk, key.from)
-		}
+	how := "read it with aws ec2 describe-vpn-connections --vpn-connection-ids " + printable(id) + ", or set another with modify-vpn-tunnel-options"
+	if arn := t.option("PreSharedKeyArn").string(); arn != "" {
+		how = "AWS keeps it in Secrets Manager: aws secretsmanager get-secret-value --secret-id " + printable(arn[:min(len(arn), 200)])
 	}
-	if !out.PSK.known() {
-		r.note(d, t.at, "%s: the key of %s is not in the file: it was masked or taken out, or AWS keeps it in Secrets Manager", id, name)
-	}
+	out.PSK = r.key(d, t.at, name, "aws", how, place{x.get("ike", "pre_shared_key"), "ike/pre_shared_key"}, place{t.option("PreSharedKey"), "TunnelOptions/PreSharedKey"})
 
 	if versions := values(t.option("IkeVersions")); len(versions) > 0 && !slices.Contains(versions, "ikev2") {
 		r.note(d, t.at, "%s: the tunnel to %s takes only %s; add ikev2 with modify-vpn-tunnel-options", id, t.remote.Is, strings.Join(versions, ", "))
@@ -312,15 +410,21 @@ func (r *Result) awsTunnel(d document, id, name string, t awsTunnel) Tunnel {
 // awsInside reads the inside addresses. In the options the gateway has the first host address of
 // the block, the customer gateway the second. A connection for IPv6 has a block of each family.
 func (r *Result) awsInside(d document, id string, t awsTunnel) (pairs []Inside) {
-	own := t.xml.get("customer_gateway", "tunnel_inside_address")
-	local := r.address(d, own.get("ip_address"), "customer_gateway/tunnel_inside_address")
-	peer := r.address(d, t.xml.get("vpn_gateway", "tunnel_inside_address", "ip_address"), "vpn_gateway/tunnel_inside_address")
-	if local.known() && peer.known() {
+	for _, element := range []string{"tunnel_inside_address", "tunnel_inside_ipv6_address"} {
+		own := t.xml.get("customer_gateway", element)
+		local := r.address(d, own.get("ip_address"), "customer_gateway/"+element)
+		peer := r.address(d, t.xml.get("vpn_gateway", element, "ip_address"), "vpn_gateway/"+element)
+		if !local.known() || !peer.known() {
+			continue
+		}
+		// The IPv6 element has a prefix_length of 128, although the block is a /126.
 		bits := local.Is.BitLen() - 2
 		if v, err := strconv.Atoi(own.string("network_cidr")); err == nil {
 			bits = v
 		}
-		if p, err := local.Is.Prefix(bits); err == nil && p.Contains(peer.Is) {
+		if slices.ContainsFunc(pairs, func(in Inside) bool { return in.Peer.Is.Is4() == peer.Is.Is4() }) {
+			r.note(d, t.at, "%s: %s has a second pair of inside addresses of one family, %s and %s; left out", id, element, local.Is, peer.Is)
+		} else if p, err := local.Is.Prefix(bits); err == nil && p.Contains(peer.Is) {
 			pairs = append(pairs, Inside{Value[netip.Prefix]{netip.PrefixFrom(local.Is, bits), local.From}, peer})
 		} else {
 			r.note(d, t.at, "%s: %s and %s do not make a pair of inside addresses with /%d", id, local.Is, peer.Is, bits)

@@ -3,7 +3,6 @@ package importer
 import (
 	"fmt"
 	"net/netip"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -22,26 +21,34 @@ func readAzure(r *Result, docs []document) {
 			}
 			return len(n.keys) == 0
 		})
+		r.powerShell(d)
 		found := false
 		d.walk(func(n *node) bool {
 			object := document{file: d.file, node: n}
+			add := func(list *[]document, object document) {
+				if r.room(object) {
+					*list = append(*list, object)
+				}
+			}
 			switch {
 			case n.has("vpnSiteConfiguration"):
 				r.azureSite(object)
+			case n.has("ipAddress") && (n.has("publicIPAllocationMethod") || strings.Contains(strings.ToLower(n.string("id")), "/publicipaddresses/")):
+				add(&a.addresses, object)
 			case n.has("vpnSiteLinks"):
 				for _, link := range n.get("vpnSiteLinks").items() {
-					a.sides = append(a.sides, document{file: d.file, node: link})
+					add(&a.sides, document{file: d.file, node: link})
 				}
 			case n.has("gatewayIpAddress") || n.has("localNetworkAddressSpace"):
-				a.sides = append(a.sides, object)
+				add(&a.sides, object)
 			case n.has("vpnLinkConnections"):
-				a.hubConnections = append(a.hubConnections, object)
+				add(&a.hubConnections, object)
 			case n.has("virtualNetworkGateway1") || n.has("connectionType"):
-				a.connections = append(a.connections, object)
+				add(&a.connections, object)
 			case n.get("bgpSettings").has("bgpPeeringAddresses") || n.has("gatewayType"):
-				a.gateways = append(a.gateways, object)
+				add(&a.gateways, object)
 				for _, c := range n.get("connections").items() { // of a hub's gateway
-					a.hubConnections = append(a.hubConnections, document{file: d.file, node: c})
+					add(&a.hubConnections, document{file: d.file, node: c})
 				}
 			default:
 				return true
@@ -68,31 +75,25 @@ func readAzure(r *Result, docs []document) {
 	}
 	if len(a.connections)+len(a.hubConnections) == 0 {
 		for _, g := range a.gateways {
-			r.note(g, g.node, "the gateway %s has no connection among the files; give az network vpn-connection show (for a hub, az network vpn-gateway show) as well", called(g.node))
+			r.missing(g, g.node, "the gateway %s has no connection among the files; give az network vpn-connection show (for a hub, az network vpn-gateway show) as well", called(g.node))
 		}
 		for _, s := range a.sides {
-			r.note(s, s.node, "%s is this node as Azure knows it, and no connection to it is among the files; give az network vpn-connection show as well", called(s.node))
+			r.missing(s, s.node, "%s is this node as Azure knows it, and no connection to it is among the files; give az network vpn-connection show as well", called(s.node))
 		}
 	}
-}
-
-// Azure's pre-shared keys have any printable ASCII characters except these; text in brackets is a
-// template's expression.
-var (
-	azureKey = regexp.MustCompile(`^[!-,.-}]{1,128}$`)
-	noKey    = regexp.MustCompile(`^(\*+|\[.*\])$`)
-)
-
-func azurePSK(n *node, from string) (v Value[Secret]) {
-	if key := n.string(); azureKey.MatchString(key) && !noKey.MatchString(key) {
-		return keyFrom(key, from)
-	}
-	return v
 }
 
 // azureRefused notes why this node cannot use a connection, and reports whether there is such a
 // reason.
 func (r *Result) azureRefused(c document, name string) bool {
+	if s := c.get("provisioningState"); strings.EqualFold(s.string(), "Deleting") {
+		r.note(c, s, "%s: is being deleted; skipped", name)
+		return true
+	}
+	if s := c.get("authenticationType"); strings.Contains(strings.ToLower(s.string()), "cert") {
+		r.note(c, s, "%s: authenticates with certificates, and this node has pre-shared keys alone; make a new connection with a shared key", name)
+		return true
+	}
 	// the second of a hub's
 	for _, field := range []string{"connectionProtocol", "vpnConnectionProtocolType"} {
 		if p := c.get(field); strings.EqualFold(p.string(), "IKEv1") {
@@ -113,7 +114,8 @@ func (r *Result) azureRefused(c document, name string) bool {
 func (r *Result) azureConnection(c document, a azureObjects) {
 	name := called(c.node)
 	if kind := c.get("connectionType"); kind.string() != "" && !strings.EqualFold(kind.string(), "IPsec") {
-		r.note(c, kind, "%s: is a connection of type %s; skipped", name, short(kind.string()))
+		why := map[string]string{"vnet2vnet": " between two of Azure's own gateways", "expressroute": " over a private circuit, without a tunnel", "vpnclient": " for clients"}[norm(kind.string())]
+		r.note(c, kind, "%s: is a connection of type %s%s; skipped", name, short(kind.string()), why)
 		return
 	}
 	if r.azureRefused(c, name) {
@@ -122,7 +124,7 @@ func (r *Result) azureConnection(c document, a azureObjects) {
 	id := c.string("virtualNetworkGateway1", "id")
 	g, ok := find(a.gateways, id)
 	if !ok {
-		r.note(c, c.node, "%s: its gateway %s is not among the files; give az network vnet-gateway show as well", name, lastOf(id))
+		r.missing(c, c.node, "%s: its gateway %s is not among the files; give az network vnet-gateway show as well", name, lastOf(id))
 		return
 	}
 	if kind := g.get("vpnType"); strings.EqualFold(kind.string(), "PolicyBased") {
@@ -134,10 +136,17 @@ func (r *Result) azureConnection(c document, a azureObjects) {
 		// the connection may contain it
 		side = document{file: c.file, node: c.get("localNetworkGateway2")}
 		if !side.has("gatewayIpAddress") {
-			r.note(c, c.node, "%s: its local network gateway %s is not among the files; give az network local-gateway show as well", name, lastOf(side.string("id")))
+			r.missing(c, c.node, "%s: its local network gateway %s is not among the files; give az network local-gateway show as well", name, lastOf(side.string("id")))
 		}
 	}
-	r.azureTunnels(c, g, side, name, "azure")
+	if kind := g.get("gatewayType"); kind.string() != "" && !strings.EqualFold(kind.string(), "Vpn") {
+		r.note(g, kind, "%s: its gateway %s is of type %s and not a VPN gateway; skipped", name, called(g.node), printable(short(kind.string())))
+		return
+	}
+	if sku := g.get("sku", "name"); strings.EqualFold(sku.string(), "Basic") {
+		r.note(g, sku, "%s: its gateway %s has SKU Basic, which has neither BGP nor custom policies: write static routes, and keep the proposals; change to VpnGw1AZ or larger to have both", name, called(g.node))
+	}
+	r.azureTunnels(c, g, side, name, "azure", a)
 }
 
 // azureLink makes the tunnels of a link of a connection of a hub's gateway.
@@ -148,19 +157,19 @@ func (r *Result) azureLink(c, link document, name string, a azureObjects) {
 	id, _, _ := strings.Cut(c.string("id"), "/vpnConnections/")
 	g, ok := find(a.gateways, id)
 	if !ok {
-		r.note(c, c.node, "%s: its gateway %s is not among the files; give az network vpn-gateway show as well", name, lastOf(id))
+		r.missing(c, c.node, "%s: its gateway %s is not among the files; give az network vpn-gateway show as well", name, lastOf(id))
 		return
 	}
 	side, known := find(a.sides, link.string("vpnSiteLink", "id"))
 	if !known {
 		side = document{file: c.file, node: &node{line: link.line}}
-		r.note(c, link.node, "%s: its site link %s is not among the files; give az network vpn-site show as well", name, lastOf(link.string("vpnSiteLink", "id")))
+		r.missing(c, link.node, "%s: its site link %s is not among the files; give az network vpn-site show as well", name, lastOf(link.string("vpnSiteLink", "id")))
 	}
-	r.azureTunnels(link, g, side, name, "azure-vwan")
+	r.azureTunnels(link, g, side, name, "azure-vwan", a)
 }
 
 // azureTunnels makes one tunnel to each instance of a gateway.
-func (r *Result) azureTunnels(c, g, side document, name, cloud string) {
+func (r *Result) azureTunnels(c, g, side document, name, cloud string, a azureObjects) {
 	bgp := strings.EqualFold(c.string("enableBgp"), "true")
 	from, address, settings := "localNetworkGateway/", "gatewayIpAddress", "bgpSettings"
 	if cloud == "azure-vwan" {
@@ -169,22 +178,32 @@ func (r *Result) azureTunnels(c, g, side document, name, cloud string) {
 	public := r.address(side, side.get(address), from+address)
 	ownASN := r.asn(side, side.get(settings, "asn"), from+settings+"/asn")
 	own := r.address(side, side.get(settings, "bgpPeeringAddress"), from+settings+"/bgpPeeringAddress")
-	psk := azurePSK(c.get("sharedKey"), "connection/sharedKey")
+	how := "give az network vpn-connection shared-key show --connection-name " + name + " and store it, for every tunnel of the connection"
+	if cloud == "azure-vwan" {
+		how = "give the file for VPN sites that the hub makes, which has it"
+	}
+	psk := r.key(c, c.node, name, "azure", how, place{c.get("sharedKey"), "connection/sharedKey"})
+	if f := side.get("fqdn"); !public.known() && f.string() != "" {
+		r.note(side, f, "%s: Azure looks this node up by the name %s; see to it that the name has the address of the underlay", name, printable(short(f.string())))
+	}
+	if m := c.get("connectionMode"); strings.EqualFold(m.string(), "InitiatorOnly") {
+		r.note(c, m, "%s: Azure opens the tunnel and answers no call (connectionMode); set ipsec.respondOnly: true", name)
+	}
+	private := strings.EqualFold(c.string("useLocalAzureIpAddress"), "true")
+	if private {
+		r.note(c, c.get("useLocalAzureIpAddress"), "%s: uses the private addresses of the gateway (useLocalAzureIpAddress), over ExpressRoute; the underlay must lead there", name)
+	}
 	var names []string
-	instances := g.get("bgpSettings", "bgpPeeringAddresses").items()
+	instances := few(g.get("bgpSettings", "bgpPeeringAddresses").items(), maxInstances)
 	if len(instances) == 0 {
-		r.note(g, g.node, "%s: its gateway %s has no bgpSettings/bgpPeeringAddresses, where the addresses of its instances are; give az network vnet-gateway show", name, called(g.node))
+		instances = few(g.get("ipConfigurations").items(), maxInstances)
+	}
+	if len(instances) == 0 {
+		r.missing(g, g.node, "%s: its gateway %s has neither bgpSettings/bgpPeeringAddresses nor ipConfigurations, where the addresses of its instances are; give az network vnet-gateway show", name, called(g.node))
 	}
 	for i, in := range instances {
-		// A hub's instance lists its private address, too.
-		var remote Value[netip.Addr]
-		for _, n := range in.get("tunnelIpAddresses").items() {
-			if v := r.address(g, n, "gateway/tunnelIpAddresses"); v.known() && (!remote.known() || remote.Is.IsPrivate()) {
-				remote = v
-			}
-		}
+		remote := r.azureRemote(g, in, i, len(instances), name, private, a)
 		if !remote.known() {
-			r.note(g, in, "%s: an instance of the gateway %s has no tunnelIpAddresses, which templates leave out; give az network vnet-gateway show", name, called(g.node))
 			continue
 		}
 		t := Tunnel{
@@ -197,7 +216,7 @@ func (r *Result) azureTunnels(c, g, side document, name, cloud string) {
 		r.azurePolicy(c, name, i, &t)
 		if bgp {
 			t.ASN = r.asn(g, g.get("bgpSettings", "asn"), "gateway/bgpSettings/asn")
-			peer := r.azurePeer(c, g, in, own)
+			peer := r.azurePeer(c, g, in, i, own)
 			if own.known() && peer.known() {
 				t.Inside = []Inside{{Value[netip.Prefix]{netip.PrefixFrom(own.Is, own.Is.BitLen()), own.From}, peer}}
 			} else {
@@ -213,9 +232,59 @@ func (r *Result) azureTunnels(c, g, side document, name, cloud string) {
 	}
 }
 
+// azureRemote finds the address of an instance of a gateway: a gateway without BGP has only the
+// names of its public addresses, and a private one is in the configuration of the instance.
+func (r *Result) azureRemote(g document, in *node, i, instances int, name string, private bool, a azureObjects) (remote Value[netip.Addr]) {
+	config := &node{line: in.line}
+	configs := few(g.get("ipConfigurations").items(), maxInstances)
+	for n, one := range configs {
+		id := in.string("ipconfigurationId")
+		if in == one || id != "" && strings.EqualFold(one.string("id"), id) || config.empty() && n == i && len(configs) == instances {
+			config = one
+		}
+	}
+	// A hub's instance lists its private address, too.
+	for _, n := range in.get("tunnelIpAddresses").items() {
+		if v := r.address(g, n, "gateway/tunnelIpAddresses"); v.known() && (!remote.known() || remote.Is.IsPrivate() != private) {
+			remote = v
+		}
+	}
+	if private {
+		if remote.known() && remote.Is.IsPrivate() {
+			return remote
+		}
+		if remote = r.address(g, config.get("privateIPAddress"), "gateway/ipConfigurations/privateIPAddress"); !remote.known() {
+			r.note(g, in, "%s: instance %d of the gateway %s has no privateIPAddress; enable private addresses on the gateway, then give az network vnet-gateway show", name, i, called(g.node))
+		}
+		return remote
+	}
+	if remote.known() {
+		return remote
+	}
+	id := config.string("publicIPAddress", "id")
+	if id == "" {
+		id = config.string("publicIPAddress")
+	}
+	if p, ok := find(a.addresses, id); ok && id != "" {
+		remote = r.address(p, p.get("ipAddress"), "publicIPAddress/ipAddress")
+	}
+	switch {
+	case remote.known():
+	case id != "":
+		r.missing(g, in, "%s: the address of instance %d of the gateway %s is not among the files; give az network public-ip show --name %s as well", name, i, called(g.node), lastOf(id))
+	default:
+		r.missing(g, in, "%s: an instance of the gateway %s has no tunnelIpAddresses, which templates leave out; give az network vnet-gateway show", name, called(g.node))
+	}
+	return remote
+}
+
 // azurePeer chooses the BGP address of an instance as Azure does: the one that the connection
 // names; otherwise a custom one if ours is link-local; otherwise the default one.
-func (r *Result) azurePeer(c, g document, in *node, own Value[netip.Addr]) Value[netip.Addr] {
+func (r *Result) azurePeer(c, g document, in *node, i int, own Value[netip.Addr]) Value[netip.Addr] {
+	// Terraform has them by instance.
+	if n := c.get("instanceBgpAddresses", []string{"primary", "secondary"}[min(i, 1)]); n.string() != "" {
+		return r.address(c, n, "connection/custom_bgp_addresses")
+	}
 	id := in.string("ipconfigurationId")
 	// the second of a hub's
 	for _, list := range []string{"gatewayCustomBgpIpAddresses", "vpnGatewayCustomBgpAddresses"} {
@@ -236,6 +305,10 @@ func (r *Result) azurePeer(c, g document, in *node, own Value[netip.Addr]) Value
 			}
 			return r.address(g, all[0], "gateway/"+list)
 		}
+	}
+	all := g.get("bgpSettings", "bgpPeeringAddress")
+	if parts := strings.Split(all.string(), ","); i < len(parts) && len(parts) < 9 {
+		return r.address(g, &node{text: parts[i], line: all.line}, "gateway/bgpSettings/bgpPeeringAddress")
 	}
 	return Value[netip.Addr]{}
 }
@@ -287,6 +360,7 @@ func (r *Result) azureSite(d document) {
 			base = fmt.Sprintf("%s-%d", name, i)
 		}
 		r.note(d, c, "%s: a site file has no algorithms; the link needs a custom policy, as isthmus cloud show azure-vwan says", base)
+		psk := r.key(d, c, base, "azure", "download the file again, whole, or set a new key at the connection", place{connection.get("PSK"), "connectionConfiguration/PSK"})
 		var names []string
 		for _, instance := range []string{"Instance0", "Instance1"} {
 			remote := r.address(d, gateway.get("IpAddresses", instance), "gatewayConfiguration/IpAddresses/"+instance)
@@ -298,7 +372,7 @@ func (r *Result) azureSite(d document) {
 				Name: nameOf(base, instance[len("Instance"):]), Cloud: "azure-vwan", Remote: remote, RouterPublic: public, RouterASN: ownASN,
 				About: fmt.Sprintf("site %s, %s of the hub in %s", name, instance, hub.string("Region")),
 			}
-			t.PSK = azurePSK(connection.get("PSK"), "connectionConfiguration/PSK")
+			t.PSK = psk
 			p := preset(t.Cloud)
 			parameters := connection.get("IPsecParameters")
 			t.ChildRekey = r.earlier(d, parameters, r.seconds(d, parameters.get("SALifeTimeInSeconds"), "IPsecParameters/SALifeTimeInSeconds"), p.ChildRekey.Is, 5*time.Minute)

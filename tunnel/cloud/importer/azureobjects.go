@@ -7,9 +7,65 @@ import (
 )
 
 // azureObjects are the objects in Azure's files. A side is a local network gateway, or a link of a
-// VPN site: this node.
+// VPN site: this node. An address is a public one of a gateway.
 type azureObjects struct {
-	gateways, connections, hubConnections, sides []document
+	gateways, connections, hubConnections, sides, addresses []document
+}
+
+// maxText and maxTexts bound the texts in a file that are read as JSON again, in bytes and in
+// number.
+const (
+	maxText  = 1 << 20
+	maxTexts = 5000
+)
+
+// powerShell puts what PowerShell's objects have as JSON in a text, such as BgpSettingsText, in the
+// place of the object, which ConvertTo-Json replaces by the name of its type when it is too deep.
+func (r *Result) powerShell(d document) {
+	size, texts, cut := 0, 0, false
+	d.walk(func(n *node) bool {
+		for i, key := range n.keys {
+			if texts > maxTexts || size > maxText {
+				return false
+			}
+			v := n.values[i]
+			at := v
+			if v.list && len(v.values) > 0 {
+				at = v.values[0]
+			}
+			if strings.HasPrefix(at.text, "Microsoft.Azure.") && strings.Contains(at.text, ".Models.") || at.text == "System.Object[]" {
+				texts++
+				full := n.child(key + "text")
+				cut = cut || full == nil
+				at.text = ""
+			}
+			name, ok := strings.CutSuffix(key, "text")
+			if !ok || v.text == "" || !strings.ContainsAny(v.text[:1], "{[\"") {
+				continue
+			}
+			texts++
+			if size += len(v.text); size > maxText {
+				return false
+			}
+			values, err := parseJSON([]byte(v.text))
+			if err != nil || len(values) != 1 {
+				continue
+			}
+			values[0].walk(func(in *node) bool { in.line = v.line; return true })
+			if other := n.child(name); other == nil {
+				n.add(name, values[0])
+			} else {
+				*other = *values[0]
+			}
+		}
+		return true
+	})
+	if texts > maxTexts || size > maxText {
+		r.note(d, nil, "has more than %d texts or %d KiB of JSON in them, and the others are not read; give the objects of one gateway", maxTexts, maxText>>10)
+	}
+	if cut {
+		r.note(d, nil, "has objects that PowerShell cut off; make it again with ConvertTo-Json -Depth 10")
+	}
 }
 
 func called(n *node) string {

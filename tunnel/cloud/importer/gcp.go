@@ -16,15 +16,24 @@ func readGCP(r *Result, docs []document) {
 		before := o.count()
 		d.walk(func(n *node) bool {
 			object := document{file: d.file, node: n}
-			switch {
+			list := &o.tunnels
+			switch kind := n.string(terraformType); {
+			case kind == "google_compute_router_interface":
+				list = &o.interfaces
+			case kind == "google_compute_router_peer":
+				list = &o.sessions
 			case n.has("vpnInterfaces"):
-				o.gateways = append(o.gateways, object)
+				list = &o.gateways
 			case n.has("redundancyType"):
-				o.peers = append(o.peers, object)
-			case n.has("ikeVersion") || n.has("sharedSecretHash") || n.string("kind") == "compute#vpnTunnel":
-				o.tunnels = append(o.tunnels, object)
+				list = &o.peers
+			case n.has("ikeVersion") && !n.has("vpnIp") || n.has("sharedSecretHash") || n.string("kind") == "compute#vpnTunnel":
 			case n.has("bgpPeers") || n.string("kind") == "compute#router":
-				o.routers = append(o.routers, object)
+				list = &o.routers
+			default:
+				return true
+			}
+			if r.room(object) {
+				*list = append(*list, object)
 			}
 			return true
 		})
@@ -32,9 +41,10 @@ func readGCP(r *Result, docs []document) {
 			r.nothing(d, "VPN gateway, tunnel or router")
 		}
 	}
+	o.join(r)
 	if len(o.tunnels) == 0 {
 		for _, d := range slices.Concat(o.gateways, o.peers, o.routers) {
-			r.note(d, d.node, "%s has no tunnel among the files; give gcloud compute vpn-tunnels describe as well", called(d.node))
+			r.missing(d, d.node, "%s has no tunnel among the files; give gcloud compute vpn-tunnels describe as well", called(d.node))
 		}
 	}
 	for _, t := range o.tunnels {
@@ -43,10 +53,45 @@ func readGCP(r *Result, docs []document) {
 }
 
 // gcpObjects are the objects that a tunnel refers to. A peer is an external VPN gateway: this node.
-type gcpObjects struct{ tunnels, gateways, peers, routers []document }
+// Interfaces and sessions are parts of routers that Terraform has as resources of their own.
+type gcpObjects struct{ tunnels, gateways, peers, routers, interfaces, sessions []document }
 
 func (o gcpObjects) count() int {
-	return len(o.tunnels) + len(o.gateways) + len(o.peers) + len(o.routers)
+	return len(o.tunnels) + len(o.gateways) + len(o.peers) + len(o.routers) + len(o.interfaces) + len(o.sessions)
+}
+
+// join puts the interfaces and sessions of a Terraform state into their routers.
+func (o *gcpObjects) join(r *Result) {
+	router := func(part document) *node {
+		name, region, project := lastOf(part.string("router")), lastOf(part.string("region")), part.string("project")
+		for _, d := range o.routers {
+			other, elsewhere := d.string("project"), lastOf(d.string("region"))
+			if d.string("name") == name && (region == "" || elsewhere == "" || region == elsewhere) && (project == "" || other == "" || project == other) {
+				return d.node
+			}
+		}
+		// made elsewhere: what is known of it is its name
+		d := document{file: part.file, node: object(part.line, "kind", "compute#router", "name", name, "region", region, "project", project, "interfaces", &node{list: true, line: part.line}, "bgpPeers", &node{list: true, line: part.line})}
+		o.routers = append(o.routers, d)
+		r.missing(part, part.node, "its router %s is not among the files, and so neither is the router's AS number; give gcloud compute routers describe as well", name)
+		return d.node
+	}
+	add := func(part document, list string, n *node) {
+		if l := router(part).child(norm(list)); l != nil && l.list {
+			l.values = append(l.values, n)
+		}
+	}
+	for _, i := range o.interfaces {
+		tunnel := i.string("vpn_tunnel")
+		if region, project := lastOf(i.string("region")), i.string("project"); !strings.Contains(tunnel, "/") && region != "" && project != "" {
+			tunnel = "projects/" + project + "/regions/" + region + "/vpnTunnels/" + tunnel
+		}
+		add(i, "interfaces", object(i.line, "name", i.get("name"), "ipRange", i.get("ip_range"), "linkedVpnTunnel", tunnel))
+	}
+	for _, s := range o.sessions {
+		s.node.add("interfaceName", s.get("interface"))
+		add(s, "bgpPeers", s.node)
+	}
 }
 
 // named returns the object that a URL or name means.
@@ -80,7 +125,10 @@ func (r *Result) gcpTunnel(d document, o gcpObjects) {
 		r.note(d, d.node, "%s: speaks IKEv1; make a new tunnel with --ike-version 2", name)
 		return
 	case d.has("targetVpnGateway"):
-		r.note(d, d.node, "%s: is a Classic VPN tunnel; make an HA VPN tunnel", name)
+		r.note(d, d.node, "%s: is a Classic VPN tunnel; make an HA VPN tunnel, since Classic VPN has no BGP", name)
+		return
+	case strings.EqualFold(d.string("status"), "DEPROVISIONING"):
+		r.note(d, d.node, "%s: is being deleted; skipped", name)
 		return
 	case d.has("peerGcpGateway"):
 		r.note(d, d.node, "%s: leads to %s, another gateway of Google's; skipped", name, lastOf(d.string("peerGcpGateway")))
@@ -91,7 +139,7 @@ func (r *Result) gcpTunnel(d document, o gcpObjects) {
 		r.note(d, d.node, "%s: names no vpnGateway", name)
 		return
 	} else if !ok {
-		r.note(d, d.node, "%s: its gateway %s is not among the files; give gcloud compute vpn-gateways describe as well", name, lastOf(d.string("vpnGateway")))
+		r.missing(d, d.node, "%s: its gateway %s is not among the files; give gcloud compute vpn-gateways describe as well", name, lastOf(d.string("vpnGateway")))
 		return
 	}
 	number := d.string("vpnGatewayInterface")
@@ -99,7 +147,7 @@ func (r *Result) gcpTunnel(d document, o gcpObjects) {
 		number = "0"
 	}
 	t := Tunnel{Name: nameOf(name), Cloud: "gcp", About: fmt.Sprintf("%s, interface %s of %s", name, number, lastOf(d.string("vpnGateway")))}
-	for _, i := range g.get("vpnInterfaces").items() {
+	for _, i := range few(g.get("vpnInterfaces").items(), maxInstances) {
 		if id := i.string("id"); id == number || id == "" && number == "0" {
 			t.Remote = r.address(g, i.get("ipAddress"), "vpnGateway/vpnInterfaces")
 			if !t.Remote.known() {
@@ -113,27 +161,55 @@ func (r *Result) gcpTunnel(d document, o gcpObjects) {
 	}
 	t.RouterPublic = r.address(d, d.get("peerIp"), "vpnTunnel/peerIp")
 	if p, ok := named(o.peers, d.string("peerExternalGateway")); ok && !t.RouterPublic.known() {
-		for _, i := range p.get("interfaces").items() {
+		for _, i := range few(p.get("interfaces").items(), maxInstances) {
 			if i.string("id") == d.string("peerExternalGatewayInterface") {
 				t.RouterPublic = r.address(p, i.get("ipAddress"), "externalVpnGateway/interfaces")
 			}
 		}
 	}
+	t.PSK = r.key(d, d.node, name, "gcp", "Google never shows it: take it from where the tunnel was made, such as terraform show -json, or make the tunnel again with --shared-secret",
+		place{d.get("sharedSecret"), "vpnTunnel/sharedSecret"})
+	r.gcpStatus(d, name)
 	r.gcpCiphers(d, name, &t)
 	if router, ok := named(o.routers, d.string("router")); ok {
 		r.gcpSession(d, router, name, &t)
 	} else if url := d.string("router"); url != "" {
-		r.note(d, d.node, "%s: its router %s is not among the files; give gcloud compute routers describe as well; without it, the tunnel has no peer, and the node allocates inside addresses that Google does not know", name, lastOf(url))
+		r.missing(d, d.node, "%s: its router %s is not among the files; give gcloud compute routers describe as well; without it, the tunnel has no peer, and the node allocates inside addresses that Google does not know", name, lastOf(url))
 	} else {
 		r.note(d, d.node, "%s: has no Cloud Router; write static routes for the VPC through it", name)
 	}
 	r.add(d, d.node, t)
 }
 
+// gcpStatus notes what Google says of a tunnel that does not work, and selectors, which this node
+// does not have.
+func (r *Result) gcpStatus(d document, name string) {
+	says := map[string]string{
+		"authorizationerror":    "that the two sides have different keys; store the one of the tunnel",
+		"negotiationfailure":    "that the two sides have no common algorithms; compare them with isthmus cloud show gcp",
+		"peeridentitymismatch":  "that this node presents another identity; ipsec.localIdentity must be the peer address of the tunnel",
+		"noincomingpackets":     "that nothing has come from this node yet; let UDP ports 500 and 4500 leave it",
+		"tsnarrowingnotallowed": "that the traffic selectors differ; make the tunnel with a Cloud Router",
+		"rejected":              "that it rejected the tunnel; make it again, with a peer address that Google allows",
+		"failed":                "that the tunnel could not be made; make it again",
+		"stopped":               "that the tunnel is stopped; make it again",
+	}
+	if s := d.get("status"); says[norm(s.string())] != "" {
+		r.note(d, s, "%s: Google says (%s) %s", name, printable(s.string()), says[norm(s.string())])
+	}
+	for _, field := range []string{"localTrafficSelector", "remoteTrafficSelector"} {
+		for _, s := range d.get(field).items() {
+			if text := s.string(); text != "" && text != "0.0.0.0/0" && text != "::/0" {
+				r.note(d, s, "%s: %s is %s, and a router has one pair of selectors for everything; make the tunnel with a Cloud Router and without selectors", name, field, printable(short(text)))
+			}
+		}
+	}
+}
+
 // gcpSession finds the interface of a router that a tunnel is linked to, and the peer on it.
 func (r *Result) gcpSession(d, router document, name string, t *Tunnel) {
 	var iface *node
-	for _, i := range router.get("interfaces").items() {
+	for _, i := range few(router.get("interfaces").items(), maxObjects) {
 		if link := i.string("linkedVpnTunnel"); link != "" && same(d, link) {
 			iface = i
 		}
@@ -142,12 +218,12 @@ func (r *Result) gcpSession(d, router document, name string, t *Tunnel) {
 		r.note(router, router.node, "%s: no interface of %s is linked to it", name, called(router.node))
 		return
 	}
-	for _, p := range router.get("bgpPeers").items() {
+	for _, p := range few(router.get("bgpPeers").items(), maxObjects) {
 		if p.string("interfaceName") != iface.string("name") {
 			continue
 		}
 		if strings.EqualFold(p.string("enable"), "false") {
-			r.note(router, p, "%s: the BGP peer %s is not enabled", name, called(p))
+			r.note(router, p, "%s: the BGP peer %s is not enabled, so that its session stays down; enable it with gcloud compute routers update-bgp-peer --enabled", name, called(p))
 		}
 		own := r.address(router, p.get("peerIpAddress"), "router/bgpPeers/peerIpAddress")
 		peer := r.address(router, p.get("ipAddress"), "router/bgpPeers/ipAddress")
@@ -161,6 +237,7 @@ func (r *Result) gcpSession(d, router document, name string, t *Tunnel) {
 				bits = block.Bits()
 			}
 			t.Inside = []Inside{{Value[netip.Prefix]{netip.PrefixFrom(own.Is, bits), own.From}, peer}}
+			r.gcpSecond(router, p, name, t)
 		} else {
 			r.note(router, p, "%s: the BGP peer has no ipAddress or no peerIpAddress", name)
 		}
@@ -170,13 +247,44 @@ func (r *Result) gcpSession(d, router document, name string, t *Tunnel) {
 			t.Keepalive = k
 			t.HoldTime = Value[time.Duration]{3 * k.Is, "three times " + k.From}
 		}
-		if key := p.string("md5AuthenticationKeyName"); key != "" {
+		if k := p.first("md5AuthenticationKey"); !k.empty() { // of Terraform
+			how := "store it with isthmus secret set " + t.PasswordName()
+			if t.Password = r.key(router, k, name+"'s session", "gcp", how, place{k.get("key"), "router peer/md5_authentication_key"}); !t.Password.known() {
+				t.Password = Value[Secret]{From: "router peer/md5_authentication_key"}
+			}
+		} else if key := p.string("md5AuthenticationKeyName"); key != "" {
 			t.Password = Value[Secret]{From: "router/bgpPeers/md5AuthenticationKeyName " + printable(key)}
 			r.note(router, p, "%s: the session has a TCP MD5 key, which Google does not show; store it with isthmus secret set %s", name, t.PasswordName())
 		}
 		return
 	}
 	r.note(router, iface, "%s: its interface %s has no BGP peer", name, called(iface))
+}
+
+// gcpSecond reads the next hops of the other family in a session, which are the inside addresses of
+// that family.
+func (r *Result) gcpSecond(router document, p *node, name string, t *Tunnel) {
+	first := t.Inside[0].Peer.Is
+	own, peer, enable := "peerIpv6NexthopAddress", "ipv6NexthopAddress", "enableIpv6"
+	if first.Is6() {
+		own, peer, enable = "peerIpv4NexthopAddress", "ipv4NexthopAddress", "enableIpv4"
+	}
+	if !strings.EqualFold(p.string(enable), "true") {
+		return
+	}
+	local, remote := r.address(router, p.get(own), "router/bgpPeers/"+own), r.address(router, p.get(peer), "router/bgpPeers/"+peer)
+	if !local.known() || !remote.known() || local.Is.Is4() != first.Is6() || remote.Is.Is4() != first.Is6() {
+		r.note(router, p, "%s: the session also carries the other family (%s), and has no next hops for it; its routes are left out", name, enable)
+		return
+	}
+	bits := local.Is.BitLen() - 2
+	block := netip.PrefixFrom(local.Is, bits)
+	if !block.Contains(remote.Is) {
+		r.note(router, p, "%s: the next hops %s and %s are not in one /%d; the routes of their family are left out", name, local.Is, remote.Is, bits)
+		return
+	}
+	t.Inside = append(t.Inside, Inside{Value[netip.Prefix]{block, local.From}, remote})
+	r.note(router, p, "%s: the session also carries the other family (%s); a session of this node carries the family of its peer's address, so make a second BGP peer over %s", name, enable, map[bool]string{true: "IPv4", false: "IPv6"}[first.Is6()])
 }
 
 var (

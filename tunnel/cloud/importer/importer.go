@@ -71,6 +71,9 @@ type Result struct {
 
 	names map[string]bool          // of Tunnels
 	ends  map[[2]netip.Addr]string // node and gateway of each of Tunnels -> name
+
+	objects int    // that refer to each other
+	unread  string // types of objects in the files that are not read
 }
 
 // Tunnel is one tunnel and the BGP session in it.
@@ -79,22 +82,23 @@ type Tunnel struct {
 	Cloud string
 	About string // description in the cloud's terms
 
-	Remote       Value[netip.Addr]
-	Inside       []Inside // at most one of each family; the session is between the first
-	PSK          Value[Secret]
-	IKE, ESP     Value[[]string]
-	IKERekey     Value[time.Duration]
-	ChildRekey   Value[time.Duration]
-	RekeyBytes   Value[uint64]
-	ASN          Value[uint32] // of the gateway; not known without BGP
-	PeerAddress  Value[netip.Addr]
-	HoldTime     Value[time.Duration]
-	Keepalive    Value[time.Duration]
-	Password     Value[Secret]
-	Import       Value[[]netip.Prefix]
-	ExportLimit  Value[uint32] // of prefixes, if it differs from the preset's
-	RouterASN    Value[uint32] // the ASN that the cloud expects of this node
-	RouterPublic Value[netip.Addr]
+	Remote        Value[netip.Addr]
+	Inside        []Inside // at most one of each family; the session is between the first
+	PSK           Value[Secret]
+	IKE, ESP      Value[[]string]
+	Encapsulation Value[string] // udpEncapsulation, if it is not the default
+	IKERekey      Value[time.Duration]
+	ChildRekey    Value[time.Duration]
+	RekeyBytes    Value[uint64]
+	ASN           Value[uint32] // of the gateway; not known without BGP
+	PeerAddress   Value[netip.Addr]
+	HoldTime      Value[time.Duration]
+	Keepalive     Value[time.Duration]
+	Password      Value[Secret]
+	Import        Value[[]netip.Prefix]
+	ExportLimit   Value[uint32] // of prefixes, if it differs from the preset's
+	RouterASN     Value[uint32] // the ASN that the cloud expects of this node
+	RouterPublic  Value[netip.Addr]
 }
 
 // Inside is a pair of inside addresses.
@@ -115,13 +119,29 @@ func (t Tunnel) PSKName() string { return t.Name }
 // PasswordName returns the name under which the session's TCP MD5 key is stored.
 func (t Tunnel) PasswordName() string { return fit(t.Name, "-md5") }
 
-// Import reads the files of one cloud: "aws", "azure" or "gcp". An error means that the files
-// contain nothing usable.
+// Key is a key that a tunnel needs.
+type Key struct {
+	What string // in a sentence
+	Name string // of the secret
+	Key  Secret
+}
+
+// Keys returns the keys that the document names.
+func (t Tunnel) Keys() []Key {
+	keys := []Key{{"key", t.PSKName(), t.PSK.Is}}
+	if t.ASN.known() && t.Password.known() {
+		keys = append(keys, Key{"TCP MD5 key", t.PasswordName(), t.Password.Is})
+	}
+	return keys
+}
+
+// Import reads the files of one cloud: "aws", "azure", "gcp" or "oci". An error means that the
+// files contain nothing usable.
 func Import(name string, files []File) (*Result, error) {
 	r := &Result{Cloud: name}
-	read, ok := map[string]func(*Result, []document){"aws": readAWS, "azure": readAzure, "gcp": readGCP}[name]
+	read, ok := map[string]func(*Result, []document){"aws": readAWS, "azure": readAzure, "gcp": readGCP, "oci": readOCI}[name]
 	if !ok {
-		return nil, fmt.Errorf("importing from %q: must be aws, azure or gcp", name)
+		return nil, fmt.Errorf("importing from %q: must be aws, azure, gcp or oci", name)
 	}
 	var docs []document
 	for _, f := range files {
@@ -133,8 +153,10 @@ func Import(name string, files []File) (*Result, error) {
 		if err != nil {
 			return nil, fmt.Errorf("reading %s: %w", f.Name, err)
 		}
+		d.terraform()
 		docs = append(docs, d)
 	}
+	r.unread = unread(docs)
 	read(r, docs)
 	slices.SortFunc(r.Tunnels, func(a, b Tunnel) int { return cmp.Compare(a.Name, b.Name) })
 	slices.SortFunc(r.Routes, func(a, b Route) int { return a.Prefix.Is.Compare(b.Prefix.Is) })
@@ -146,9 +168,10 @@ func Import(name string, files []File) (*Result, error) {
 
 // document is the content of a file: its value, or a list of its values.
 type document struct {
-	file string
-	from string // the cloud that its names belong to; empty if unclear
-	xml  bool
+	file  string
+	from  string // the cloud that its names belong to; empty if unclear
+	xml   bool
+	types map[string]int // of a Terraform state: types that are not read, with their numbers
 	*node
 }
 
@@ -175,6 +198,13 @@ func parse(f File) (document, error) {
 		d.xml, d.from = true, "aws"
 		d.node = awsGeneric(data)
 		return d, nil
+	case isSwan(data):
+		d.xml, d.from = true, "aws"
+		d.node = awsSwan(data)
+		return d, nil
+	case terraformResource.Match(terraformColor.ReplaceAll(data[:min(len(data), 1<<16)], nil)):
+		d.node, err = parseTerraform(terraformColor.ReplaceAll(data, nil))
+		return d, err
 	case prose.Match(data[:min(len(data), 1<<16)]):
 		return d, errors.New("is a cloud's instructions for one vendor's device; give what isthmus cloud import --help lists")
 	default:
@@ -214,6 +244,7 @@ func guess(data []byte) string {
 	}{
 		{"aws", []string{"vpn_connection", "VpnConnection", "vpnConnectionId", "customer_gateway", "CustomerGateway"}},
 		{"azure", []string{"Microsoft.Network", "vpnSiteConfiguration", "bgpPeeringAddresses", "BgpPeeringAddresses", "virtualNetworkGateway"}},
+		{"oci", []string{"ocid1.ipsec", "oracle-bgp-asn", "oracle_bgp_asn", "oci_core_ipsec"}},
 		{"gcp", []string{"compute#", "googleapis.com/compute", "sharedSecretHash", "vpnGatewayInterface", "linkedVpnTunnel"}},
 	} {
 		n := 0

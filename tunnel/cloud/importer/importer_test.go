@@ -242,6 +242,8 @@ func TestRefused(t *testing.T) {
 		{"aws", "[" + strings.Repeat("[],", maxNodes) + "]", "has more than 1048576 values"},
 		{"aws", "<a>" + strings.Repeat("<b/>", maxNodes/2+1) + "</a>", "has more than 1048576 values"},
 		// in linear time
+		{"aws", "resource \"aws_vpn_connection\" \"a\" {\n" + manyBlocks() + "}\n", "has no tunnels"},
+		{"azure", manyTexts(), "f: has more than 5000 texts"},
 		{"aws", "<a>" + strings.Repeat("x<!---->", 1<<18) + "</a>", "has no VPN connection in it"},
 		{"aws", "<vpn_connection>" + strings.Repeat("<ipsec_tunnel/>", maxNotes+1) + "</vpn_connection>", "skipped; and more"},
 		{"aws", `{"a": 1, "a": 2}`, `f: line 1: has "a" twice in one object`},
@@ -249,7 +251,7 @@ func TestRefused(t *testing.T) {
 		{"gcp", strings.Repeat("- a\n", maxYAML/4+1), "is YAML and larger than 4 MiB"},
 		{"gcp", "a: &x [1]\nb: *x\n", "line 2: has an alias"},
 		{"gcp", "a: [\n", "line"},
-		{"oracle", "{}", "must be aws, azure or gcp"},
+		{"oracle", "{}", "must be aws, azure, gcp or oci"},
 	} {
 		r, err := Import(test.cloud, []File{{"f", []byte(test.text)}})
 		if err == nil || !strings.Contains(err.Error(), test.want) || strings.Contains(err.Error(), "FileKey") {
@@ -261,10 +263,29 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// manyBlocks has blocks of as many names.
+func manyBlocks() string {
+	var b strings.Builder
+	for i := range maxNodes / 4 {
+		fmt.Fprintf(&b, "x%d {\n}\n", i)
+	}
+	return b.String()
+}
+
+// manyTexts is an object with as many texts of JSON.
+func manyTexts() string {
+	var b strings.Builder
+	b.WriteString("{")
+	for i := range 200000 {
+		fmt.Fprintf(&b, "\"a%dText\": \"[]\",\n", i)
+	}
+	return b.String() + "\"z\": 1}"
+}
+
 // TestOtherClouds: each cloud's files, given to the importer of another, are recognized.
 func TestOtherClouds(t *testing.T) {
 	for _, dir := range cases(t) {
-		for _, name := range []string{"aws", "azure", "gcp"} {
+		for _, name := range []string{"aws", "azure", "gcp", "oci"} {
 			if name == cloudOf(dir) {
 				continue
 			}
@@ -328,3 +349,4 @@ func fuzz(f *testing.F, cloud string) {
 func FuzzAWS(f *testing.F)   { fuzz(f, "aws") }
 func FuzzAzure(f *testing.F) { fuzz(f, "azure") }
 func FuzzGCP(f *testing.F)   { fuzz(f, "gcp") }
+func FuzzOCI(f *testing.F)   { fuzz(f, "oci") }

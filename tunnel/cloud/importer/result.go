@@ -17,7 +17,38 @@ func (r *Result) nothing(d document, what string) {
 		r.note(d, nil, "is a file of another cloud; use isthmus cloud import %s", d.from)
 		return
 	}
-	r.note(d, nil, "has no %s in it", what)
+	what, step, _ := strings.Cut(what, ";")
+	if step != "" {
+		step = ";" + step
+	}
+	r.missing(d, nil, "has no %s in it%s", what, step)
+}
+
+// maxObjects bounds the objects that refer to each other, because each is searched for in all of
+// them. A project has some hundred.
+const maxObjects = 2000
+
+// maxInstances bounds the instances of a gateway: Azure has at most three, Google two.
+const maxInstances = 16
+
+// few returns the first elements of a list.
+func few(list []*node, most int) []*node { return list[:min(len(list), most)] }
+
+// room reports whether there is room for another object, and notes once that there is not.
+func (r *Result) room(d document) bool {
+	if r.objects++; r.objects == maxObjects+1 {
+		r.note(d, d.node, "is object %d; the others are left out, so give the files in parts", r.objects)
+	}
+	return r.objects <= maxObjects
+}
+
+// missing notes that something is not among the files, and what they have besides.
+func (r *Result) missing(d document, at *node, format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	if r.unread != "" {
+		text += " (the files also have " + r.unread + ", which are not read)"
+	}
+	r.note(d, at, "%s", text)
 }
 
 func (r *Result) note(d document, at *node, format string, args ...any) {

@@ -60,6 +60,29 @@ Inside IP Addresses
 	return text
 }
 
+// swanText is what AWS's console hands out for strongSwan, as far as it is read. The second tunnel
+// has no session.
+const swanText = `! Amazon Web Services
+! Your VPN Connection ID : vpn-0abc
+conn Tunnel1
+	auto=start
+	leftid=203.0.113.31
+	right=198.51.100.31
+	mark=100
+conn Tunnel2
+	leftid=203.0.113.31
+	right=198.51.100.32
+203.0.113.31 198.51.100.31 : PSK "FileKeySwan1"
+203.0.113.31 198.51.100.32 : PSK "FileKeySwan2"
+sudo ip link add Tunnel1 type vti local 10.0.0.9 remote 198.51.100.31 key 100
+sudo ip addr add 169.254.80.2/30 remote 169.254.80.1/30 dev Tunnel1
+sudo ip link add Tunnel2 type vti local 10.0.0.9 remote 198.51.100.32 key 200
+sudo ip addr add 169.254.80.6/30 remote 169.254.80.5/30 dev Tunnel2
+router bgp 64631
+ neighbor 169.254.80.1 remote-as 64531
+exit
+`
+
 // described is a connection as describe-vpn-connections has it.
 func described(id, state, options, config string) string {
 	return fmt.Sprintf(`{"VpnConnectionId": %q, "State": %q, "Options": %s, "CustomerGatewayConfiguration": %s}`, id, state, options, strconv.Quote(config))
@@ -70,6 +93,8 @@ const azureID = "/subscriptions/0/resourceGroups/rg/providers/Microsoft.Network/
 var (
 	azureGateway = `{"id": "` + azureID + `virtualNetworkGateways/gw", "name": "gw", "gatewayType": "Vpn", "vpnType": "RouteBased", "bgpSettings": {"asn": 65010, "bgpPeeringAddresses": [
 		{"ipconfigurationId": "` + azureID + `virtualNetworkGateways/gw/ipConfigurations/a", "defaultBgpIpAddresses": ["10.1.255.4"], "customBgpIpAddresses": ["169.254.21.2"], "tunnelIpAddresses": ["198.51.100.60"]}]}}`
+	azureWithoutBGP = `{"id": "` + azureID + `virtualNetworkGateways/gw", "name": "gw", "gatewayType": "Vpn", "vpnType": "RouteBased", "sku": {"name": "Basic"}, "bgpSettings": {"asn": 65010, "bgpPeeringAddress": "10.1.255.7"},
+		"ipConfigurations": [{"name": "a", "publicIPAddress": {"id": "` + azureID + `publicIPAddresses/p0"}}]}`
 	azureLocal = `{"id": "` + azureID + `localNetworkGateways/r1", "name": "r1", "gatewayIpAddress": "203.0.113.9", "localNetworkAddressSpace": null, "bgpSettings": {"asn": 64620, "bgpPeeringAddress": "169.254.21.1"}}`
 )
 
@@ -121,6 +146,10 @@ var shapes = []struct {
 		[]string{`local: "fd00:1::2/126"`, `remote: "fd00:1::1"`}},
 	{"timers of its own", "aws", []string{described("vpn-1", "available", `{"EnableAcceleration": true, "TunnelOptions": [{"OutsideIpAddress": "198.51.100.1", "Phase1LifetimeSeconds": 3600, "Phase2LifetimeSeconds": 1800, "RekeyMarginTimeSeconds": 120, "RekeyFuzzPercentage": 50}]}`, connectionXML("vpn-1", tunnelXML("203.0.113.9", 1)))}, 1,
 		[]string{"ikeRekey: 56m0s # before the gateway's 57m0s", "childRekey: 26m0s # before the gateway's 27m0s"}},
+	{"masked in the XML", "aws", []string{strings.Replace(connectionXML("vpn-1", tunnelXML("203.0.113.9", 1)), "FileKey1", "REDACTED", 1)}, 1, []string{"f0:8: vpn-1-1: its key is not in ike/pre_shared_key: the text is a placeholder; read it with aws ec2 describe", "psk: vpn-1-1 # MISSING"}},
+	{"a key in Secrets Manager", "aws", []string{described("vpn-1", "available", `{"TunnelOptions": [{"OutsideIpAddress": "198.51.100.1", "PreSharedKey": "", "PreSharedKeyArn": "arn:aws:secretsmanager:r:0:secret:k"}]}`, strings.Replace(connectionXML("vpn-1", tunnelXML("203.0.113.9", 1)), "FileKey1", "", 1))}, 1,
+		[]string{"its key is not in the file; AWS keeps it in Secrets Manager: aws secretsmanager get-secret-value --secret-id arn:aws:secretsmanager:r:0:secret:k"}},
+	{"blanks around a key", "aws", []string{strings.Replace(connectionXML("vpn-1", tunnelXML("203.0.113.9", 1)), "FileKey1", " FileKey1\t", 1)}, 1, []string{"vpn-1-1: blanks, line ends or a byte order mark around its key (ike/pre_shared_key) were cut off", "psk: vpn-1-1 # the name"}},
 	{"over Direct Connect", "aws", []string{described("vpn-1", "available", `{"OutsideIpAddressType": "PrivateIpv4"}`, connectionXML("vpn-1", tunnelXML("10.0.0.9", 1)))}, 1, []string{"has private outside addresses"}},
 	{"a state of several clouds", "aws", []string{`{"resources": [{"type": "google_compute_router", "instances": [{"attributes": {"self_link": "` + gcpURL + `routers/a", "network": "` + gcpURL + `networks/n", "subnetworks": ["` + strings.Repeat(gcpURL+`", "`, 30) + `"]}}]},
 		{"type": "aws_vpn_connection", "instances": [{"attributes": {"id": "vpn-1", "customer_gateway_configuration": ` + strconv.Quote(connectionXML("vpn-1", tunnelXML("203.0.113.9", 1))) + `}}]}]}`}, 1, nil},
@@ -128,6 +157,25 @@ var shapes = []struct {
 	{"the console's text for a generic device", "aws", []string{genericText("vpn-1", 1, 2) + genericText("vpn-2", 3)}, 3, []string{"name: vpn-1-1\n", "local: 169.254.64.10/30", "remote: 169.254.64.9", "remoteAddress: 198.51.100.2", "asn: 64521", "holdTime: 15s",
 		"# vpn-2, tunnel to 198.51.100.3 of vgw-1", "psk: vpn-2-1 # the name of the secret", "publicAddress 203.0.113.9", "node.asn 64620"}},
 	{"the console's text, static routes", "aws", []string{regexp.MustCompile(`(?s)#4: Border.*`).ReplaceAllString(genericText("vpn-1", 1), "#4: Static Routing Configuration:\n  - Next hop       : 169.254.64.5\n")}, 1, []string{"is routed statically"}},
+
+	{"IPv6 inside, as the XML has it", "aws", []string{connectionXML("vpn-1", strings.NewReplacer("</network_cidr></tunnel_inside_address>\n<bgp><asn>64620", "</network_cidr></tunnel_inside_address>\n<tunnel_inside_ipv6_address><ip_address>fd00:9::a1b2</ip_address><prefix_length>128</prefix_length></tunnel_inside_ipv6_address><bgp><asn>64620",
+		"</network_cidr></tunnel_inside_address>\n<bgp><asn>64521", "</network_cidr></tunnel_inside_address>\n<tunnel_inside_ipv6_address><ip_address>fd00:9::a1b1</ip_address><prefix_length>128</prefix_length></tunnel_inside_ipv6_address><bgp><asn>64521").Replace(tunnelXML("203.0.113.9", 1)))}, 1,
+		[]string{"local: 169.254.64.6/30", `local: "fd00:9::a1b2/126" # customer_gateway/tunnel_inside_ipv6_address`, `remote: "fd00:9::a1b1"`}},
+	{"accelerated", "aws", []string{described("vpn-1", "available", `{"EnableAcceleration": true, "RemoteIpv4NetworkCidr": "10.0.0.0/8"}`, connectionXML("vpn-1", tunnelXML("203.0.113.9", 1)))}, 1,
+		[]string{"vpn-1: is accelerated", "udpEncapsulation: always # accelerated connections need NAT traversal", "RemoteIpv4NetworkCidr is 10.0.0.0/8"}},
+	{"attached to nothing", "aws", []string{`{"VpnConnectionId": "vpn-1", "State": "available", "GatewayAssociationState": "not-associated", "CustomerGatewayConfiguration": ` + strconv.Quote(connectionXML("vpn-1", tunnelXML("203.0.113.9", 1))) + `}`}, 1,
+		[]string{"vpn-1: is attached to no gateway, so that its tunnels lead nowhere", "# vpn-1, tunnel to 198.51.100.1 of no gateway"}},
+	{"Cloud WAN", "aws", []string{`{"VpnConnectionId": "vpn-1", "State": "available", "CoreNetworkArn": "arn:aws:networkmanager::0:core-network/c", "CustomerGatewayConfiguration": ` + strconv.Quote(connectionXML("vpn-1", tunnelXML("203.0.113.9", 1))) + `}`}, 1,
+		[]string{"vpn-1: leads to a core network of Cloud WAN", "of a core network"}},
+	{"a certificate", "aws", []string{`{"VpnConnectionId": "vpn-1", "State": "available", "CustomerGatewayId": "cgw-1", "CustomerGatewayConfiguration": ` + strconv.Quote(connectionXML("vpn-1", tunnelXML("203.0.113.9", 1))) + `}`, `{"CustomerGateways": [{"CustomerGatewayId": "cgw-1", "BgpAsn": "64620", "CertificateArn": "arn:aws:acm:r:0:certificate/c"}]}`}, 0,
+		[]string{"vpn-1: its customer gateway authenticates with a certificate, and this node has pre-shared keys alone"}},
+	{"the console's text for strongSwan", "aws", []string{swanText}, 2, []string{"name: vpn-0abc-1\n", "local: 169.254.80.2/30", "remote: 169.254.80.1", "remoteAddress: 198.51.100.31", "publicAddress 203.0.113.31", "node.asn 64631", "asn: 64531", "psk: vpn-0abc-2 # the name of the secret",
+		"the tunnel to 198.51.100.32 has no vpn_gateway/bgp/asn"}},
+	{"Terraform's configuration", "aws", []string{"resource \"aws_vpn_connection\" \"a\" {\n  customer_gateway_id = aws_customer_gateway.a.id\n}\n"}, 0, []string{"f0: line 2: has an expression: this is Terraform's configuration, and its state is needed"}},
+	{"a state's text that ends early", "aws", []string{"resource \"aws_vpn_connection\" \"a\" {\n  id = \"vpn-1\"\n"}, 0, []string{"f0: line 2: the file ends before it is complete"}},
+	{"colors of a terminal", "aws", []string{"# \x1b[1maws_vpn_connection.a\x1b[0m:\nresource \"aws_vpn_connection\" \"a\" {\n    id              = \"vpn-1\"\n    tunnel1_address = \"198.51.100.1\"\n    tunnel1_inside_cidr = \"169.254.64.4/30\"\n\x1b[0m}\n"}, 1, []string{"remoteAddress: 198.51.100.1 # tunnel1_address"}},
+	{"the ASN from the gateway", "aws", []string{`{"values": {"root_module": {"resources": [{"type": "aws_vpn_connection", "values": {"id": "vpn-1", "vpn_gateway_id": "vgw-1", "tunnel1_address": "198.51.100.1", "tunnel1_inside_cidr": "169.254.64.4/30", "tunnel1_preshared_key": "FileKeyOne"}},
+		{"type": "aws_vpn_gateway", "values": {"id": "vgw-1", "amazon_side_asn": "64530"}}]}}}`}, 1, []string{"asn: 64530 # gateway/amazon_side_asn", "psk: vpn-1-1 # the name of the secret; TunnelOptions/PreSharedKey"}},
 
 	{"an id of several lines", "aws", []string{connectionXML("vpn&#10;&#13;peers: [] # &#x85;&#x2028;x", tunnelXML("203.0.113.9", 1))}, 1, []string{"name: vpn-peers-x-1\n", "# vpn??peers: [] # ??x, tunnel to"}},
 
@@ -145,7 +193,7 @@ var shapes = []struct {
 	{"policy based selectors", "azure", []string{azureGateway, azureLocal, azureConnection(`, "usePolicyBasedTrafficSelectors": true`)}, 0, []string{"c1: usePolicyBasedTrafficSelectors: a router has one pair of selectors"}},
 	{"selectors of its own", "azure", []string{azureGateway, azureLocal, azureConnection(`, "trafficSelectorPolicies": [{"localAddressRanges": ["10.0.0.0/8"]}]`)}, 0, []string{"c1: trafficSelectorPolicies"}},
 	{"a policy based gateway", "azure", []string{strings.Replace(azureGateway, "RouteBased", "PolicyBased", 1), azureLocal, azureConnection("")}, 0, []string{"gw is policy based, which is IKEv1 with selectors"}},
-	{"a gateway without BGP", "azure", []string{`{"id": "` + azureID + `virtualNetworkGateways/gw", "name": "gw", "gatewayType": "Vpn", "vpnType": "RouteBased", "bgpSettings": null}`, azureLocal, azureConnection("")}, 0, []string{"gw has no bgpSettings/bgpPeeringAddresses"}},
+	{"a gateway without BGP", "azure", []string{`{"id": "` + azureID + `virtualNetworkGateways/gw", "name": "gw", "gatewayType": "Vpn", "vpnType": "RouteBased", "bgpSettings": null}`, azureLocal, azureConnection("")}, 0, []string{"gw has neither bgpSettings/bgpPeeringAddresses nor ipConfigurations"}},
 	{"a gateway as the API has it", "azure", []string{`{"name": "gw", "id": "` + azureID + `virtualNetworkGateways/gw", "properties": ` + azureGateway + `}`}, 0, []string{"f0:1: the gateway gw has no connection"}},
 	{"no gateway", "azure", []string{azureLocal, azureConnection("")}, 0, []string{"f1:1: c1: its gateway gw is not among the files"}},
 	{"only this node", "azure", []string{azureLocal}, 0, []string{"r1 is this node as Azure knows it"}},
@@ -158,6 +206,23 @@ var shapes = []struct {
 		`{"id": "` + azureID + `vpnSites/s", "name": "s", "vpnSiteLinks": [{"id": "` + azureID + `vpnSites/s/vpnSiteLinks/l1", "name": "l1", "ipAddress": "203.0.113.9", "bgpProperties": {"asn": 64620, "bgpPeeringAddress": "169.254.21.1"}}]}`}, 2,
 		[]string{"cloud: azure-vwan", "remoteAddress: 198.51.100.70", "remote: 169.254.21.2 ", "remote: 169.254.21.10 # connection/vpnGatewayCustomBgpAddresses", "local: 169.254.21.1/32 # vpnSiteLink/bgpProperties/bgpPeeringAddress", "ikeProposals: [aes256-sha256-modp2048]", "espProposals: [aes256gcm16-modp2048]"}},
 
+	{"a placeholder for the key", "azure", []string{azureGateway, azureLocal, azureConnection(`, "sharedKey": "<hidden>"`)}, 1, []string{"f2:2: c1: its key is not in connection/sharedKey: the text is an expression", "az network vpn-connection shared-key show --connection-name c1"}},
+	{"blanks in the key", "azure", []string{azureGateway, azureLocal, azureConnection(`, "sharedKey": "File Key"`)}, 1, []string{"the text has blanks or line ends inside; if they belong to the key, store it by hand"}},
+	{"addresses in public-ip show", "azure", []string{azureWithoutBGP, azureLocal, azureConnection(""), `{"id": "` + azureID + `publicIPAddresses/p0", "name": "p0", "ipAddress": "198.51.100.62", "publicIPAllocationMethod": "Static"}`}, 1,
+		[]string{"remoteAddress: 198.51.100.62 # publicIPAddress/ipAddress", "gw has SKU Basic, which has neither BGP nor custom policies", "remote: 10.1.255.7 # gateway/bgpSettings/bgpPeeringAddress"}},
+	{"addresses that are missing", "azure", []string{azureWithoutBGP, azureLocal, azureConnection(""), `{"id": "` + azureID + `routeTables/r", "name": "r", "type": "Microsoft.Network/routeTables"}`}, 0,
+		[]string{"the address of instance 0 of the gateway gw is not among the files; give az network public-ip show --name p0 as well (the files also have Microsoft.Network/routeTables, which are not read)"}},
+	{"private addresses", "azure", []string{strings.Replace(azureGateway, `"bgpSettings"`, `"ipConfigurations": [{"name": "a", "privateIPAddress": "10.1.255.9"}], "bgpSettings"`, 1), azureLocal, azureConnection(`, "useLocalAzureIpAddress": true`)}, 1,
+		[]string{"remoteAddress: 10.1.255.9 # gateway/ipConfigurations/privateIPAddress", "c1: uses the private addresses of the gateway (useLocalAzureIpAddress)"}},
+	{"private addresses that are missing", "azure", []string{azureGateway, azureLocal, azureConnection(`, "useLocalAzureIpAddress": true`)}, 0, []string{"instance 0 of the gateway gw has no privateIPAddress"}},
+	{"certificates", "azure", []string{azureGateway, azureLocal, azureConnection(`, "authenticationType": "Certificate"`)}, 0, []string{"c1: authenticates with certificates, and this node has pre-shared keys alone"}},
+	{"a connection that is being deleted", "azure", []string{azureGateway, azureLocal, azureConnection(`, "provisioningState": "Deleting"`)}, 0, []string{"c1: is being deleted; skipped"}},
+	{"a gateway for ExpressRoute", "azure", []string{strings.Replace(azureGateway, `"Vpn"`, `"ExpressRoute"`, 1), azureLocal, azureConnection("")}, 0, []string{"its gateway gw is of type ExpressRoute and not a VPN gateway"}},
+	{"Azure calls", "azure", []string{azureGateway, azureLocal, azureConnection(`, "connectionMode": "InitiatorOnly"`)}, 1, []string{"c1: Azure opens the tunnel and answers no call (connectionMode); set ipsec.respondOnly: true"}},
+	{"cut off by PowerShell", "azure", []string{`{"GatewayType": "Vpn", "Name": "gw", "Id": "` + azureID + `virtualNetworkGateways/gw", "IpConfigurations": "System.Object[]", "BgpSettings": "Microsoft.Azure.Commands.Network.Models.PSBgpSettings"}`, azureLocal, azureConnection("")}, 0,
+		[]string{"f0: has objects that PowerShell cut off; make it again with ConvertTo-Json -Depth 10"}},
+	{"a state without any of it", "azure", []string{`{"version": 4, "resources": [{"type": "azurerm_subnet", "instances": [{"attributes": {"id": "s"}}]}, {"type": "azurerm_route_table", "instances": [{"attributes": {"id": "r"}}]}]}`}, 0,
+		[]string{"f0: has no gateway, connection, local gateway or VPN site in it (the files also have azurerm_route_table, azurerm_subnet, which are not read)"}},
 	{"a name of several lines", "azure", []string{azureGateway, azureLocal, strings.Replace(azureConnection(""), `"c1"`, `"c\n1: {} # \u0085x"`, 1)}, 1, []string{"name: c-1-x\n", "# c?1: {} # ?x, instance 0"}},
 
 	{"each in a file", "gcp", []string{gcpGateway, gcpRouter, gcpTunnel(`, "peerIp": "203.0.113.9"`)}, 1, []string{"local: 169.254.66.2/30", "remote: 169.254.66.1", "publicAddress 203.0.113.9"}},
@@ -175,10 +240,27 @@ var shapes = []struct {
 	{"names of several lines", "gcp", []string{gcpGateway, strings.Replace(gcpRouter, `"peerAsn"`, `"md5AuthenticationKeyName": "k\n1: {}", "peerAsn"`, 1), strings.Replace(gcpTunnel(""), `"t0"`, `"t\n0: {}"`, 1)}, 1, []string{"name: t-0\n", "# t?0: {}, interface 0", "md5AuthenticationKeyName k?1: {}"}},
 	{"a name that is a number", "gcp", []string{gcpGateway, gcpRouter, strings.Replace(gcpTunnel(""), `"t0"`, `"529323810542142151"`, 1)}, 1, []string{`name: "529323810542142151"`, `tunnel: "529323810542142151"`}},
 	{"a name that is true", "azure", []string{azureGateway, azureLocal, strings.Replace(azureConnection(""), `"c1"`, `"True"`, 1)}, 1, []string{`name: "true"`}},
+	{"both families in a session", "gcp", []string{gcpGateway, strings.Replace(gcpRouter, `"peerAsn"`, `"enable": "TRUE", "enableIpv6": true, "ipv6NexthopAddress": "2600:2d00:0:2::21", "peerIpv6NexthopAddress": "2600:2d00:0:2::22", "peerAsn"`, 1), gcpTunnel("")}, 1,
+		[]string{`local: "2600:2d00:0:2::22/126" # router/bgpPeers/peerIpv6NexthopAddress`, `remote: "2600:2d00:0:2::21"`, "t0: the session also carries the other family (enableIpv6)"}},
+	{"both families, next hops missing", "gcp", []string{gcpGateway, strings.Replace(gcpRouter, `"peerAsn"`, `"enableIpv6": true, "peerAsn"`, 1), gcpTunnel("")}, 1, []string{"the session also carries the other family (enableIpv6), and has no next hops for it"}},
+	{"a peer that is not enabled", "gcp", []string{gcpGateway, strings.Replace(gcpRouter, `"peerAsn"`, `"enable": "FALSE", "peerAsn"`, 1), gcpTunnel("")}, 1, []string{"the BGP peer r1 is not enabled, so that its session stays down"}},
+	{"what Google says of a tunnel", "gcp", []string{gcpGateway, gcpRouter, gcpTunnel(`, "status": "AUTHORIZATION_ERROR", "remoteTrafficSelector": ["10.0.0.0/8"]`)}, 1, []string{"t0: Google says (AUTHORIZATION_ERROR) that the two sides have different keys", "t0: remoteTrafficSelector is 10.0.0.0/8"}},
+	{"a tunnel that is being deleted", "gcp", []string{gcpGateway, gcpRouter, gcpTunnel(`, "status": "DEPROVISIONING"`)}, 0, []string{"t0: is being deleted; skipped"}},
+	{"parts of a router that is elsewhere", "gcp", []string{gcpGateway, gcpTunnel(""), `{"version": 4, "resources": [{"type": "google_compute_router_interface", "instances": [{"attributes": {"name": "if0", "ip_range": "169.254.66.1/30", "router": "cr", "vpn_tunnel": "t0"}}]},
+		{"type": "google_compute_router_peer", "instances": [{"attributes": {"name": "r1", "interface": "if0", "ip_address": "169.254.66.1", "peer_ip_address": "169.254.66.2", "peer_asn": 64620, "router": "cr"}}]}]}`}, 1,
+		[]string{"its router cr is not among the files, and so neither is the router's AS number", "local: 169.254.66.2/30"}},
+	{"something else", "gcp", []string{`{"kind": "compute#forwardingRule", "name": "f"}`}, 0, []string{"f0: has no VPN gateway, tunnel or router in it (the files also have compute#forwardingRule, which are not read)"}},
 	{"Classic VPN", "gcp", []string{strings.Replace(gcpTunnel(""), `"vpnGateway"`, `"targetVpnGateway"`, 1)}, 0, []string{"t0: is a Classic VPN tunnel; make an HA VPN tunnel"}},
 	{"fields that are null", "gcp", []string{gcpGateway, gcpRouter, gcpTunnel(`, "targetVpnGateway": null, "peerGcpGateway": null`)}, 1, nil},
 	{"IKEv1", "gcp", []string{strings.Replace(gcpTunnel(""), `"ikeVersion": 2`, `"ikeVersion": 1`, 1), gcpGateway}, 0, []string{"t0: speaks IKEv1"}},
 	{"to Google's own", "gcp", []string{gcpTunnel(`, "peerGcpGateway": "` + gcpURL + `vpnGateways/other"`), gcpGateway}, 0, []string{"t0: leads to other, another gateway of Google's"}},
+	{"a tunnel of Terraform", "oci", []string{`{"version": 4, "resources": [{"type": "oci_core_ipsec_connection_tunnel_management", "instances": [{"attributes": {"id": "ocid1.ipsectunnel.x", "display_name": "t1", "vpn_ip": "198.51.100.9", "cpe_ip": "203.0.113.9", "ike_version": "V2", "routing": "BGP", "shared_secret": "FileKeyOracle",
+		"bgp_session_info": [{"customer_bgp_asn": "64620", "customer_interface_ip": "10.1.1.2/30", "oracle_bgp_asn": "31898", "oracle_interface_ip": "10.1.1.1/30", "customer_interface_ipv6": "fd00:5::2/126", "oracle_interface_ipv6": "fd00:5::1/126"}]}}]}]}`}, 1,
+		[]string{"local: 10.1.1.2/30", `local: "fd00:5::2/126"`, "asn: 31898", "psk: t1 # the name of the secret"}},
+	{"a static tunnel", "oci", []string{`{"data": {"id": "ocid1.ipsectunnel.x", "display-name": "t1", "vpn-ip": "198.51.100.9", "cpe-ip": "203.0.113.9", "ike-version": "V2", "routing": "STATIC", "bgp-session-info": {"customer-interface-ip": "10.1.1.2/30", "oracle-interface-ip": "10.1.9.1/30"}}}`}, 1,
+		[]string{"do not make a pair of inside addresses", "t1: is routed statically", "its key is not in the file; read it with oci network ip-sec-psk get --tunnel-id ocid1.ipsectunnel.x"}},
+	{"policies and the dead", "oci", []string{`[{"display-name": "t1", "vpn-ip": "198.51.100.9", "ike-version": "V2", "routing": "POLICY"}, {"display-name": "t2", "vpn-ip": "198.51.100.9", "ike-version": "V2", "lifecycle-state": "TERMINATED"}]`}, 0, []string{"t1: has policies instead of routes", "t2: is terminated; skipped"}},
+	{"a connection without tunnels", "oci", []string{`{"data": {"id": "ocid1.ipsecconnection.x", "cpe-id": "c"}}`}, 0, []string{"has no tunnel of an IPSec connection in it; give oci network ip-sec-tunnel list --ipsc-id"}},
 	{"of no gateway", "gcp", []string{`{"ikeVersion": 2, "name": "t0"}`}, 0, []string{"f0:1: t0: names no vpnGateway"}},
 }
 

@@ -34,8 +34,11 @@ type node struct {
 	line   int
 }
 
-// norm maps the spellings of a name to one: TunnelOptions, tunnelOptions, tunnel_options.
-func norm(key string) string { return strings.ToLower(strings.ReplaceAll(key, "_", "")) }
+// norm maps the spellings of a name to one: TunnelOptions, tunnelOptions, tunnel_options,
+// tunnel-options.
+func norm(key string) string { return strings.ToLower(unspelled.Replace(key)) }
+
+var unspelled = strings.NewReplacer("_", "", "-", "")
 
 // get follows names into objects, and looks below "properties" of Azure's REST API without being
 // asked. It returns an empty node if a name is missing.

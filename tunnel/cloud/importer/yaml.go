@@ -61,6 +61,9 @@ func (r *Result) YAML() string {
 				line(3, p.field+": ["+strings.Join(p.v.Is, ", ")+"]", p.v.From)
 			}
 		}
+		if t.Encapsulation.known() {
+			line(3, "udpEncapsulation: "+t.Encapsulation.Is, t.Encapsulation.From)
+		}
 		if t.IKERekey.known() {
 			line(3, "ikeRekey: "+t.IKERekey.Is.String(), t.IKERekey.From)
 		}
@@ -91,7 +94,11 @@ func (r *Result) YAML() string {
 			line(2, "keepalive: "+t.Keepalive.Is.String(), t.Keepalive.From)
 		}
 		if t.Password.known() {
-			line(2, "password: "+quote(t.PasswordName()), "MISSING here: store it with isthmus secret set "+t.PasswordName()+"; "+t.Password.From)
+			password := "the name of the secret; " + t.Password.From
+			if !t.Password.Is.Known() {
+				password = "MISSING here: store it with isthmus secret set " + t.PasswordName() + "; " + t.Password.From
+			}
+			line(2, "password: "+quote(t.PasswordName()), password)
 		}
 		if t.Import.known() {
 			line(2, "import:", "")
