@@ -15,11 +15,11 @@ const (
 	size         // the same, with a unit
 	age
 	state // coloured when it is bad
-	event
+	change
 )
 
 // reserved is the least width of a column of a watch, so that later rows keep to the columns.
-var reserved = map[style]int{number: 5, size: 10, age: 6, state: 12, event: 7}
+var reserved = map[style]int{number: 5, size: 10, age: 6, state: 12, change: 7}
 
 // look is the head of a column.
 type look struct {
