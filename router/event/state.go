@@ -164,15 +164,25 @@ func after(former object, at time.Time) string {
 	return ""
 }
 
+// flaps returns how often an object came up since the last look, besides the present time. An
+// object that was up before the daemon started may be seen before its driver has counted it.
+func (o object) flaps(up string, timesUp uint64) uint64 {
+	counted := o.timesUp
+	if o.state == up {
+		counted = max(counted, 1)
+	}
+	if !o.seen || timesUp <= counted {
+		return 0
+	}
+	return timesUp - counted
+}
+
 func (c *comparison) tunnel(t *isthmusv1.TunnelStatus) {
 	name := "tunnel/" + t.Name
 	was := c.objects[name]
 	why := cmp.Or(t.GetExplanation().GetWhat(), t.LastError)
 	since := t.GetSince().AsTime()
-	flaps := uint64(0)
-	if was.seen && t.TimesUp > was.timesUp {
-		flaps = t.TimesUp - was.timesUp
-	}
+	flaps := was.flaps(TunnelUp.Name, t.TimesUp)
 	switch {
 	case t.State == "up":
 		if was.state == TunnelUp.Name {
@@ -206,10 +216,7 @@ func (c *comparison) peer(p *isthmusv1.PeerStatus) {
 	name := "peer/" + p.Name
 	was := c.objects[name]
 	since := p.GetSince().AsTime()
-	flaps := uint64(0)
-	if was.seen && p.TimesUp > was.timesUp {
-		flaps = p.TimesUp - was.timesUp
-	}
+	flaps := was.flaps(SessionUp.Name, p.TimesUp)
 	why := p.LastError
 	if d := has(p.Conditions, condition.SessionDown); why == "" && d != nil {
 		why = d.Message
