@@ -85,7 +85,7 @@ func conditionsPage() string {
 func eventsPage() string {
 	var b strings.Builder
 	b.WriteString("# Events\n\nThe node records changes of its state, and calls that change something, in `events.log` of the state directory: two files of 4 MiB.\n" +
-		"The API shows the last 10,000 of them. Each event has a type, an object, a\n" +
+		"`isthmus get events` and the API show the last 10,000 of them; [operations](operations.md#events-and-audit) has examples. Each event has a type, an object, a\n" +
 		"severity and a message, and where one ended, how long the former state lasted. Events about access are shown to admins only.\n" +
 		"This page is made from router/event by `go test ./cmd/isthmus -run TestDocs -update`.\n\n| type | object | severity | shown to | meaning |\n| --- | --- | --- | --- | --- |\n")
 	for _, k := range event.All {

@@ -69,7 +69,7 @@ func called(a Call) (Event, bool) {
 	case a.Event != "end":
 		return e, false
 	case a.Result != "OK":
-		return use(CallFailed, "%s %s failed: %s: %s", method, a.Object, a.Result, cmp.Or(a.Error, "no reason"))
+		return use(CallFailed, "%s failed: %s: %s", strings.TrimSpace(method+" "+a.Object), a.Result, cmp.Or(a.Error, "no reason"))
 	}
 	c, ok := calls[method]
 	if !ok {

@@ -159,7 +159,11 @@ var words = map[string]string{
 // after says how long a state lasted.
 func after(former object, at time.Time) string {
 	if d := at.Sub(former.since).Round(time.Second); !former.since.IsZero() && d > 0 {
-		return fmt.Sprintf(" after %v%s", d, words[former.state])
+		text := d.String()
+		if short, ok := strings.CutSuffix(text, "m0s"); ok {
+			text = short + "m"
+		}
+		return " after " + text + words[former.state]
 	}
 	return ""
 }
