@@ -78,6 +78,9 @@ var pagedEvents = Kind[*isthmusv1.Event]{name: "event"}
 
 // ListEvents implements EventService.
 func (s *services) ListEvents(ctx context.Context, r *isthmusv1.ListEventsRequest) (*isthmusv1.ListEventsResponse, error) {
+	if s.events == nil {
+		return s.UnimplementedEventServiceServer.ListEvents(ctx, r)
+	}
 	size, err := pageSize(r.PageSize)
 	if err != nil {
 		return nil, err
@@ -113,6 +116,9 @@ func resumeToken(log string, seq uint64) string { return fmt.Sprintf("%s-%d", lo
 // WatchEvents implements EventService.
 func (s *services) WatchEvents(r *isthmusv1.WatchEventsRequest, stream grpc.ServerStreamingServer[isthmusv1.WatchEventsResponse]) error {
 	ctx, log := stream.Context(), s.events
+	if log == nil {
+		return s.UnimplementedEventServiceServer.WatchEvents(r, stream)
+	}
 	filter, err := filterOf(ctx, r.Filter)
 	if err != nil {
 		return err

@@ -31,7 +31,7 @@ import (
 type Options struct {
 	Router    Router
 	Authority *auth.Authority
-	// Events is the log of the node's events.
+	// Events is the log of the node's events. Nil: its methods are UNIMPLEMENTED.
 	Events *event.Log
 	// Machine is the machine that the router runs on. Nil: its methods are UNIMPLEMENTED.
 	Machine Machine
