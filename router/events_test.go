@@ -79,7 +79,9 @@ func TestEventsOverRestarts(t *testing.T) {
 		if want := first[len(first)-1].Seq + 1; second[0].Seq != want {
 			t.Errorf("the second run begins with %d, want %d", second[0].Seq, want)
 		}
-		third := run(func(r *Router) { accept(t, r, strings.Replace(base, "{name: b, tunnel: b, asn: 65002}", "{name: c, tunnel: b, asn: 65002}", 1)) })
+		third := run(func(r *Router) {
+			accept(t, r, strings.Replace(base, "{name: b, tunnel: b, asn: 65002}", "{name: c, tunnel: b, asn: 65002}", 1))
+		})
 		if got := names(third); !strings.Contains(got, "DocumentAccepted node") || !strings.Contains(got, "Applied node") {
 			t.Errorf("the third run: %s", got)
 		}

@@ -85,7 +85,7 @@ type Options struct {
 	Version      string
 	// Events records the changes of the node's state. Nil: nothing does.
 	Events *event.Log
-	Log          *slog.Logger
+	Log    *slog.Logger
 	// Charon returns what about charon does not fit, in words; nil: it is not checked. An error
 	// means that charon does not answer.
 	Charon func(context.Context) ([]string, error)

@@ -86,4 +86,14 @@ func TestObserve(t *testing.T) {
 	if want := []string{"begin Apply", "end Apply", "refused ", "refused Apply"}; !slices.Equal(seen[:4], want) || len(seen) != 2+2*refusalsBurst {
 		t.Errorf("%d entries: %q", len(seen), seen)
 	}
+	// Of a change that could not be written there is the end alone.
+	l.file.Close()
+	seen = nil
+	if err := errors.Join(l.write(Entry{Event: Begin}), l.write(Entry{Event: Refused})); err == nil {
+		t.Fatal("a closed file was written")
+	}
+	_ = l.write(Entry{Event: End, Method: "Apply"})
+	if !slices.Equal(seen, []string{"end Apply"}) {
+		t.Errorf("without a file: %q", seen)
+	}
 }
