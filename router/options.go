@@ -12,6 +12,7 @@ import (
 	"github.com/isthmus-net/isthmus/router/capability"
 	"github.com/isthmus-net/isthmus/router/egress"
 	"github.com/isthmus-net/isthmus/router/egress/takeover"
+	"github.com/isthmus-net/isthmus/router/event"
 	"github.com/isthmus-net/isthmus/router/observe"
 	"github.com/isthmus-net/isthmus/router/ports"
 	"github.com/isthmus-net/isthmus/router/report"
@@ -82,7 +83,9 @@ type Options struct {
 	Addresses    Addresses
 	Host         Host
 	Version      string
-	Log          *slog.Logger
+	// Events records the changes of the node's state. Nil: nothing does.
+	Events *event.Log
+	Log    *slog.Logger
 	// Charon returns what about charon does not fit, in words; nil: it is not checked. An error
 	// means that charon does not answer.
 	Charon func(context.Context) ([]string, error)

@@ -176,6 +176,9 @@ func (r *Router) Run(ctx context.Context) error {
 			}
 		})
 	}
+	if r.o.Events != nil {
+		start("recording events", func(ctx context.Context) error { return r.o.Events.Run(ctx, r.o.Version, r.Report) })
+	}
 	start("watching documents", r.documents.Run)
 	if r.o.Safe {
 		<-ctx.Done()

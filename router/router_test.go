@@ -25,6 +25,7 @@ import (
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/api"
 	"github.com/isthmus-net/isthmus/router/document"
+	"github.com/isthmus-net/isthmus/router/event"
 	"github.com/isthmus-net/isthmus/router/fib"
 	"github.com/isthmus-net/isthmus/router/plan"
 	"github.com/isthmus-net/isthmus/router/spec"
@@ -63,6 +64,7 @@ type machine struct {
 	forward   bool            // packets are forwarded
 	faulty    bool            // earlier stages may have failed when a later one runs
 	apiFrom   []netip.Prefix
+	events    *event.Log // nil: nothing is recorded
 }
 
 // place is where a driver keeps a tunnel.
@@ -371,7 +373,7 @@ func (m *machine) begin(dir string, safe bool) *Router {
 	}
 	r, err := New(Options{
 		Store: st, Drivers: map[tunnel.Kind]tunnel.Driver{tunnel.KindIPsec: tunnels{m, tunnel.KindIPsec}, tunnel.KindWireGuard: tunnels{m, tunnel.KindWireGuard}}, BGP: speaker{m}, FIB: m, NAT: filter{m},
-		Addresses: m, Flows: m.flows, Host: m, Safe: safe, Drop: m.drop, APIFrom: m.apiFrom, APIPort: 7443, Version: "test", Log: slog.New(slog.DiscardHandler), Counters: func() Counters { return Counters{} }, Probe: m.probe, NamesFile: filepath.Join(dir, "names.json"),
+		Addresses: m, Flows: m.flows, Host: m, Safe: safe, Drop: m.drop, APIFrom: m.apiFrom, APIPort: 7443, Version: "test", Events: m.events, Log: slog.New(slog.DiscardHandler), Counters: func() Counters { return Counters{} }, Probe: m.probe, NamesFile: filepath.Join(dir, "names.json"),
 		Charon: func(context.Context) ([]string, error) {
 			m.mu.Lock()
 			defer m.mu.Unlock()

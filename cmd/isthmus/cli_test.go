@@ -23,6 +23,7 @@ import (
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/api/apitest"
+	"github.com/isthmus-net/isthmus/router/event"
 	"github.com/isthmus-net/isthmus/test/golden"
 )
 
@@ -100,6 +101,23 @@ func fill(r *apitest.Router) {
 	r.SetConditions(&isthmusv1.Condition{Type: "CharonUnreachable", Message: "charon does not answer", Severity: "error", Since: ago(time.Minute)})
 }
 
+// fillEvents has the log record a tunnel that comes up, goes down for two minutes and comes up
+// again, and a few others.
+func fillEvents(l *event.Log) {
+	at := func(d time.Duration, state string, conditions ...*isthmusv1.Condition) {
+		l.Look(event.Snapshot{
+			Now: noon.Add(-d), Started: noon.Add(-24 * time.Hour), Conditions: conditions,
+			Tunnels: []*isthmusv1.TunnelStatus{{Name: "aws-0", State: state, LastError: "no answer\x1b[31m since the last rekey"}},
+			Peers:   []*isthmusv1.PeerStatus{{Name: "aws-0", State: map[string]string{"up": "established", "down": "idle"}[state], LastError: "hold timer expired"}},
+		})
+	}
+	limit := &isthmusv1.Condition{Type: "PrefixLimit", Severity: "error", Object: "peer azure-0", Message: "the peer sent more than 100 prefixes"}
+	at(3*time.Hour, "up")
+	at(30*time.Minute, "down", limit)
+	at(28*time.Minute, "up", limit)
+	at(10*time.Minute, "up")
+}
+
 type world struct {
 	t       *testing.T
 	server  *apitest.Server
@@ -112,6 +130,7 @@ func newWorld(t *testing.T) *world {
 	r := apitest.New(func() time.Time { return noon.Add(-time.Hour) })
 	fill(r)
 	s := apitest.Serve(t, time.Now, r)
+	fillEvents(s.Events)
 	w := &world{t: t, server: s, home: t.TempDir()}
 	// The context names the address that other machines use; here it is another one.
 	data, err := os.ReadFile(s.Context)

@@ -38,6 +38,9 @@ func TestCompletion(t *testing.T) {
 		"describe peers az":            "azure-0 " + none,
 		"describe route ":              "10.0.0.0/8 172.16.0.0/16 " + none,
 		"get routes --peer ":           "aws-0 azure-0 " + none,
+		"get events --tunnel ":         "aws-0 site-0 vwan-1 " + none,
+		"get event --pool ":            "main " + none,
+		"get events --severity ":       "info warning error " + none,
 		"reset peer ":                  "aws-0 azure-0 " + none,
 		"reset peer aws-0 ":            none,
 		"policy delete ":               "partner " + none,
@@ -96,6 +99,7 @@ func TestFlagsComplete(t *testing.T) {
 	free := map[string]bool{
 		"address": true, "within": true, "to": true, "from": true, "expect": true, "canary": true, "canary-from": true,
 		"at": true, "name": true, "endpoint": true, "set": true, "file": true, "out": true, "secrets-dir": true, "for": true,
+		"since": true, "who": true, "method": true,
 	}
 	a := &app{stdin: strings.NewReader(""), stdout: io.Discard, stderr: io.Discard, now: time.Now, wall: time.Now, getenv: func(string) string { return "" }}
 	var visit func(c *cobra.Command)

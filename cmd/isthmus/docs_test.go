@@ -15,11 +15,12 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/isthmus-net/isthmus/router/condition"
+	"github.com/isthmus-net/isthmus/router/event"
 	"github.com/isthmus-net/isthmus/test/golden"
 )
 
-// TestDocs keeps docs/cli.md, docs/conditions.md, docs/spec.md and the references in
-// docs/topology.md and docs/install/first-boot.md what the commands and the contract say. With
+// TestDocs keeps docs/cli.md, docs/conditions.md, docs/events.md, docs/spec.md and the references
+// in docs/topology.md and docs/install/first-boot.md what the commands and the contract say. With
 // -update it writes them.
 func TestDocs(t *testing.T) {
 	read := func(file string) string {
@@ -45,7 +46,7 @@ func TestDocs(t *testing.T) {
 	guide, _, _ := strings.Cut(read("../../docs/topology.md"), "# The schema\n")
 	boot, _, _ := strings.Cut(read("../../docs/install/first-boot.md"), "# The fields\n")
 	for file, want := range map[string]string{
-		"../../docs/cli.md": cliPage(), "../../docs/conditions.md": conditionsPage(), "../../docs/spec.md": "# The document\n" + spec, "../../docs/topology.md": guide + "# The schema\n" + topology,
+		"../../docs/cli.md": cliPage(), "../../docs/conditions.md": conditionsPage(), "../../docs/events.md": eventsPage(), "../../docs/spec.md": "# The document\n" + spec, "../../docs/topology.md": guide + "# The schema\n" + topology,
 		"../../docs/install/first-boot.md": boot + "# The fields\n" + userData,
 	} {
 		golden.Check(t, file, want)
@@ -77,6 +78,28 @@ func conditionsPage() string {
 			severities = append(severities, string(s))
 		}
 		fmt.Fprintf(&b, "\n## %s\n\n%s, of a %s. %s\n\n- Cause: %s\n- Remedy: %s\n", k.Name, strings.ToUpper(severities[0][:1])+strings.Join(severities, " or ")[1:], k.Of, k.Meaning, k.Cause, k.Remedy)
+	}
+	return b.String()
+}
+
+func eventsPage() string {
+	var b strings.Builder
+	b.WriteString("# Events\n\nThe node records changes of its state, and calls that change something, in `events.log` of the state directory: two files of 4 MiB.\n" +
+		"`isthmus get events` and the API show the last 10,000 of them; [operations](operations.md#events-and-audit) has examples. Each event has a type, an object, a\n" +
+		"severity and a message, and where one ended, how long the former state lasted. Events about access are shown to admins only.\n" +
+		"This page is made from router/event by `go test ./cmd/isthmus -run TestDocs -update`.\n\n| type | object | severity | shown to | meaning |\n| --- | --- | --- | --- | --- |\n")
+	for _, k := range event.All {
+		of, severity, role := k.Of, string(k.Severity), "all"
+		if k == event.ConditionBegan || k == event.ConditionChanged {
+			severity = "that of the condition"
+		}
+		if strings.HasPrefix(k.Name, "Condition") {
+			of = "that of the condition"
+		}
+		if k.Admin {
+			role = "admins"
+		}
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s |\n", k.Name, of, severity, role, k.Meaning)
 	}
 	return b.String()
 }

@@ -80,6 +80,15 @@ isthmus egress verify proof.json --authority hub-1.pem`,
 	"flow end": `
 isthmus flow end --from 10.1.0.7
 isthmus flow end --from 10.1.0.0/24 --to 198.51.100.7 --protocol tcp --port 443`,
+	"get audit": `
+isthmus get audit
+isthmus get audit --since 24h
+isthmus get audit --who alice --method Apply -o wide`,
+	"get events": `
+isthmus get events
+isthmus get events --since 1h --tunnel aws-0
+isthmus get events --follow --severity warning
+isthmus get events --type PoolAddressDown --type PoolDown -o json`,
 	"get spec": `
 isthmus get spec > hub.yaml
 isthmus get spec --generation 7

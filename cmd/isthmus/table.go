@@ -4,6 +4,8 @@ import (
 	"io"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/isthmus-net/isthmus/router/event"
 )
 
 // style says how the cells of a column look on a terminal.
@@ -15,11 +17,14 @@ const (
 	size         // the same, with a unit
 	age
 	state // coloured when it is bad
-	event
+	change
+	moments // a date and a time
+	kind    // of an event, coloured by its severity
+	object  // as tunnel/aws-0
 )
 
 // reserved is the least width of a column of a watch, so that later rows keep to the columns.
-var reserved = map[style]int{number: 5, size: 10, age: 6, state: 12, event: 7}
+var reserved = map[style]int{number: 5, size: 10, age: 6, state: 12, change: 7, moments: 19, kind: 16, object: 16}
 
 // look is the head of a column.
 type look struct {
@@ -161,6 +166,9 @@ func (t *table) write(b *strings.Builder, row []cell, heads bool) {
 		if t.colour && !heads && t.columns[i].style == state {
 			text = coloured(text)
 		}
+		if k, ok := event.Lookup(text); ok && t.colour && !heads && t.columns[i].style == kind {
+			text = painted(text, string(k.Severity))
+		}
 		if s := t.columns[i].style; t.terminal > 0 && (s == number || s == size) {
 			text, space = space+text, ""
 		}
@@ -172,9 +180,22 @@ func (t *table) write(b *strings.Builder, row []cell, heads bool) {
 	b.WriteString(strings.TrimRight(line.String(), " ") + "\n")
 }
 
+// Sequences of terminals (ECMA-48 section 8.3.117).
+const red, yellow, end = "\x1b[31m", "\x1b[33m", "\x1b[0m"
+
+// painted returns a text in the colour of a severity.
+func painted(text, severity string) string {
+	switch severity {
+	case "error":
+		return red + text + end
+	case "warning":
+		return yellow + text + end
+	}
+	return text
+}
+
 // coloured returns a state in red when something does not work, and in yellow when it may not.
 func coloured(word string) string {
-	const red, yellow, end = "\x1b[31m", "\x1b[33m", "\x1b[0m"
 	switch first, _, _ := strings.Cut(word, " "); first {
 	case "down", "dead", "error", "refused", "exhausted", "revoked", "expired", "quarantined", "prefix-limit", "no":
 		return red + word + end

@@ -23,6 +23,7 @@ func TestTerminal(t *testing.T) {
 		{90, "get tunnels"},
 		{80, "get peers"},
 		{80, "get routes"},
+		{90, "get events"},
 		{80, "get policies"},
 		{90, "get names"},
 		{100, "get ports"},

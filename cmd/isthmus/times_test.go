@@ -20,13 +20,13 @@ func TestParseMoment(t *testing.T) {
 		"2026-11-29T11:20:00Z":      "2026-11-29T11:20:00Z",
 		"2026-11-29T11:20:00+01:00": "2026-11-29T11:20:00+01:00",
 	} {
-		got, err := parseMoment(text, now)
+		got, err := parseMoment("--at", text, now)
 		if err != nil || got.Format(time.RFC3339) != want {
 			t.Errorf("%q: %v, %v, want %s", text, got, err, want)
 		}
 	}
 	for _, text := range []string{"", "yesterday", "25:00", "-5m", "2026-13-01 00:00:00", "5"} {
-		if got, err := parseMoment(text, now); err == nil {
+		if got, err := parseMoment("--at", text, now); err == nil {
 			t.Errorf("%q: accepted as %v", text, got)
 		}
 	}

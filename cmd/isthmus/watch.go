@@ -52,7 +52,7 @@ type follower[T proto.Message] struct {
 // follow prints the objects, and then each change on a line of its own, until ctx ends. It connects
 // again when the node restarts. A node that refuses the client ends it.
 func (n nounCommands[T]) follow(ctx context.Context, a *app, names []string) error {
-	heads := []look{{header: "TIME"}, {header: "EVENT", style: event}}
+	heads := []look{{header: "TIME"}, {header: "EVENT", style: change}}
 	f := &follower[T]{n: n, a: a, names: names, table: a.newTable(append(heads, looks(a, n.columns)...)...).fitting(), known: map[string]T{}}
 	f.table.steady = true
 	for {

@@ -100,10 +100,10 @@ func TestWatchConnectsAgain(t *testing.T) {
 			var events []string
 			after, _, _ := strings.Cut(strings.TrimPrefix(out.text(), before), "final")
 			for line := range strings.Lines(after) {
-				for _, event := range []string{"added", "updated", "removed"} {
+				for _, change := range []string{"added", "updated", "removed"} {
 					for _, name := range []string{"aws-0", "aws-9", "site-0", "vwan-1"} {
-						if strings.Contains(strings.ToLower(line), event) && strings.Contains(line, name) {
-							events = append(events, event+" "+name)
+						if strings.Contains(strings.ToLower(line), change) && strings.Contains(line, name) {
+							events = append(events, change+" "+name)
 						}
 					}
 				}

@@ -46,9 +46,9 @@ func moment(t *timestamppb.Timestamp, unset string) string {
 	return t.AsTime().Format("2006-01-02T15:04:05.000Z")
 }
 
-// parseMoment returns the time of the flag --at: one of RFC 3339, one of the time zone of now, or a
+// parseMoment returns the time of a flag: one of RFC 3339, one of the time zone of now, or a
 // duration before now.
-func parseMoment(text string, now time.Time) (time.Time, error) {
+func parseMoment(flag, text string, now time.Time) (time.Time, error) {
 	if d, err := time.ParseDuration(text); err == nil && d >= 0 {
 		return now.Add(-d), nil
 	}
@@ -68,7 +68,7 @@ func parseMoment(text string, now time.Time) (time.Time, error) {
 		}
 		return t, nil
 	}
-	return time.Time{}, usageError{fmt.Errorf(`--at %q: must be a time as 5m (ago), 11:20, "2026-11-20 11:20:05" or 2026-11-20T11:20:05Z`, text)}
+	return time.Time{}, usageError{fmt.Errorf(`%s %q: must be a time as 5m (ago), 11:20, "2026-11-20 11:20:05" or 2026-11-20T11:20:05Z`, flag, text)}
 }
 
 func (a *app) natWho() *cobra.Command {
@@ -99,7 +99,7 @@ from the address. The audit log records the query.`}
 		}
 		q.Within = durationpb.New(within)
 		if at != "" {
-			t, err := parseMoment(at, a.now())
+			t, err := parseMoment("--at", at, a.now())
 			if err != nil {
 				return err
 			}

@@ -36,6 +36,7 @@ import (
 	"github.com/isthmus-net/isthmus/router/egress/dns"
 	"github.com/isthmus-net/isthmus/router/egress/takeover"
 	"github.com/isthmus-net/isthmus/router/egress/translog"
+	"github.com/isthmus-net/isthmus/router/event"
 	"github.com/isthmus-net/isthmus/router/fib"
 	"github.com/isthmus-net/isthmus/router/fib/kernel"
 	"github.com/isthmus-net/isthmus/router/firstboot"
@@ -166,6 +167,12 @@ func run(ctx context.Context, o options, apiFrom []netip.Prefix, log *slog.Logge
 		log.Error("calls that change something are refused until they can be written to the audit log", "err", err)
 	}
 	defer audit.Close()
+	events, err := event.Open(filepath.Join(o.state, "events.log"), time.Now)
+	if err != nil {
+		log.Error("events are only in memory until they can be written", "err", err)
+	}
+	defer events.Close()
+	api.ObserveCalls(audit, events)
 	if o.bundle == "" {
 		o.bundle = filepath.Join(o.state, "admin.yaml")
 	}
@@ -264,9 +271,9 @@ func run(ctx context.Context, o options, apiFrom []netip.Prefix, log *slog.Logge
 	r, err := router.New(router.Options{
 		Store: st, Drivers: map[tunnel.Kind]tunnel.Driver{tunnel.KindIPsec: vpn, tunnel.KindWireGuard: wg}, BGP: speaker, FIB: table, NAT: filter, Flows: flows, Translations: translations, Addresses: links, Host: kernelOf, Interfaces: interfaces(links),
 		APIPort: port(o.listen), APIFrom: apiFrom, FirstAPI: firstAPI, Facts: facts, Platform: place, SSH: ssh, Drop: o.input == "drop", Resolvers: dns.System,
-		Version: version, Log: log, Safe: o.safe,
+		Version: version, Events: events, Log: log, Safe: o.safe,
 		Notices: func() []*isthmusv1.Condition {
-			all := slices.Concat(authority.Conditions(), notices(audit, older), beneath.Conditions())
+			all := slices.Concat(authority.Conditions(), notices(audit, older), events.Conditions(), beneath.Conditions())
 			if bootConditions != nil {
 				all = append(all, bootConditions()...)
 			}
@@ -288,7 +295,7 @@ func run(ctx context.Context, o options, apiFrom []netip.Prefix, log *slog.Logge
 		Serves: func(ctx context.Context) error { return api.Ping(ctx, socket) },
 	})
 	shown := metrics.NewHandler(metrics.Options{Source: r, Expiries: authority.Expiries, Version: version, Revision: revision(), Go: runtime.Version(), Log: log.With("room", "metrics")})
-	server, err := api.Listen(api.Options{Router: r, Machine: beneath, Authority: authority, Address: o.listen, Socket: socket, Metrics: shown, Log: log})
+	server, err := api.Listen(api.Options{Router: r, Machine: beneath, Authority: authority, Events: events, Address: o.listen, Socket: socket, Metrics: shown, Log: log})
 	if err != nil {
 		return err
 	}

@@ -24,12 +24,15 @@ import (
 	"google.golang.org/grpc/reflection"
 
 	"github.com/isthmus-net/isthmus/router/auth"
+	"github.com/isthmus-net/isthmus/router/event"
 )
 
 // Options are the listeners of a Server and the parts that it serves.
 type Options struct {
 	Router    Router
 	Authority *auth.Authority
+	// Events is the log of the node's events. Nil: its methods are UNIMPLEMENTED.
+	Events *event.Log
 	// Machine is the machine that the router runs on. Nil: its methods are UNIMPLEMENTED.
 	Machine Machine
 	// Address is the host and port for mutual TLS. Empty: none.
@@ -69,7 +72,7 @@ const stopTimeout = 3 * time.Second
 func Listen(o Options) (*Server, error) {
 	s := &Server{
 		health:   health.NewServer(),
-		services: &services{router: o.Router, machine: o.Machine, authority: o.Authority, stopping: make(chan struct{}), reading: newGate(), writing: newGate()},
+		services: &services{router: o.Router, machine: o.Machine, authority: o.Authority, events: o.Events, stopping: make(chan struct{}), reading: newGate(), writing: newGate()},
 	}
 	if o.Log == nil {
 		o.Log = slog.Default()

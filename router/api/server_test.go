@@ -199,7 +199,7 @@ func TestRoles(t *testing.T) {
 	for _, m := range []string{"Apply", "EditPolicies", "Confirm", "Rollback", "ResetPeer", "SetSecret", "AddSecret", "RollbackSecret", "DeleteSecret", "ProveEgress", "Who", "EndFlows"} {
 		minimum[m] = auth.Operator
 	}
-	for _, m := range []string{"IssueClient", "ListClients", "RevokeClient", "RenewAuthority", "RollbackSlot", "Reboot", "PowerOff", "Seal", "Unseal"} {
+	for _, m := range []string{"IssueClient", "ListClients", "ListAudit", "RevokeClient", "RenewAuthority", "RollbackSlot", "Reboot", "PowerOff", "Seal", "Unseal"} {
 		minimum[m] = auth.Admin
 	}
 	var methods []string
@@ -781,7 +781,7 @@ func TestHealthAndReflection(t *testing.T) {
 		t.Fatal(err)
 	}
 	list, err := info.Recv()
-	if err != nil || len(list.GetListServicesResponse().GetService()) != 14 {
+	if err != nil || len(list.GetListServicesResponse().GetService()) != 15 {
 		t.Errorf("reflection: %v, %v", list, err)
 	}
 }

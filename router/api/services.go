@@ -22,6 +22,7 @@ import (
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/auth"
+	"github.com/isthmus-net/isthmus/router/event"
 	"github.com/isthmus-net/isthmus/router/store"
 )
 
@@ -33,6 +34,7 @@ type services struct {
 	router    Router
 	machine   Machine // nil: none
 	authority *auth.Authority
+	events    *event.Log
 	stopping  chan struct{} // closed when the server stops
 
 	reading, writing *gate
@@ -43,6 +45,7 @@ type services struct {
 	isthmusv1.UnimplementedSystemServiceServer
 	isthmusv1.UnimplementedSecretServiceServer
 	isthmusv1.UnimplementedAccessServiceServer
+	isthmusv1.UnimplementedEventServiceServer
 }
 
 func (s *services) register(server *grpc.Server) {
@@ -53,6 +56,7 @@ func (s *services) register(server *grpc.Server) {
 	isthmusv1.RegisterSystemServiceServer(r, s)
 	isthmusv1.RegisterSecretServiceServer(r, s)
 	isthmusv1.RegisterAccessServiceServer(r, s)
+	isthmusv1.RegisterEventServiceServer(r, s)
 	r.registerRest()
 }
 

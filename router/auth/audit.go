@@ -84,6 +84,8 @@ type Audit struct {
 	limit int64
 	files int    // besides the present one
 	other *Audit // takes the lines of unauthenticated callers; nil: this log does
+	// observe is called with each entry after it was written, without the lock. Nil: nothing is.
+	observe func(Entry)
 
 	mu       sync.Mutex
 	file     *os.File
@@ -111,6 +113,23 @@ func OpenAudit(name string, now func() time.Time) (*Audit, error) {
 		return l, fmt.Errorf("opening audit log: %w", err)
 	}
 	return l, nil
+}
+
+// Observe has f called with each entry that is written, and with the end of each call even if it
+// could not be written. Call it before the log is used.
+func (l *Audit) Observe(f func(Entry)) {
+	l.observe = f
+	if l.other != nil {
+		l.other.observe = f
+	}
+}
+
+// observed passes on an entry after an attempt to write it.
+func (l *Audit) observed(e Entry, err error) {
+	if l.observe != nil && (err == nil || e.Event == End) {
+		e.Time = l.now().UTC()
+		l.observe(e)
+	}
 }
 
 // RefusedLog returns the name of the log for unauthenticated callers, in the same directory:
@@ -208,8 +227,10 @@ func (l *Audit) Conditions() []*isthmusv1.Condition {
 // write appends an entry and returns once it is on disk.
 func (l *Audit) write(e Entry) error {
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.writeLocked(e)
+	err := l.writeLocked(e)
+	l.mu.Unlock()
+	l.observed(e, err)
+	return err
 }
 
 func (l *Audit) writeLocked(e Entry) error {
@@ -275,10 +296,12 @@ func (l *Audit) rotateLocked() error {
 // begin writes the entry of a call that is about to change something, and returns it for end.
 func (l *Audit) begin(e Entry) (Entry, error) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	l.calls++
 	e.Event, e.Call = Begin, l.calls
-	return e, l.writeLocked(e)
+	err := l.writeLocked(e)
+	l.mu.Unlock()
+	l.observed(e, err)
+	return e, err
 }
 
 // Act makes a change on behalf of the daemon, with Begin and End in the log like those of a call; e
@@ -304,6 +327,15 @@ func (l *Audit) refuse(key string, e Entry) error {
 	if key == "" && l.other != nil { // an unauthenticated caller
 		return l.other.refuse(key, e)
 	}
+	e.Event = Refused
+	if !l.admitRefusal(key, &e) {
+		return nil
+	}
+	return l.write(e)
+}
+
+// admitRefusal reports whether a refusal is written, and sets the number of those that were not.
+func (l *Audit) admitRefusal(key string, e *Entry) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	r := l.refusals[key]
@@ -313,9 +345,9 @@ func (l *Audit) refuse(key string, e Entry) error {
 	}
 	if !r.limiter.AllowN(l.now(), 1) {
 		r.suppressed++
-		return nil
+		return false
 	}
-	e.Event, e.Suppressed = Refused, r.suppressed
+	e.Suppressed = r.suppressed
 	r.suppressed = 0
-	return l.writeLocked(e)
+	return true
 }

@@ -58,6 +58,7 @@ func TestRules(t *testing.T) {
 	const v1 = "/isthmus.v1."
 	want := map[string]rule{
 		v1 + "AccessService/ListClients": {Admin, false},
+		v1 + "AccessService/ListAudit":   {Admin, false},
 		v1 + "AccessService/RenewClient": {Reader, true}, // only the caller's own certificate
 	}
 	for role, methods := range map[Role]string{

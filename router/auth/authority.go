@@ -92,6 +92,7 @@ type Authority struct {
 	failed error            // why no authority is made although the clock is sane
 
 	clients registry
+	logins  logins // of callers over the unix socket
 }
 
 // New opens the authority, and on the first start creates it together with the first admin. A

@@ -129,7 +129,7 @@ func (a *Authority) acceptUnix(u *net.UnixConn) (net.Conn, Identity, error) {
 	if cred.Uid != 0 {
 		return nil, id, errors.New("only root may use the unix socket")
 	}
-	id.Name, id.Role, id.SecurityLevel = rootName, Admin, credentials.PrivacyAndIntegrity
+	id.Name, id.Role, id.SecurityLevel = a.logins.root(cred.Pid), Admin, credentials.PrivacyAndIntegrity
 	c := &conn{Conn: u, clients: &a.clients}
 	return c, id, a.clients.add(c, 0)
 }

@@ -113,7 +113,7 @@ func Check(services map[string]grpc.ServiceInfo) error {
 // Identity is the authenticated peer of a connection.
 type Identity struct {
 	credentials.CommonAuthInfo
-	Name    string // the name in the certificate, or "root"
+	Name    string // the name in the certificate, or "root", or "root (alice)" with the login user
 	Role    Role
 	Serial  string    // of the certificate in hexadecimal; empty over the unix socket
 	Expires time.Time // of the certificate; zero over the unix socket

@@ -110,6 +110,12 @@ var (
 		Cause:   "The software, the kernel or a secret has changed since the document was accepted.",
 		Remedy:  "Correct the cause in the message, and apply the document again.",
 	}
+	EventsNotStored = &Kind{
+		Name: "EventsNotStored", Of: "node", Severities: []Severity{Warning},
+		Meaning: "The node cannot write its event log. It keeps the last 10,000 events in memory, and writes them once it can.",
+		Cause:   "The disk of the state directory is full, read-only or fails.",
+		Remedy:  "Free disk space, or repair the file system; the message has the error.",
+	}
 	FactsOld = &Kind{
 		Name: "FactsOld", Of: "node", Severities: []Severity{Warning},
 		Meaning: "The node could not read the addresses from the platform for a while.",
@@ -492,6 +498,7 @@ var All = []*Kind{
 	DocumentDamaged,
 	DocumentNewer,
 	DocumentUnusable,
+	EventsNotStored,
 	FactsOld,
 	FactsUnusable,
 	FirstBootFailed,

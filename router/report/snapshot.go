@@ -4,6 +4,7 @@ import (
 	"github.com/isthmus-net/isthmus/bgp"
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/capability"
+	"github.com/isthmus-net/isthmus/router/event"
 )
 
 // Snapshot is the state of a node for metrics. Its messages are those of the API.
@@ -55,6 +56,20 @@ func (r *Report) Snapshot() Snapshot {
 		if route.Takes != nil {
 			n.Withheld++
 		}
+	}
+	return s
+}
+
+// Recorded returns the state that the event log follows. Unlike Snapshot it reads neither rules nor
+// ports, and has the conditions of all objects.
+func (r *Report) Recorded() event.Snapshot {
+	d := r.Documents.Status()
+	s := event.Snapshot{
+		Tunnels: r.tunnels(), Peers: r.peers(), Conditions: r.allConditions(), Revisions: r.revisions(),
+		Generation: d.Present.Generation, Applied: d.Applied,
+	}
+	if r.Pools != nil {
+		s.Pools = r.Pools()
 	}
 	return s
 }

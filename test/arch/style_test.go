@@ -90,6 +90,7 @@ var plain = []string{
 	"router/egress/health",
 	"router/egress/takeover",
 	"router/egress/translog",
+	"router/event",
 	"router/fault",
 	"router/fib",
 	"router/fib/kernel",

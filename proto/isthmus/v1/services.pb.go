@@ -6818,6 +6818,325 @@ func (*DeleteSecretResponse) Descriptor() ([]byte, []int) {
 	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{96}
 }
 
+type ListAuditRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At most so many, 1 to 1000. Default: 100. A page may be shorter, even empty, although more
+	// follow: one call reads at most 16 MiB of the log.
+	PageSize  uint32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Only entries not before since and before until. Not set: no bound.
+	Since *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`
+	Until *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=until,proto3" json:"until,omitempty"`
+	// Only entries of this caller: the whole name, or the person in "root (alice)". Empty: of all.
+	Who string `protobuf:"bytes,5,opt,name=who,proto3" json:"who,omitempty"`
+	// Only calls of this method, such as "Apply" or "/isthmus.v1.SpecService/Apply". Empty: of all.
+	Method        string `protobuf:"bytes,6,opt,name=method,proto3" json:"method,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAuditRequest) Reset() {
+	*x = ListAuditRequest{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[97]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAuditRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAuditRequest) ProtoMessage() {}
+
+func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[97]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAuditRequest.ProtoReflect.Descriptor instead.
+func (*ListAuditRequest) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{97}
+}
+
+func (x *ListAuditRequest) GetPageSize() uint32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListAuditRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+func (x *ListAuditRequest) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *ListAuditRequest) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+func (x *ListAuditRequest) GetWho() string {
+	if x != nil {
+		return x.Who
+	}
+	return ""
+}
+
+func (x *ListAuditRequest) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+type ListAuditResponse struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Entries []*AuditEntry          `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
+	// Empty on the last page.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// Number of lines of this page that are damaged and left out.
+	Damaged       uint32 `protobuf:"varint,3,opt,name=damaged,proto3" json:"damaged,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAuditResponse) Reset() {
+	*x = ListAuditResponse{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[98]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAuditResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAuditResponse) ProtoMessage() {}
+
+func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[98]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAuditResponse.ProtoReflect.Descriptor instead.
+func (*ListAuditResponse) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{98}
+}
+
+func (x *ListAuditResponse) GetEntries() []*AuditEntry {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
+func (x *ListAuditResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+func (x *ListAuditResponse) GetDamaged() uint32 {
+	if x != nil {
+		return x.Damaged
+	}
+	return 0
+}
+
+// AuditEntry is one line of the audit log. It has no secrets.
+type AuditEntry struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Time  *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
+	// "begin" before a call changes anything, "end" with its result, "refused" for a call or a
+	// connection, or "replaced" for the first line of a log that was created again.
+	Event string `protobuf:"bytes,2,opt,name=event,proto3" json:"event,omitempty"`
+	// Joins begin and end; unique since the start of the daemon.
+	Call uint64 `protobuf:"varint,3,opt,name=call,proto3" json:"call,omitempty"`
+	// Name in the certificate. Over the unix socket "root", with the login user behind sudo where the
+	// kernel has one, as "root (alice)".
+	Who  string `protobuf:"bytes,4,opt,name=who,proto3" json:"who,omitempty"`
+	Role string `protobuf:"bytes,5,opt,name=role,proto3" json:"role,omitempty"`
+	// Serial number of the certificate; empty over the unix socket.
+	Serial string `protobuf:"bytes,6,opt,name=serial,proto3" json:"serial,omitempty"`
+	// Address of the caller, or "unix".
+	Address string `protobuf:"bytes,7,opt,name=address,proto3" json:"address,omitempty"`
+	Method  string `protobuf:"bytes,8,opt,name=method,proto3" json:"method,omitempty"`
+	// Object of the call, such as the name of a secret.
+	Object string `protobuf:"bytes,9,opt,name=object,proto3" json:"object,omitempty"`
+	// SHA-256 of the document in hexadecimal.
+	Digest         string `protobuf:"bytes,10,opt,name=digest,proto3" json:"digest,omitempty"`
+	FromGeneration uint64 `protobuf:"varint,11,opt,name=from_generation,json=fromGeneration,proto3" json:"from_generation,omitempty"`
+	ToGeneration   uint64 `protobuf:"varint,12,opt,name=to_generation,json=toGeneration,proto3" json:"to_generation,omitempty"`
+	// gRPC code of the result.
+	Result string `protobuf:"bytes,13,opt,name=result,proto3" json:"result,omitempty"`
+	Error  string `protobuf:"bytes,14,opt,name=error,proto3" json:"error,omitempty"`
+	// Number of earlier refusals of the same caller that were not written.
+	Suppressed    uint64 `protobuf:"varint,15,opt,name=suppressed,proto3" json:"suppressed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditEntry) Reset() {
+	*x = AuditEntry{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[99]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditEntry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditEntry) ProtoMessage() {}
+
+func (x *AuditEntry) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[99]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditEntry.ProtoReflect.Descriptor instead.
+func (*AuditEntry) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{99}
+}
+
+func (x *AuditEntry) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *AuditEntry) GetEvent() string {
+	if x != nil {
+		return x.Event
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetCall() uint64 {
+	if x != nil {
+		return x.Call
+	}
+	return 0
+}
+
+func (x *AuditEntry) GetWho() string {
+	if x != nil {
+		return x.Who
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetObject() string {
+	if x != nil {
+		return x.Object
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetFromGeneration() uint64 {
+	if x != nil {
+		return x.FromGeneration
+	}
+	return 0
+}
+
+func (x *AuditEntry) GetToGeneration() uint64 {
+	if x != nil {
+		return x.ToGeneration
+	}
+	return 0
+}
+
+func (x *AuditEntry) GetResult() string {
+	if x != nil {
+		return x.Result
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetSuppressed() uint64 {
+	if x != nil {
+		return x.Suppressed
+	}
+	return 0
+}
+
 type RenewAuthorityRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Stop trusting the former authority at once. Every client is shut out; only root on the node
@@ -6829,7 +7148,7 @@ type RenewAuthorityRequest struct {
 
 func (x *RenewAuthorityRequest) Reset() {
 	*x = RenewAuthorityRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[97]
+	mi := &file_isthmus_v1_services_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6841,7 +7160,7 @@ func (x *RenewAuthorityRequest) String() string {
 func (*RenewAuthorityRequest) ProtoMessage() {}
 
 func (x *RenewAuthorityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[97]
+	mi := &file_isthmus_v1_services_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6854,7 +7173,7 @@ func (x *RenewAuthorityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewAuthorityRequest.ProtoReflect.Descriptor instead.
 func (*RenewAuthorityRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{97}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *RenewAuthorityRequest) GetAtOnce() bool {
@@ -6876,7 +7195,7 @@ type RenewAuthorityResponse struct {
 
 func (x *RenewAuthorityResponse) Reset() {
 	*x = RenewAuthorityResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[98]
+	mi := &file_isthmus_v1_services_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6888,7 +7207,7 @@ func (x *RenewAuthorityResponse) String() string {
 func (*RenewAuthorityResponse) ProtoMessage() {}
 
 func (x *RenewAuthorityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[98]
+	mi := &file_isthmus_v1_services_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6901,7 +7220,7 @@ func (x *RenewAuthorityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewAuthorityResponse.ProtoReflect.Descriptor instead.
 func (*RenewAuthorityResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{98}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *RenewAuthorityResponse) GetAuthority() string {
@@ -6934,7 +7253,7 @@ type IssueClientRequest struct {
 
 func (x *IssueClientRequest) Reset() {
 	*x = IssueClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[99]
+	mi := &file_isthmus_v1_services_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6946,7 +7265,7 @@ func (x *IssueClientRequest) String() string {
 func (*IssueClientRequest) ProtoMessage() {}
 
 func (x *IssueClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[99]
+	mi := &file_isthmus_v1_services_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6959,7 +7278,7 @@ func (x *IssueClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueClientRequest.ProtoReflect.Descriptor instead.
 func (*IssueClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{99}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *IssueClientRequest) GetName() string {
@@ -7003,7 +7322,7 @@ type IssueClientResponse struct {
 
 func (x *IssueClientResponse) Reset() {
 	*x = IssueClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[100]
+	mi := &file_isthmus_v1_services_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7015,7 +7334,7 @@ func (x *IssueClientResponse) String() string {
 func (*IssueClientResponse) ProtoMessage() {}
 
 func (x *IssueClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[100]
+	mi := &file_isthmus_v1_services_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7028,7 +7347,7 @@ func (x *IssueClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueClientResponse.ProtoReflect.Descriptor instead.
 func (*IssueClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{100}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *IssueClientResponse) GetCertificate() string {
@@ -7063,7 +7382,7 @@ type RenewClientRequest struct {
 
 func (x *RenewClientRequest) Reset() {
 	*x = RenewClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[101]
+	mi := &file_isthmus_v1_services_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7075,7 +7394,7 @@ func (x *RenewClientRequest) String() string {
 func (*RenewClientRequest) ProtoMessage() {}
 
 func (x *RenewClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[101]
+	mi := &file_isthmus_v1_services_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7088,7 +7407,7 @@ func (x *RenewClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewClientRequest.ProtoReflect.Descriptor instead.
 func (*RenewClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{101}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *RenewClientRequest) GetCsr() []byte {
@@ -7111,7 +7430,7 @@ type RenewClientResponse struct {
 
 func (x *RenewClientResponse) Reset() {
 	*x = RenewClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[102]
+	mi := &file_isthmus_v1_services_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7123,7 +7442,7 @@ func (x *RenewClientResponse) String() string {
 func (*RenewClientResponse) ProtoMessage() {}
 
 func (x *RenewClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[102]
+	mi := &file_isthmus_v1_services_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7136,7 +7455,7 @@ func (x *RenewClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewClientResponse.ProtoReflect.Descriptor instead.
 func (*RenewClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{102}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *RenewClientResponse) GetCertificate() string {
@@ -7168,7 +7487,7 @@ type ListClientsRequest struct {
 
 func (x *ListClientsRequest) Reset() {
 	*x = ListClientsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[103]
+	mi := &file_isthmus_v1_services_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7180,7 +7499,7 @@ func (x *ListClientsRequest) String() string {
 func (*ListClientsRequest) ProtoMessage() {}
 
 func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[103]
+	mi := &file_isthmus_v1_services_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7193,7 +7512,7 @@ func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsRequest.ProtoReflect.Descriptor instead.
 func (*ListClientsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{103}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{106}
 }
 
 type ListClientsResponse struct {
@@ -7205,7 +7524,7 @@ type ListClientsResponse struct {
 
 func (x *ListClientsResponse) Reset() {
 	*x = ListClientsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[104]
+	mi := &file_isthmus_v1_services_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7217,7 +7536,7 @@ func (x *ListClientsResponse) String() string {
 func (*ListClientsResponse) ProtoMessage() {}
 
 func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[104]
+	mi := &file_isthmus_v1_services_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7230,7 +7549,7 @@ func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsResponse.ProtoReflect.Descriptor instead.
 func (*ListClientsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{104}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *ListClientsResponse) GetClients() []*Client {
@@ -7261,7 +7580,7 @@ type Client struct {
 
 func (x *Client) Reset() {
 	*x = Client{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[105]
+	mi := &file_isthmus_v1_services_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7273,7 +7592,7 @@ func (x *Client) String() string {
 func (*Client) ProtoMessage() {}
 
 func (x *Client) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[105]
+	mi := &file_isthmus_v1_services_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7286,7 +7605,7 @@ func (x *Client) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Client.ProtoReflect.Descriptor instead.
 func (*Client) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{105}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *Client) GetName() string {
@@ -7348,7 +7667,7 @@ type RevokeClientRequest struct {
 
 func (x *RevokeClientRequest) Reset() {
 	*x = RevokeClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[106]
+	mi := &file_isthmus_v1_services_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7360,7 +7679,7 @@ func (x *RevokeClientRequest) String() string {
 func (*RevokeClientRequest) ProtoMessage() {}
 
 func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[106]
+	mi := &file_isthmus_v1_services_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7373,7 +7692,7 @@ func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientRequest.ProtoReflect.Descriptor instead.
 func (*RevokeClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{106}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *RevokeClientRequest) GetSerial() string {
@@ -7391,7 +7710,7 @@ type RevokeClientResponse struct {
 
 func (x *RevokeClientResponse) Reset() {
 	*x = RevokeClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[107]
+	mi := &file_isthmus_v1_services_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7403,7 +7722,7 @@ func (x *RevokeClientResponse) String() string {
 func (*RevokeClientResponse) ProtoMessage() {}
 
 func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[107]
+	mi := &file_isthmus_v1_services_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7416,7 +7735,7 @@ func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientResponse.ProtoReflect.Descriptor instead.
 func (*RevokeClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{107}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{110}
 }
 
 type ListPortsRequest struct {
@@ -7430,7 +7749,7 @@ type ListPortsRequest struct {
 
 func (x *ListPortsRequest) Reset() {
 	*x = ListPortsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[108]
+	mi := &file_isthmus_v1_services_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7442,7 +7761,7 @@ func (x *ListPortsRequest) String() string {
 func (*ListPortsRequest) ProtoMessage() {}
 
 func (x *ListPortsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[108]
+	mi := &file_isthmus_v1_services_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7455,7 +7774,7 @@ func (x *ListPortsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPortsRequest.ProtoReflect.Descriptor instead.
 func (*ListPortsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{108}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *ListPortsRequest) GetPageSize() uint32 {
@@ -7492,7 +7811,7 @@ type ListPortsResponse struct {
 
 func (x *ListPortsResponse) Reset() {
 	*x = ListPortsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[109]
+	mi := &file_isthmus_v1_services_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7504,7 +7823,7 @@ func (x *ListPortsResponse) String() string {
 func (*ListPortsResponse) ProtoMessage() {}
 
 func (x *ListPortsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[109]
+	mi := &file_isthmus_v1_services_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7517,7 +7836,7 @@ func (x *ListPortsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPortsResponse.ProtoReflect.Descriptor instead.
 func (*ListPortsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{109}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *ListPortsResponse) GetPorts() []*PortUse {
@@ -7570,7 +7889,7 @@ type WatchPortsRequest struct {
 
 func (x *WatchPortsRequest) Reset() {
 	*x = WatchPortsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[110]
+	mi := &file_isthmus_v1_services_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7582,7 +7901,7 @@ func (x *WatchPortsRequest) String() string {
 func (*WatchPortsRequest) ProtoMessage() {}
 
 func (x *WatchPortsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[110]
+	mi := &file_isthmus_v1_services_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7595,7 +7914,7 @@ func (x *WatchPortsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPortsRequest.ProtoReflect.Descriptor instead.
 func (*WatchPortsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{110}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{113}
 }
 
 type PortEvent struct {
@@ -7608,7 +7927,7 @@ type PortEvent struct {
 
 func (x *PortEvent) Reset() {
 	*x = PortEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[111]
+	mi := &file_isthmus_v1_services_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7620,7 +7939,7 @@ func (x *PortEvent) String() string {
 func (*PortEvent) ProtoMessage() {}
 
 func (x *PortEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[111]
+	mi := &file_isthmus_v1_services_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7633,7 +7952,7 @@ func (x *PortEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortEvent.ProtoReflect.Descriptor instead.
 func (*PortEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{111}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *PortEvent) GetType() EventType {
@@ -7685,7 +8004,7 @@ type PortUse struct {
 
 func (x *PortUse) Reset() {
 	*x = PortUse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[112]
+	mi := &file_isthmus_v1_services_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7697,7 +8016,7 @@ func (x *PortUse) String() string {
 func (*PortUse) ProtoMessage() {}
 
 func (x *PortUse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[112]
+	mi := &file_isthmus_v1_services_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7710,7 +8029,7 @@ func (x *PortUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortUse.ProtoReflect.Descriptor instead.
 func (*PortUse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{112}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *PortUse) GetPool() string {
@@ -7819,7 +8138,7 @@ type AddressUse struct {
 
 func (x *AddressUse) Reset() {
 	*x = AddressUse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[113]
+	mi := &file_isthmus_v1_services_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7831,7 +8150,7 @@ func (x *AddressUse) String() string {
 func (*AddressUse) ProtoMessage() {}
 
 func (x *AddressUse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[113]
+	mi := &file_isthmus_v1_services_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7844,7 +8163,7 @@ func (x *AddressUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressUse.ProtoReflect.Descriptor instead.
 func (*AddressUse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{113}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *AddressUse) GetPool() string {
@@ -7906,7 +8225,7 @@ type ConnectionTable struct {
 
 func (x *ConnectionTable) Reset() {
 	*x = ConnectionTable{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[114]
+	mi := &file_isthmus_v1_services_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7918,7 +8237,7 @@ func (x *ConnectionTable) String() string {
 func (*ConnectionTable) ProtoMessage() {}
 
 func (x *ConnectionTable) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[114]
+	mi := &file_isthmus_v1_services_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7931,7 +8250,7 @@ func (x *ConnectionTable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionTable.ProtoReflect.Descriptor instead.
 func (*ConnectionTable) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{114}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{117}
 }
 
 func (x *ConnectionTable) GetEntries() uint32 {
@@ -7999,7 +8318,7 @@ type EndFlowsRequest struct {
 
 func (x *EndFlowsRequest) Reset() {
 	*x = EndFlowsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[115]
+	mi := &file_isthmus_v1_services_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8011,7 +8330,7 @@ func (x *EndFlowsRequest) String() string {
 func (*EndFlowsRequest) ProtoMessage() {}
 
 func (x *EndFlowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[115]
+	mi := &file_isthmus_v1_services_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8024,7 +8343,7 @@ func (x *EndFlowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndFlowsRequest.ProtoReflect.Descriptor instead.
 func (*EndFlowsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{115}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *EndFlowsRequest) GetSource() string {
@@ -8065,7 +8384,7 @@ type EndFlowsResponse struct {
 
 func (x *EndFlowsResponse) Reset() {
 	*x = EndFlowsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[116]
+	mi := &file_isthmus_v1_services_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8077,7 +8396,7 @@ func (x *EndFlowsResponse) String() string {
 func (*EndFlowsResponse) ProtoMessage() {}
 
 func (x *EndFlowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[116]
+	mi := &file_isthmus_v1_services_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8090,7 +8409,7 @@ func (x *EndFlowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndFlowsResponse.ProtoReflect.Descriptor instead.
 func (*EndFlowsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{116}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *EndFlowsResponse) GetFlows() uint64 {
@@ -8126,7 +8445,7 @@ type WhoRequest struct {
 
 func (x *WhoRequest) Reset() {
 	*x = WhoRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[117]
+	mi := &file_isthmus_v1_services_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8138,7 +8457,7 @@ func (x *WhoRequest) String() string {
 func (*WhoRequest) ProtoMessage() {}
 
 func (x *WhoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[117]
+	mi := &file_isthmus_v1_services_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8151,7 +8470,7 @@ func (x *WhoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoRequest.ProtoReflect.Descriptor instead.
 func (*WhoRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{117}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{120}
 }
 
 func (x *WhoRequest) GetAddress() string {
@@ -8220,7 +8539,7 @@ type WhoResponse struct {
 
 func (x *WhoResponse) Reset() {
 	*x = WhoResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[118]
+	mi := &file_isthmus_v1_services_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8232,7 +8551,7 @@ func (x *WhoResponse) String() string {
 func (*WhoResponse) ProtoMessage() {}
 
 func (x *WhoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[118]
+	mi := &file_isthmus_v1_services_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8245,7 +8564,7 @@ func (x *WhoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoResponse.ProtoReflect.Descriptor instead.
 func (*WhoResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{118}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *WhoResponse) GetFlows() []*TranslatedFlow {
@@ -8308,7 +8627,7 @@ type TranslatedFlow struct {
 
 func (x *TranslatedFlow) Reset() {
 	*x = TranslatedFlow{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[119]
+	mi := &file_isthmus_v1_services_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8320,7 +8639,7 @@ func (x *TranslatedFlow) String() string {
 func (*TranslatedFlow) ProtoMessage() {}
 
 func (x *TranslatedFlow) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[119]
+	mi := &file_isthmus_v1_services_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8333,7 +8652,7 @@ func (x *TranslatedFlow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TranslatedFlow.ProtoReflect.Descriptor instead.
 func (*TranslatedFlow) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{119}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{122}
 }
 
 func (x *TranslatedFlow) GetStart() *timestamppb.Timestamp {
@@ -8416,6 +8735,456 @@ func (x *TranslatedFlow) GetPacketsReceived() uint64 {
 func (x *TranslatedFlow) GetBytesReceived() uint64 {
 	if x != nil {
 		return x.BytesReceived
+	}
+	return 0
+}
+
+// EventFilter selects events. An event must match each field that is set.
+type EventFilter struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only events not before since and before until.
+	Since *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=since,proto3" json:"since,omitempty"`
+	Until *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=until,proto3" json:"until,omitempty"`
+	// Only events of these objects, such as "tunnel/aws-0", or of these kinds of objects, such as
+	// "tunnel". At most 100.
+	Objects []string `protobuf:"bytes,3,rep,name=objects,proto3" json:"objects,omitempty"`
+	// Only events of these types, such as "TunnelDown", or about conditions of these types, such as
+	// "PoolDown". At most 100.
+	Types []string `protobuf:"bytes,4,rep,name=types,proto3" json:"types,omitempty"`
+	// Only events of this severity or a worse one: "info", "warning" or "error".
+	MinSeverity   string `protobuf:"bytes,5,opt,name=min_severity,json=minSeverity,proto3" json:"min_severity,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EventFilter) Reset() {
+	*x = EventFilter{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[123]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EventFilter) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EventFilter) ProtoMessage() {}
+
+func (x *EventFilter) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[123]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EventFilter.ProtoReflect.Descriptor instead.
+func (*EventFilter) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{123}
+}
+
+func (x *EventFilter) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *EventFilter) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+func (x *EventFilter) GetObjects() []string {
+	if x != nil {
+		return x.Objects
+	}
+	return nil
+}
+
+func (x *EventFilter) GetTypes() []string {
+	if x != nil {
+		return x.Types
+	}
+	return nil
+}
+
+func (x *EventFilter) GetMinSeverity() string {
+	if x != nil {
+		return x.MinSeverity
+	}
+	return ""
+}
+
+type ListEventsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At most so many, 1 to 1000. Default: 100.
+	PageSize      uint32       `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	PageToken     string       `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	Filter        *EventFilter `protobuf:"bytes,3,opt,name=filter,proto3" json:"filter,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListEventsRequest) Reset() {
+	*x = ListEventsRequest{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[124]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListEventsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListEventsRequest) ProtoMessage() {}
+
+func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[124]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
+func (*ListEventsRequest) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{124}
+}
+
+func (x *ListEventsRequest) GetPageSize() uint32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListEventsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+func (x *ListEventsRequest) GetFilter() *EventFilter {
+	if x != nil {
+		return x.Filter
+	}
+	return nil
+}
+
+type ListEventsResponse struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Events []*Event               `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
+	// Empty on the last page.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListEventsResponse) Reset() {
+	*x = ListEventsResponse{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[125]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListEventsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListEventsResponse) ProtoMessage() {}
+
+func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[125]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
+func (*ListEventsResponse) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{125}
+}
+
+func (x *ListEventsResponse) GetEvents() []*Event {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
+func (x *ListEventsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+type WatchEventsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Continue after the message that had this token. The watch first sends the events since.
+	ResumeToken string `protobuf:"bytes,1,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
+	// Without a token, the watch first sends the stored events from filter.since on, and none if
+	// that is not set.
+	Filter        *EventFilter `protobuf:"bytes,2,opt,name=filter,proto3" json:"filter,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchEventsRequest) Reset() {
+	*x = WatchEventsRequest{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[126]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchEventsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchEventsRequest) ProtoMessage() {}
+
+func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[126]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
+func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{126}
+}
+
+func (x *WatchEventsRequest) GetResumeToken() string {
+	if x != nil {
+		return x.ResumeToken
+	}
+	return ""
+}
+
+func (x *WatchEventsRequest) GetFilter() *EventFilter {
+	if x != nil {
+		return x.Filter
+	}
+	return nil
+}
+
+type WatchEventsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// ADDED with an event; MARK once, when the stored events have been sent.
+	Type  EventType `protobuf:"varint,1,opt,name=type,proto3,enum=isthmus.v1.EventType" json:"type,omitempty"`
+	Event *Event    `protobuf:"bytes,2,opt,name=event,proto3" json:"event,omitempty"`
+	// Token to continue after this message.
+	ResumeToken string `protobuf:"bytes,3,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
+	// Reason why events before this message may be missing: the token of the request is of another
+	// log, or the events after it are gone. Empty: none are missing.
+	Lost          string `protobuf:"bytes,4,opt,name=lost,proto3" json:"lost,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchEventsResponse) Reset() {
+	*x = WatchEventsResponse{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[127]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchEventsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchEventsResponse) ProtoMessage() {}
+
+func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[127]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
+func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{127}
+}
+
+func (x *WatchEventsResponse) GetType() EventType {
+	if x != nil {
+		return x.Type
+	}
+	return EventType_EVENT_TYPE_UNSPECIFIED
+}
+
+func (x *WatchEventsResponse) GetEvent() *Event {
+	if x != nil {
+		return x.Event
+	}
+	return nil
+}
+
+func (x *WatchEventsResponse) GetResumeToken() string {
+	if x != nil {
+		return x.ResumeToken
+	}
+	return ""
+}
+
+func (x *WatchEventsResponse) GetLost() string {
+	if x != nil {
+		return x.Lost
+	}
+	return ""
+}
+
+// Event is a change of the node's state, or a call that changed something.
+type Event struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Ascending, also over restarts of the daemon. There may be gaps.
+	Sequence uint64                 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	Time     *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
+	// Short name in CamelCase, stable for programs, such as "TunnelDown".
+	Type string `protobuf:"bytes,3,opt,name=type,proto3" json:"type,omitempty"`
+	// Object, such as "tunnel/aws-0", "peer/aws-0", "pool/main", "secret/psk" or "node".
+	Object string `protobuf:"bytes,4,opt,name=object,proto3" json:"object,omitempty"`
+	// "info", "warning" or "error".
+	Severity string `protobuf:"bytes,5,opt,name=severity,proto3" json:"severity,omitempty"`
+	// One sentence for a person.
+	Message string `protobuf:"bytes,6,opt,name=message,proto3" json:"message,omitempty"`
+	// Of an event about a condition its type, of an event about an address of a pool the address.
+	Detail string `protobuf:"bytes,7,opt,name=detail,proto3" json:"detail,omitempty"`
+	// How long the former state lasted. Not set: it is not known, or there was none.
+	Lasted *durationpb.Duration `protobuf:"bytes,8,opt,name=lasted,proto3" json:"lasted,omitempty"`
+	// Caller whose call it was. Empty: no call was the cause.
+	Who string `protobuf:"bytes,9,opt,name=who,proto3" json:"who,omitempty"`
+	// Generation of an event about a document; otherwise 0.
+	Generation    uint64 `protobuf:"varint,10,opt,name=generation,proto3" json:"generation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Event) Reset() {
+	*x = Event{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[128]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Event) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Event) ProtoMessage() {}
+
+func (x *Event) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[128]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Event.ProtoReflect.Descriptor instead.
+func (*Event) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{128}
+}
+
+func (x *Event) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *Event) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *Event) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *Event) GetObject() string {
+	if x != nil {
+		return x.Object
+	}
+	return ""
+}
+
+func (x *Event) GetSeverity() string {
+	if x != nil {
+		return x.Severity
+	}
+	return ""
+}
+
+func (x *Event) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *Event) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+func (x *Event) GetLasted() *durationpb.Duration {
+	if x != nil {
+		return x.Lasted
+	}
+	return nil
+}
+
+func (x *Event) GetWho() string {
+	if x != nil {
+		return x.Who
+	}
+	return ""
+}
+
+func (x *Event) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
 	}
 	return 0
 }
@@ -8968,7 +9737,39 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\x06sealed\x18\x05 \x01(\bR\x06sealed\")\n" +
 	"\x13DeleteSecretRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\x16\n" +
-	"\x14DeleteSecretResponse\"0\n" +
+	"\x14DeleteSecretResponse\"\xdc\x01\n" +
+	"\x10ListAuditRequest\x12\x1b\n" +
+	"\tpage_size\x18\x01 \x01(\rR\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x02 \x01(\tR\tpageToken\x120\n" +
+	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x120\n" +
+	"\x05until\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x10\n" +
+	"\x03who\x18\x05 \x01(\tR\x03who\x12\x16\n" +
+	"\x06method\x18\x06 \x01(\tR\x06method\"\x87\x01\n" +
+	"\x11ListAuditResponse\x120\n" +
+	"\aentries\x18\x01 \x03(\v2\x16.isthmus.v1.AuditEntryR\aentries\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x18\n" +
+	"\adamaged\x18\x03 \x01(\rR\adamaged\"\xa2\x03\n" +
+	"\n" +
+	"AuditEntry\x12.\n" +
+	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
+	"\x05event\x18\x02 \x01(\tR\x05event\x12\x12\n" +
+	"\x04call\x18\x03 \x01(\x04R\x04call\x12\x10\n" +
+	"\x03who\x18\x04 \x01(\tR\x03who\x12\x12\n" +
+	"\x04role\x18\x05 \x01(\tR\x04role\x12\x16\n" +
+	"\x06serial\x18\x06 \x01(\tR\x06serial\x12\x18\n" +
+	"\aaddress\x18\a \x01(\tR\aaddress\x12\x16\n" +
+	"\x06method\x18\b \x01(\tR\x06method\x12\x16\n" +
+	"\x06object\x18\t \x01(\tR\x06object\x12\x16\n" +
+	"\x06digest\x18\n" +
+	" \x01(\tR\x06digest\x12'\n" +
+	"\x0ffrom_generation\x18\v \x01(\x04R\x0efromGeneration\x12#\n" +
+	"\rto_generation\x18\f \x01(\x04R\ftoGeneration\x12\x16\n" +
+	"\x06result\x18\r \x01(\tR\x06result\x12\x14\n" +
+	"\x05error\x18\x0e \x01(\tR\x05error\x12\x1e\n" +
+	"\n" +
+	"suppressed\x18\x0f \x01(\x04R\n" +
+	"suppressed\"0\n" +
 	"\x15RenewAuthorityRequest\x12\x17\n" +
 	"\aat_once\x18\x01 \x01(\bR\x06atOnce\"u\n" +
 	"\x16RenewAuthorityResponse\x12\x1c\n" +
@@ -9085,7 +9886,43 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"bytes_sent\x18\n" +
 	" \x01(\x04R\tbytesSent\x12)\n" +
 	"\x10packets_received\x18\v \x01(\x04R\x0fpacketsReceived\x12%\n" +
-	"\x0ebytes_received\x18\f \x01(\x04R\rbytesReceived2\xf5\x04\n" +
+	"\x0ebytes_received\x18\f \x01(\x04R\rbytesReceived\"\xc4\x01\n" +
+	"\vEventFilter\x120\n" +
+	"\x05since\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x120\n" +
+	"\x05until\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x18\n" +
+	"\aobjects\x18\x03 \x03(\tR\aobjects\x12\x14\n" +
+	"\x05types\x18\x04 \x03(\tR\x05types\x12!\n" +
+	"\fmin_severity\x18\x05 \x01(\tR\vminSeverity\"\x80\x01\n" +
+	"\x11ListEventsRequest\x12\x1b\n" +
+	"\tpage_size\x18\x01 \x01(\rR\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x02 \x01(\tR\tpageToken\x12/\n" +
+	"\x06filter\x18\x03 \x01(\v2\x17.isthmus.v1.EventFilterR\x06filter\"g\n" +
+	"\x12ListEventsResponse\x12)\n" +
+	"\x06events\x18\x01 \x03(\v2\x11.isthmus.v1.EventR\x06events\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"h\n" +
+	"\x12WatchEventsRequest\x12!\n" +
+	"\fresume_token\x18\x01 \x01(\tR\vresumeToken\x12/\n" +
+	"\x06filter\x18\x02 \x01(\v2\x17.isthmus.v1.EventFilterR\x06filter\"\xa0\x01\n" +
+	"\x13WatchEventsResponse\x12)\n" +
+	"\x04type\x18\x01 \x01(\x0e2\x15.isthmus.v1.EventTypeR\x04type\x12'\n" +
+	"\x05event\x18\x02 \x01(\v2\x11.isthmus.v1.EventR\x05event\x12!\n" +
+	"\fresume_token\x18\x03 \x01(\tR\vresumeToken\x12\x12\n" +
+	"\x04lost\x18\x04 \x01(\tR\x04lost\"\xb2\x02\n" +
+	"\x05Event\x12\x1a\n" +
+	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12.\n" +
+	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x12\n" +
+	"\x04type\x18\x03 \x01(\tR\x04type\x12\x16\n" +
+	"\x06object\x18\x04 \x01(\tR\x06object\x12\x1a\n" +
+	"\bseverity\x18\x05 \x01(\tR\bseverity\x12\x18\n" +
+	"\amessage\x18\x06 \x01(\tR\amessage\x12\x16\n" +
+	"\x06detail\x18\a \x01(\tR\x06detail\x121\n" +
+	"\x06lasted\x18\b \x01(\v2\x19.google.protobuf.DurationR\x06lasted\x12\x10\n" +
+	"\x03who\x18\t \x01(\tR\x03who\x12\x1e\n" +
+	"\n" +
+	"generation\x18\n" +
+	" \x01(\x04R\n" +
+	"generation2\xf5\x04\n" +
 	"\vSpecService\x12K\n" +
 	"\bValidate\x12\x1b.isthmus.v1.ValidateRequest\x1a\x1c.isthmus.v1.ValidateResponse\"\x04\xd0\xd3\x18\x01\x12?\n" +
 	"\x04Plan\x12\x17.isthmus.v1.PlanRequest\x1a\x18.isthmus.v1.PlanResponse\"\x04\xd0\xd3\x18\x01\x12F\n" +
@@ -9141,17 +9978,22 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\tAddSecret\x12\x1c.isthmus.v1.SetSecretRequest\x1a\x16.isthmus.v1.SecretInfo\"\b\xd0\xd3\x18\x02\xd8\xd3\x18\x01\x12U\n" +
 	"\x0eRollbackSecret\x12!.isthmus.v1.RollbackSecretRequest\x1a\x16.isthmus.v1.SecretInfo\"\b\xd0\xd3\x18\x02\xd8\xd3\x18\x01\x12T\n" +
 	"\vListSecrets\x12\x1e.isthmus.v1.ListSecretsRequest\x1a\x1f.isthmus.v1.ListSecretsResponse\"\x04\xd0\xd3\x18\x01\x12[\n" +
-	"\fDeleteSecret\x12\x1f.isthmus.v1.DeleteSecretRequest\x1a .isthmus.v1.DeleteSecretResponse\"\b\xd0\xd3\x18\x02\xd8\xd3\x18\x012\xd9\x03\n" +
+	"\fDeleteSecret\x12\x1f.isthmus.v1.DeleteSecretRequest\x1a .isthmus.v1.DeleteSecretResponse\"\b\xd0\xd3\x18\x02\xd8\xd3\x18\x012\xa9\x04\n" +
 	"\rAccessService\x12X\n" +
 	"\vIssueClient\x12\x1e.isthmus.v1.IssueClientRequest\x1a\x1f.isthmus.v1.IssueClientResponse\"\b\xd0\xd3\x18\x03\xd8\xd3\x18\x01\x12T\n" +
 	"\vListClients\x12\x1e.isthmus.v1.ListClientsRequest\x1a\x1f.isthmus.v1.ListClientsResponse\"\x04\xd0\xd3\x18\x03\x12[\n" +
 	"\fRevokeClient\x12\x1f.isthmus.v1.RevokeClientRequest\x1a .isthmus.v1.RevokeClientResponse\"\b\xd0\xd3\x18\x03\xd8\xd3\x18\x01\x12X\n" +
 	"\vRenewClient\x12\x1e.isthmus.v1.RenewClientRequest\x1a\x1f.isthmus.v1.RenewClientResponse\"\b\xd0\xd3\x18\x01\xd8\xd3\x18\x01\x12a\n" +
-	"\x0eRenewAuthority\x12!.isthmus.v1.RenewAuthorityRequest\x1a\".isthmus.v1.RenewAuthorityResponse\"\b\xd0\xd3\x18\x03\xd8\xd3\x18\x012\xab\x01\n" +
+	"\x0eRenewAuthority\x12!.isthmus.v1.RenewAuthorityRequest\x1a\".isthmus.v1.RenewAuthorityResponse\"\b\xd0\xd3\x18\x03\xd8\xd3\x18\x01\x12N\n" +
+	"\tListAudit\x12\x1c.isthmus.v1.ListAuditRequest\x1a\x1d.isthmus.v1.ListAuditResponse\"\x04\xd0\xd3\x18\x032\xab\x01\n" +
 	"\rEgressService\x12N\n" +
 	"\tListPorts\x12\x1c.isthmus.v1.ListPortsRequest\x1a\x1d.isthmus.v1.ListPortsResponse\"\x04\xd0\xd3\x18\x01\x12J\n" +
 	"\n" +
-	"WatchPorts\x12\x1d.isthmus.v1.WatchPortsRequest\x1a\x15.isthmus.v1.PortEvent\"\x04\xd0\xd3\x18\x010\x01B;Z9github.com/isthmus-net/isthmus/proto/isthmus/v1;isthmusv1b\x06proto3"
+	"WatchPorts\x12\x1d.isthmus.v1.WatchPortsRequest\x1a\x15.isthmus.v1.PortEvent\"\x04\xd0\xd3\x18\x010\x012\xb9\x01\n" +
+	"\fEventService\x12Q\n" +
+	"\n" +
+	"ListEvents\x12\x1d.isthmus.v1.ListEventsRequest\x1a\x1e.isthmus.v1.ListEventsResponse\"\x04\xd0\xd3\x18\x01\x12V\n" +
+	"\vWatchEvents\x12\x1e.isthmus.v1.WatchEventsRequest\x1a\x1f.isthmus.v1.WatchEventsResponse\"\x04\xd0\xd3\x18\x010\x01B;Z9github.com/isthmus-net/isthmus/proto/isthmus/v1;isthmusv1b\x06proto3"
 
 var (
 	file_isthmus_v1_services_proto_rawDescOnce sync.Once
@@ -9166,7 +10008,7 @@ func file_isthmus_v1_services_proto_rawDescGZIP() []byte {
 }
 
 var file_isthmus_v1_services_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 120)
+var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 129)
 var file_isthmus_v1_services_proto_goTypes = []any{
 	(Change_Action)(0),             // 0: isthmus.v1.Change.Action
 	(*Source)(nil),                 // 1: isthmus.v1.Source
@@ -9266,252 +10108,280 @@ var file_isthmus_v1_services_proto_goTypes = []any{
 	(*SecretInfo)(nil),             // 95: isthmus.v1.SecretInfo
 	(*DeleteSecretRequest)(nil),    // 96: isthmus.v1.DeleteSecretRequest
 	(*DeleteSecretResponse)(nil),   // 97: isthmus.v1.DeleteSecretResponse
-	(*RenewAuthorityRequest)(nil),  // 98: isthmus.v1.RenewAuthorityRequest
-	(*RenewAuthorityResponse)(nil), // 99: isthmus.v1.RenewAuthorityResponse
-	(*IssueClientRequest)(nil),     // 100: isthmus.v1.IssueClientRequest
-	(*IssueClientResponse)(nil),    // 101: isthmus.v1.IssueClientResponse
-	(*RenewClientRequest)(nil),     // 102: isthmus.v1.RenewClientRequest
-	(*RenewClientResponse)(nil),    // 103: isthmus.v1.RenewClientResponse
-	(*ListClientsRequest)(nil),     // 104: isthmus.v1.ListClientsRequest
-	(*ListClientsResponse)(nil),    // 105: isthmus.v1.ListClientsResponse
-	(*Client)(nil),                 // 106: isthmus.v1.Client
-	(*RevokeClientRequest)(nil),    // 107: isthmus.v1.RevokeClientRequest
-	(*RevokeClientResponse)(nil),   // 108: isthmus.v1.RevokeClientResponse
-	(*ListPortsRequest)(nil),       // 109: isthmus.v1.ListPortsRequest
-	(*ListPortsResponse)(nil),      // 110: isthmus.v1.ListPortsResponse
-	(*WatchPortsRequest)(nil),      // 111: isthmus.v1.WatchPortsRequest
-	(*PortEvent)(nil),              // 112: isthmus.v1.PortEvent
-	(*PortUse)(nil),                // 113: isthmus.v1.PortUse
-	(*AddressUse)(nil),             // 114: isthmus.v1.AddressUse
-	(*ConnectionTable)(nil),        // 115: isthmus.v1.ConnectionTable
-	(*EndFlowsRequest)(nil),        // 116: isthmus.v1.EndFlowsRequest
-	(*EndFlowsResponse)(nil),       // 117: isthmus.v1.EndFlowsResponse
-	(*WhoRequest)(nil),             // 118: isthmus.v1.WhoRequest
-	(*WhoResponse)(nil),            // 119: isthmus.v1.WhoResponse
-	(*TranslatedFlow)(nil),         // 120: isthmus.v1.TranslatedFlow
-	(*Spec)(nil),                   // 121: isthmus.v1.Spec
-	(*Problem)(nil),                // 122: isthmus.v1.Problem
-	(*durationpb.Duration)(nil),    // 123: google.protobuf.Duration
-	(*EgressPolicy)(nil),           // 124: isthmus.v1.EgressPolicy
-	(*timestamppb.Timestamp)(nil),  // 125: google.protobuf.Timestamp
-	(EventType)(0),                 // 126: isthmus.v1.EventType
-	(*Inside)(nil),                 // 127: isthmus.v1.Inside
-	(*Condition)(nil),              // 128: isthmus.v1.Condition
+	(*ListAuditRequest)(nil),       // 98: isthmus.v1.ListAuditRequest
+	(*ListAuditResponse)(nil),      // 99: isthmus.v1.ListAuditResponse
+	(*AuditEntry)(nil),             // 100: isthmus.v1.AuditEntry
+	(*RenewAuthorityRequest)(nil),  // 101: isthmus.v1.RenewAuthorityRequest
+	(*RenewAuthorityResponse)(nil), // 102: isthmus.v1.RenewAuthorityResponse
+	(*IssueClientRequest)(nil),     // 103: isthmus.v1.IssueClientRequest
+	(*IssueClientResponse)(nil),    // 104: isthmus.v1.IssueClientResponse
+	(*RenewClientRequest)(nil),     // 105: isthmus.v1.RenewClientRequest
+	(*RenewClientResponse)(nil),    // 106: isthmus.v1.RenewClientResponse
+	(*ListClientsRequest)(nil),     // 107: isthmus.v1.ListClientsRequest
+	(*ListClientsResponse)(nil),    // 108: isthmus.v1.ListClientsResponse
+	(*Client)(nil),                 // 109: isthmus.v1.Client
+	(*RevokeClientRequest)(nil),    // 110: isthmus.v1.RevokeClientRequest
+	(*RevokeClientResponse)(nil),   // 111: isthmus.v1.RevokeClientResponse
+	(*ListPortsRequest)(nil),       // 112: isthmus.v1.ListPortsRequest
+	(*ListPortsResponse)(nil),      // 113: isthmus.v1.ListPortsResponse
+	(*WatchPortsRequest)(nil),      // 114: isthmus.v1.WatchPortsRequest
+	(*PortEvent)(nil),              // 115: isthmus.v1.PortEvent
+	(*PortUse)(nil),                // 116: isthmus.v1.PortUse
+	(*AddressUse)(nil),             // 117: isthmus.v1.AddressUse
+	(*ConnectionTable)(nil),        // 118: isthmus.v1.ConnectionTable
+	(*EndFlowsRequest)(nil),        // 119: isthmus.v1.EndFlowsRequest
+	(*EndFlowsResponse)(nil),       // 120: isthmus.v1.EndFlowsResponse
+	(*WhoRequest)(nil),             // 121: isthmus.v1.WhoRequest
+	(*WhoResponse)(nil),            // 122: isthmus.v1.WhoResponse
+	(*TranslatedFlow)(nil),         // 123: isthmus.v1.TranslatedFlow
+	(*EventFilter)(nil),            // 124: isthmus.v1.EventFilter
+	(*ListEventsRequest)(nil),      // 125: isthmus.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),     // 126: isthmus.v1.ListEventsResponse
+	(*WatchEventsRequest)(nil),     // 127: isthmus.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),    // 128: isthmus.v1.WatchEventsResponse
+	(*Event)(nil),                  // 129: isthmus.v1.Event
+	(*Spec)(nil),                   // 130: isthmus.v1.Spec
+	(*Problem)(nil),                // 131: isthmus.v1.Problem
+	(*durationpb.Duration)(nil),    // 132: google.protobuf.Duration
+	(*EgressPolicy)(nil),           // 133: isthmus.v1.EgressPolicy
+	(*timestamppb.Timestamp)(nil),  // 134: google.protobuf.Timestamp
+	(EventType)(0),                 // 135: isthmus.v1.EventType
+	(*Inside)(nil),                 // 136: isthmus.v1.Inside
+	(*Condition)(nil),              // 137: isthmus.v1.Condition
 }
 var file_isthmus_v1_services_proto_depIdxs = []int32{
-	121, // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
-	122, // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
+	130, // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
+	131, // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
 	1,   // 2: isthmus.v1.ValidateRequest.source:type_name -> isthmus.v1.Source
-	122, // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
-	122, // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
+	131, // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
+	131, // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
 	1,   // 5: isthmus.v1.PlanRequest.source:type_name -> isthmus.v1.Source
 	0,   // 6: isthmus.v1.Change.action:type_name -> isthmus.v1.Change.Action
 	6,   // 7: isthmus.v1.PlanResponse.changes:type_name -> isthmus.v1.Change
-	122, // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
+	131, // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
 	1,   // 9: isthmus.v1.ApplyRequest.source:type_name -> isthmus.v1.Source
-	123, // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
+	132, // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
 	6,   // 11: isthmus.v1.ApplyResponse.changes:type_name -> isthmus.v1.Change
-	122, // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
-	123, // 13: isthmus.v1.ApplyResponse.goes_back_in:type_name -> google.protobuf.Duration
-	124, // 14: isthmus.v1.EditPoliciesRequest.set:type_name -> isthmus.v1.EgressPolicy
-	123, // 15: isthmus.v1.EditPoliciesRequest.confirm_within:type_name -> google.protobuf.Duration
-	121, // 16: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
+	131, // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
+	132, // 13: isthmus.v1.ApplyResponse.goes_back_in:type_name -> google.protobuf.Duration
+	133, // 14: isthmus.v1.EditPoliciesRequest.set:type_name -> isthmus.v1.EgressPolicy
+	132, // 15: isthmus.v1.EditPoliciesRequest.confirm_within:type_name -> google.protobuf.Duration
+	130, // 16: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
 	17,  // 17: isthmus.v1.ListHistoryResponse.revisions:type_name -> isthmus.v1.Revision
-	125, // 18: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
-	123, // 19: isthmus.v1.RollbackRequest.confirm_within:type_name -> google.protobuf.Duration
+	134, // 18: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
+	132, // 19: isthmus.v1.RollbackRequest.confirm_within:type_name -> google.protobuf.Duration
 	24,  // 20: isthmus.v1.ListTunnelsResponse.tunnels:type_name -> isthmus.v1.TunnelStatus
 	27,  // 21: isthmus.v1.ListTunnelsResponse.strays:type_name -> isthmus.v1.StrayTunnel
-	126, // 22: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
+	135, // 22: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
 	24,  // 23: isthmus.v1.TunnelEvent.tunnel:type_name -> isthmus.v1.TunnelStatus
-	125, // 24: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
-	127, // 25: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
-	125, // 26: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
-	125, // 27: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
-	125, // 28: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
-	128, // 29: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
+	134, // 24: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
+	136, // 25: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
+	134, // 26: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
+	134, // 27: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
+	134, // 28: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
+	137, // 29: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
 	26,  // 30: isthmus.v1.TunnelStatus.explanation:type_name -> isthmus.v1.Explanation
-	125, // 31: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
-	125, // 32: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
-	125, // 33: isthmus.v1.TunnelStatus.last_error_since:type_name -> google.protobuf.Timestamp
-	125, // 34: isthmus.v1.TunnelStatus.data_received:type_name -> google.protobuf.Timestamp
+	134, // 31: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
+	134, // 32: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
+	134, // 33: isthmus.v1.TunnelStatus.last_error_since:type_name -> google.protobuf.Timestamp
+	134, // 34: isthmus.v1.TunnelStatus.data_received:type_name -> google.protobuf.Timestamp
 	25,  // 35: isthmus.v1.TunnelStatus.wireguard:type_name -> isthmus.v1.WireGuardStatus
-	125, // 36: isthmus.v1.WireGuardStatus.last_handshake:type_name -> google.protobuf.Timestamp
-	123, // 37: isthmus.v1.WireGuardStatus.keepalive:type_name -> google.protobuf.Duration
-	125, // 38: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
-	125, // 39: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
-	125, // 40: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
+	134, // 36: isthmus.v1.WireGuardStatus.last_handshake:type_name -> google.protobuf.Timestamp
+	132, // 37: isthmus.v1.WireGuardStatus.keepalive:type_name -> google.protobuf.Duration
+	134, // 38: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
+	134, // 39: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
+	134, // 40: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
 	35,  // 41: isthmus.v1.ListPeersResponse.peers:type_name -> isthmus.v1.PeerStatus
-	126, // 42: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
+	135, // 42: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
 	35,  // 43: isthmus.v1.PeerEvent.peer:type_name -> isthmus.v1.PeerStatus
-	125, // 44: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
-	123, // 45: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
-	128, // 46: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
-	125, // 47: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
+	134, // 44: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
+	132, // 45: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
+	137, // 46: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
+	134, // 47: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
 	36,  // 48: isthmus.v1.PeerStatus.filter:type_name -> isthmus.v1.PeerFilter
-	125, // 49: isthmus.v1.PeerStatus.last_error_time:type_name -> google.protobuf.Timestamp
+	134, // 49: isthmus.v1.PeerStatus.last_error_time:type_name -> google.protobuf.Timestamp
 	37,  // 50: isthmus.v1.PeerFilter.discarded:type_name -> isthmus.v1.DiscardedAttribute
 	42,  // 51: isthmus.v1.ListRoutesResponse.routes:type_name -> isthmus.v1.Route
-	126, // 52: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
+	135, // 52: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
 	42,  // 53: isthmus.v1.RouteEvent.route:type_name -> isthmus.v1.Route
 	43,  // 54: isthmus.v1.Route.next_hops:type_name -> isthmus.v1.NextHop
-	125, // 55: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
-	128, // 56: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
+	134, // 55: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
+	137, // 56: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
 	54,  // 57: isthmus.v1.ListPoliciesResponse.policies:type_name -> isthmus.v1.PolicyStatus
 	46,  // 58: isthmus.v1.ListPoliciesResponse.drops:type_name -> isthmus.v1.Drop
-	126, // 59: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
+	135, // 59: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
 	54,  // 60: isthmus.v1.PolicyEvent.policy:type_name -> isthmus.v1.PolicyStatus
 	51,  // 61: isthmus.v1.ProveEgressResponse.proof:type_name -> isthmus.v1.EgressProof
-	125, // 62: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
+	134, // 62: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
 	52,  // 63: isthmus.v1.EgressProof.states:type_name -> isthmus.v1.EgressProofState
 	53,  // 64: isthmus.v1.EgressProof.canaries:type_name -> isthmus.v1.CanaryResult
 	60,  // 65: isthmus.v1.ListPoolsResponse.pools:type_name -> isthmus.v1.PoolStatus
-	126, // 66: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
+	135, // 66: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
 	60,  // 67: isthmus.v1.PoolEvent.pool:type_name -> isthmus.v1.PoolStatus
 	61,  // 68: isthmus.v1.PoolStatus.members:type_name -> isthmus.v1.PoolMember
-	125, // 69: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
+	134, // 69: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
 	62,  // 70: isthmus.v1.PoolMember.targets:type_name -> isthmus.v1.ProbeTarget
-	125, // 71: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
-	125, // 72: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
+	134, // 71: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
+	134, // 72: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
 	67,  // 73: isthmus.v1.ListNamesResponse.names:type_name -> isthmus.v1.NameStatus
-	126, // 74: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
+	135, // 74: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
 	67,  // 75: isthmus.v1.NameEvent.name:type_name -> isthmus.v1.NameStatus
-	125, // 76: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
-	125, // 77: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
+	134, // 76: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
+	134, // 77: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
 	68,  // 78: isthmus.v1.NameStatus.gone:type_name -> isthmus.v1.GoneAddress
-	125, // 79: isthmus.v1.NameStatus.differs:type_name -> google.protobuf.Timestamp
-	125, // 80: isthmus.v1.GoneAddress.since:type_name -> google.protobuf.Timestamp
+	134, // 79: isthmus.v1.NameStatus.differs:type_name -> google.protobuf.Timestamp
+	134, // 80: isthmus.v1.GoneAddress.since:type_name -> google.protobuf.Timestamp
 	75,  // 81: isthmus.v1.Machine.slots:type_name -> isthmus.v1.Slot
-	125, // 82: isthmus.v1.Slot.deadline:type_name -> google.protobuf.Timestamp
+	134, // 82: isthmus.v1.Slot.deadline:type_name -> google.protobuf.Timestamp
 	77,  // 83: isthmus.v1.UpgradeRequest.header:type_name -> isthmus.v1.UpgradeHeader
-	125, // 84: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
-	125, // 85: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
-	128, // 86: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
+	134, // 84: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
+	134, // 85: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
+	137, // 86: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
 	90,  // 87: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
 	88,  // 88: isthmus.v1.SystemStatus.platform:type_name -> isthmus.v1.PlatformStatus
 	87,  // 89: isthmus.v1.SystemStatus.summary:type_name -> isthmus.v1.Summary
-	113, // 90: isthmus.v1.Summary.ports:type_name -> isthmus.v1.PortUse
+	116, // 90: isthmus.v1.Summary.ports:type_name -> isthmus.v1.PortUse
 	89,  // 91: isthmus.v1.PlatformStatus.interfaces:type_name -> isthmus.v1.PlatformInterface
-	125, // 92: isthmus.v1.PlatformStatus.read:type_name -> google.protobuf.Timestamp
+	134, // 92: isthmus.v1.PlatformStatus.read:type_name -> google.protobuf.Timestamp
 	95,  // 93: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
-	125, // 94: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
-	125, // 95: isthmus.v1.RenewAuthorityResponse.former_until:type_name -> google.protobuf.Timestamp
-	123, // 96: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
-	106, // 97: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
-	106, // 98: isthmus.v1.RenewClientResponse.client:type_name -> isthmus.v1.Client
-	106, // 99: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
-	125, // 100: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
-	125, // 101: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
-	113, // 102: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
-	114, // 103: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
-	115, // 104: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
-	125, // 105: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
-	126, // 106: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
-	113, // 107: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
-	123, // 108: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
-	125, // 109: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
-	123, // 110: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
-	120, // 111: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
-	125, // 112: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
-	125, // 113: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
-	3,   // 114: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
-	5,   // 115: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
-	8,   // 116: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
-	10,  // 117: isthmus.v1.SpecService.EditPolicies:input_type -> isthmus.v1.EditPoliciesRequest
-	11,  // 118: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
-	13,  // 119: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
-	15,  // 120: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
-	18,  // 121: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
-	19,  // 122: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
-	21,  // 123: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
-	22,  // 124: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
-	28,  // 125: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
-	30,  // 126: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
-	31,  // 127: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
-	33,  // 128: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
-	38,  // 129: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
-	40,  // 130: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
-	44,  // 131: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
-	47,  // 132: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
-	49,  // 133: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
-	118, // 134: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
-	116, // 135: isthmus.v1.NATService.EndFlows:input_type -> isthmus.v1.EndFlowsRequest
-	55,  // 136: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
-	57,  // 137: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
-	58,  // 138: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
-	63,  // 139: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
-	65,  // 140: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
-	85,  // 141: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
-	73,  // 142: isthmus.v1.SystemService.GetMachine:input_type -> isthmus.v1.GetMachineRequest
-	76,  // 143: isthmus.v1.SystemService.Upgrade:input_type -> isthmus.v1.UpgradeRequest
-	79,  // 144: isthmus.v1.SystemService.RollbackSlot:input_type -> isthmus.v1.RollbackSlotRequest
-	81,  // 145: isthmus.v1.SystemService.Reboot:input_type -> isthmus.v1.RebootRequest
-	83,  // 146: isthmus.v1.SystemService.PowerOff:input_type -> isthmus.v1.PowerOffRequest
-	69,  // 147: isthmus.v1.SystemService.Seal:input_type -> isthmus.v1.SealRequest
-	71,  // 148: isthmus.v1.SystemService.Unseal:input_type -> isthmus.v1.UnsealRequest
-	91,  // 149: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
-	91,  // 150: isthmus.v1.SecretService.AddSecret:input_type -> isthmus.v1.SetSecretRequest
-	92,  // 151: isthmus.v1.SecretService.RollbackSecret:input_type -> isthmus.v1.RollbackSecretRequest
-	93,  // 152: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
-	96,  // 153: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
-	100, // 154: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
-	104, // 155: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
-	107, // 156: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
-	102, // 157: isthmus.v1.AccessService.RenewClient:input_type -> isthmus.v1.RenewClientRequest
-	98,  // 158: isthmus.v1.AccessService.RenewAuthority:input_type -> isthmus.v1.RenewAuthorityRequest
-	109, // 159: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
-	111, // 160: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
-	4,   // 161: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
-	7,   // 162: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
-	9,   // 163: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
-	9,   // 164: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
-	12,  // 165: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
-	14,  // 166: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
-	16,  // 167: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
-	9,   // 168: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
-	20,  // 169: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
-	24,  // 170: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
-	23,  // 171: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
-	29,  // 172: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
-	35,  // 173: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
-	32,  // 174: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
-	34,  // 175: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
-	39,  // 176: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
-	41,  // 177: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
-	45,  // 178: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
-	48,  // 179: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
-	50,  // 180: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
-	119, // 181: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
-	117, // 182: isthmus.v1.NATService.EndFlows:output_type -> isthmus.v1.EndFlowsResponse
-	56,  // 183: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
-	60,  // 184: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
-	59,  // 185: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
-	64,  // 186: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
-	66,  // 187: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
-	86,  // 188: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
-	74,  // 189: isthmus.v1.SystemService.GetMachine:output_type -> isthmus.v1.Machine
-	78,  // 190: isthmus.v1.SystemService.Upgrade:output_type -> isthmus.v1.UpgradeResponse
-	80,  // 191: isthmus.v1.SystemService.RollbackSlot:output_type -> isthmus.v1.RollbackSlotResponse
-	82,  // 192: isthmus.v1.SystemService.Reboot:output_type -> isthmus.v1.RebootResponse
-	84,  // 193: isthmus.v1.SystemService.PowerOff:output_type -> isthmus.v1.PowerOffResponse
-	70,  // 194: isthmus.v1.SystemService.Seal:output_type -> isthmus.v1.SealResponse
-	72,  // 195: isthmus.v1.SystemService.Unseal:output_type -> isthmus.v1.UnsealResponse
-	95,  // 196: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
-	95,  // 197: isthmus.v1.SecretService.AddSecret:output_type -> isthmus.v1.SecretInfo
-	95,  // 198: isthmus.v1.SecretService.RollbackSecret:output_type -> isthmus.v1.SecretInfo
-	94,  // 199: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
-	97,  // 200: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
-	101, // 201: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
-	105, // 202: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
-	108, // 203: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
-	103, // 204: isthmus.v1.AccessService.RenewClient:output_type -> isthmus.v1.RenewClientResponse
-	99,  // 205: isthmus.v1.AccessService.RenewAuthority:output_type -> isthmus.v1.RenewAuthorityResponse
-	110, // 206: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
-	112, // 207: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
-	161, // [161:208] is the sub-list for method output_type
-	114, // [114:161] is the sub-list for method input_type
-	114, // [114:114] is the sub-list for extension type_name
-	114, // [114:114] is the sub-list for extension extendee
-	0,   // [0:114] is the sub-list for field type_name
+	134, // 94: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
+	134, // 95: isthmus.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
+	134, // 96: isthmus.v1.ListAuditRequest.until:type_name -> google.protobuf.Timestamp
+	100, // 97: isthmus.v1.ListAuditResponse.entries:type_name -> isthmus.v1.AuditEntry
+	134, // 98: isthmus.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
+	134, // 99: isthmus.v1.RenewAuthorityResponse.former_until:type_name -> google.protobuf.Timestamp
+	132, // 100: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
+	109, // 101: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
+	109, // 102: isthmus.v1.RenewClientResponse.client:type_name -> isthmus.v1.Client
+	109, // 103: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
+	134, // 104: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
+	134, // 105: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
+	116, // 106: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
+	117, // 107: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
+	118, // 108: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
+	134, // 109: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
+	135, // 110: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
+	116, // 111: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
+	132, // 112: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
+	134, // 113: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
+	132, // 114: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
+	123, // 115: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
+	134, // 116: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
+	134, // 117: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
+	134, // 118: isthmus.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
+	134, // 119: isthmus.v1.EventFilter.until:type_name -> google.protobuf.Timestamp
+	124, // 120: isthmus.v1.ListEventsRequest.filter:type_name -> isthmus.v1.EventFilter
+	129, // 121: isthmus.v1.ListEventsResponse.events:type_name -> isthmus.v1.Event
+	124, // 122: isthmus.v1.WatchEventsRequest.filter:type_name -> isthmus.v1.EventFilter
+	135, // 123: isthmus.v1.WatchEventsResponse.type:type_name -> isthmus.v1.EventType
+	129, // 124: isthmus.v1.WatchEventsResponse.event:type_name -> isthmus.v1.Event
+	134, // 125: isthmus.v1.Event.time:type_name -> google.protobuf.Timestamp
+	132, // 126: isthmus.v1.Event.lasted:type_name -> google.protobuf.Duration
+	3,   // 127: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
+	5,   // 128: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
+	8,   // 129: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
+	10,  // 130: isthmus.v1.SpecService.EditPolicies:input_type -> isthmus.v1.EditPoliciesRequest
+	11,  // 131: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
+	13,  // 132: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
+	15,  // 133: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
+	18,  // 134: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
+	19,  // 135: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
+	21,  // 136: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
+	22,  // 137: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
+	28,  // 138: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
+	30,  // 139: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
+	31,  // 140: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
+	33,  // 141: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
+	38,  // 142: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
+	40,  // 143: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
+	44,  // 144: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
+	47,  // 145: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
+	49,  // 146: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
+	121, // 147: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
+	119, // 148: isthmus.v1.NATService.EndFlows:input_type -> isthmus.v1.EndFlowsRequest
+	55,  // 149: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
+	57,  // 150: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
+	58,  // 151: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
+	63,  // 152: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
+	65,  // 153: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
+	85,  // 154: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
+	73,  // 155: isthmus.v1.SystemService.GetMachine:input_type -> isthmus.v1.GetMachineRequest
+	76,  // 156: isthmus.v1.SystemService.Upgrade:input_type -> isthmus.v1.UpgradeRequest
+	79,  // 157: isthmus.v1.SystemService.RollbackSlot:input_type -> isthmus.v1.RollbackSlotRequest
+	81,  // 158: isthmus.v1.SystemService.Reboot:input_type -> isthmus.v1.RebootRequest
+	83,  // 159: isthmus.v1.SystemService.PowerOff:input_type -> isthmus.v1.PowerOffRequest
+	69,  // 160: isthmus.v1.SystemService.Seal:input_type -> isthmus.v1.SealRequest
+	71,  // 161: isthmus.v1.SystemService.Unseal:input_type -> isthmus.v1.UnsealRequest
+	91,  // 162: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
+	91,  // 163: isthmus.v1.SecretService.AddSecret:input_type -> isthmus.v1.SetSecretRequest
+	92,  // 164: isthmus.v1.SecretService.RollbackSecret:input_type -> isthmus.v1.RollbackSecretRequest
+	93,  // 165: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
+	96,  // 166: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
+	103, // 167: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
+	107, // 168: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
+	110, // 169: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
+	105, // 170: isthmus.v1.AccessService.RenewClient:input_type -> isthmus.v1.RenewClientRequest
+	101, // 171: isthmus.v1.AccessService.RenewAuthority:input_type -> isthmus.v1.RenewAuthorityRequest
+	98,  // 172: isthmus.v1.AccessService.ListAudit:input_type -> isthmus.v1.ListAuditRequest
+	112, // 173: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
+	114, // 174: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
+	125, // 175: isthmus.v1.EventService.ListEvents:input_type -> isthmus.v1.ListEventsRequest
+	127, // 176: isthmus.v1.EventService.WatchEvents:input_type -> isthmus.v1.WatchEventsRequest
+	4,   // 177: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
+	7,   // 178: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
+	9,   // 179: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
+	9,   // 180: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
+	12,  // 181: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
+	14,  // 182: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
+	16,  // 183: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
+	9,   // 184: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
+	20,  // 185: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
+	24,  // 186: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
+	23,  // 187: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
+	29,  // 188: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
+	35,  // 189: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
+	32,  // 190: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
+	34,  // 191: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
+	39,  // 192: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
+	41,  // 193: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
+	45,  // 194: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
+	48,  // 195: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
+	50,  // 196: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
+	122, // 197: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
+	120, // 198: isthmus.v1.NATService.EndFlows:output_type -> isthmus.v1.EndFlowsResponse
+	56,  // 199: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
+	60,  // 200: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
+	59,  // 201: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
+	64,  // 202: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
+	66,  // 203: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
+	86,  // 204: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
+	74,  // 205: isthmus.v1.SystemService.GetMachine:output_type -> isthmus.v1.Machine
+	78,  // 206: isthmus.v1.SystemService.Upgrade:output_type -> isthmus.v1.UpgradeResponse
+	80,  // 207: isthmus.v1.SystemService.RollbackSlot:output_type -> isthmus.v1.RollbackSlotResponse
+	82,  // 208: isthmus.v1.SystemService.Reboot:output_type -> isthmus.v1.RebootResponse
+	84,  // 209: isthmus.v1.SystemService.PowerOff:output_type -> isthmus.v1.PowerOffResponse
+	70,  // 210: isthmus.v1.SystemService.Seal:output_type -> isthmus.v1.SealResponse
+	72,  // 211: isthmus.v1.SystemService.Unseal:output_type -> isthmus.v1.UnsealResponse
+	95,  // 212: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
+	95,  // 213: isthmus.v1.SecretService.AddSecret:output_type -> isthmus.v1.SecretInfo
+	95,  // 214: isthmus.v1.SecretService.RollbackSecret:output_type -> isthmus.v1.SecretInfo
+	94,  // 215: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
+	97,  // 216: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
+	104, // 217: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
+	108, // 218: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
+	111, // 219: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
+	106, // 220: isthmus.v1.AccessService.RenewClient:output_type -> isthmus.v1.RenewClientResponse
+	102, // 221: isthmus.v1.AccessService.RenewAuthority:output_type -> isthmus.v1.RenewAuthorityResponse
+	99,  // 222: isthmus.v1.AccessService.ListAudit:output_type -> isthmus.v1.ListAuditResponse
+	113, // 223: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
+	115, // 224: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
+	126, // 225: isthmus.v1.EventService.ListEvents:output_type -> isthmus.v1.ListEventsResponse
+	128, // 226: isthmus.v1.EventService.WatchEvents:output_type -> isthmus.v1.WatchEventsResponse
+	177, // [177:227] is the sub-list for method output_type
+	127, // [127:177] is the sub-list for method input_type
+	127, // [127:127] is the sub-list for extension type_name
+	127, // [127:127] is the sub-list for extension extendee
+	0,   // [0:127] is the sub-list for field type_name
 }
 
 func init() { file_isthmus_v1_services_proto_init() }
@@ -9534,9 +10404,9 @@ func file_isthmus_v1_services_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isthmus_v1_services_proto_rawDesc), len(file_isthmus_v1_services_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   120,
+			NumMessages:   129,
 			NumExtensions: 0,
-			NumServices:   11,
+			NumServices:   12,
 		},
 		GoTypes:           file_isthmus_v1_services_proto_goTypes,
 		DependencyIndexes: file_isthmus_v1_services_proto_depIdxs,

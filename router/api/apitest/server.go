@@ -12,6 +12,7 @@ import (
 
 	"github.com/isthmus-net/isthmus/router/api"
 	"github.com/isthmus-net/isthmus/router/auth"
+	"github.com/isthmus-net/isthmus/router/event"
 	"github.com/isthmus-net/isthmus/router/store"
 )
 
@@ -25,6 +26,7 @@ type Server struct {
 	Socket    string
 	Context   string // file of the first admin
 	Audit     string // file
+	Events    *event.Log
 	// Metrics answers /metrics.
 	Metrics *Page
 	// Stop stops the server before the end of the test, and waits for it.
@@ -65,12 +67,16 @@ func Serve(t testing.TB, now func() time.Time, router *Router) *Server {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if s.Events, err = event.Open(filepath.Join(dir, "events.log"), now); err != nil {
+		t.Fatal(err)
+	}
+	api.ObserveCalls(audit, s.Events)
 	// The context needs an address before the listener has one, so it has a placeholder.
 	s.Authority, err = auth.New(auth.Options{Store: st, Address: "node-1.example:7443", Bundle: s.Context, Notice: io.Discard, Audit: audit, Now: now})
 	if err != nil {
 		t.Fatal(err)
 	}
-	server, err := api.Listen(api.Options{Router: s.Router, Machine: s.Machine, Authority: s.Authority, Address: "127.0.0.1:0", Socket: s.Socket, Metrics: s.Metrics})
+	server, err := api.Listen(api.Options{Router: s.Router, Machine: s.Machine, Authority: s.Authority, Events: s.Events, Address: "127.0.0.1:0", Socket: s.Socket, Metrics: s.Metrics})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,6 +90,7 @@ func Serve(t testing.TB, now func() time.Time, router *Router) *Server {
 			t.Errorf("serving: %v", err)
 		}
 		audit.Close()
+		s.Events.Close()
 		st.Close()
 	})
 	t.Cleanup(s.Stop)
