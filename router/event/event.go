@@ -35,9 +35,6 @@ type Event struct {
 	Generation uint64        `json:"generation,omitzero"`
 }
 
-// is reports whether the event is of a kind.
-func (e Event) is(k *Kind) bool { return e.Type == k.Name }
-
 // key tells apart the events of one look.
 func (e Event) key() string { return e.Type + "\x00" + e.Object + "\x00" + e.Detail }
 

@@ -1,6 +1,6 @@
-// Package faults has a node to which one fault after another happens: each must show in `isthmus
-// status` in words that lead to its remedy, and be gone when it is mended. Of the kernel it needs
-// only TUN. Ring: namespace; needs root.
+// Package faults has a node to which one fault after another happens. Each must show in `isthmus
+// status`, in words that lead to its remedy, and in the events, and be gone when it is repaired. Of
+// the kernel it needs only TUN. Ring: namespace; needs root.
 package faults
 
 import (
@@ -242,6 +242,7 @@ func (w *world) shows(f fault) {
 		w.Error(err) // the repair is tried nevertheless
 	}
 	w.Logf("%5.1f s  %s", time.Since(began).Seconds(), f.kind.Name)
+	w.ok(lab.Until(w.Context(), 20*time.Second, func() error { return w.recorded(f.kind, began, false) }))
 	if f.mend == nil {
 		w.apply(w.hub, w.hubDoc)
 		w.apply(w.site, w.site0)
@@ -250,7 +251,37 @@ func (w *world) shows(f fault) {
 	}
 	if f.kind != condition.GuardWasMissing {
 		w.well()
+		w.ok(lab.Until(w.Context(), 20*time.Second, func() error { return w.recorded(f.kind, began, true) }))
 	}
+}
+
+// recorded returns nil when the events since a time have the beginning of a condition, and
+// its end if it is over.
+func (w *world) recorded(k *condition.Kind, since time.Time, over bool) error {
+	begin, end := "ConditionBegan", "ConditionEnded"
+	switch k {
+	case condition.TunnelDown, condition.TunnelSuspect:
+		begin, end = k.Name, "TunnelUp"
+	case condition.SessionDown:
+		begin, end = k.Name, "SessionUp"
+	}
+	types := []string{"--type", k.Name}
+	if begin == k.Name {
+		types = append(types, "--type", end)
+	}
+	out, err := w.hub.CLI(w.Context(), "", append([]string{"get", "events", "--since", since.UTC().Format(time.RFC3339)}, types...)...)
+	if err != nil {
+		return err
+	}
+	for _, word := range []string{begin, k.Name} {
+		if !strings.Contains(out, word) {
+			return fmt.Errorf("the events have no %s:\n%s", word, out)
+		}
+	}
+	if _, after, _ := strings.Cut(out, begin); over && !strings.Contains(after, end) {
+		return fmt.Errorf("the events have no %s:\n%s", end, out)
+	}
+	return nil
 }
 
 // TestPage keeps the table of the documents current.
