@@ -69,7 +69,8 @@ func TestDisk(t *testing.T) {
 	if err := on("cat /dev/zero > " + disk + "/filler"); err == nil || !strings.Contains(err.Error(), "No space left") {
 		t.Fatalf("filling the disk: %v", err)
 	}
-	w.conditions(within+patience, "StateFull error", "NotConfirmed error")
+	// The last page of the event log may have room for the events.
+	w.conditions(within+patience, maybe+"EventsNotStored warning", "StateFull error", "NotConfirmed error")
 	generation(2, 1)
 	seen("not confirmed, and no room", first)
 	if out, err := w.hub.CLI(t.Context(), "", "get", "spec"); err != nil || out != pooled(first) {
@@ -91,7 +92,7 @@ func TestDisk(t *testing.T) {
 	w.ok(on("mount -o remount,ro " + disk))
 	w.hub.Start(t)
 	w.hub.Settled(t)
-	w.conditions(patience, "StateNotWritable error")
+	w.conditions(patience, "EventsNotStored warning", "StateNotWritable error")
 	seen("started on a read-only disk", first)
 	refused("started on a read-only disk", "read-only file system")
 	w.ok(on("mount -o remount,rw " + disk))
