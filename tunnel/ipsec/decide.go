@@ -241,7 +241,7 @@ func (r *record) up(d *decision, c carrier) {
 		d.wake(r.upSince.Add(stableAfter))
 	}
 	r.missing, r.held = time.Time{}, time.Time{}
-	describe(&r.state, c.ike, c.child)
+	r.describe(c)
 	r.set(tunnel.Up, d.now)
 	if r.rekeyOf == 0 {
 		r.rekeyOf = c.child.ID

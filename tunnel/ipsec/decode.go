@@ -181,24 +181,6 @@ func reasonOf(words string) (string, tunnel.Reason) {
 	return "", ""
 }
 
-// describe sets a state from the SAs that carry the tunnel.
-func describe(s *tunnel.State, ike ikeSA, child childSA) {
-	s.Remote = ike.Remote
-	s.NATTraversal = ike.NAT || child.Encap
-	s.Established = steady(s.Established, ike.Established)
-	s.Keyed = steady(s.Keyed, child.Installed)
-	s.Algorithms = "IKE " + ike.Algorithms + ", ESP " + child.Algorithms
-}
-
-// steady returns the former time unless the new one differs by two seconds or more, because charon
-// gives ages in whole seconds.
-func steady(former, t time.Time) time.Time {
-	if d := t.Sub(former); d > -2*time.Second && d < 2*time.Second {
-		return former
-	}
-	return t
-}
-
 // oldest is the oldest version of charon that the tests run with, that of Debian 12. The newest is
 // 6.0.1, that of Debian 13.
 const oldest = "5.9.8"

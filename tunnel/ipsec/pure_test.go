@@ -291,6 +291,26 @@ func TestDecide(t *testing.T) {
 			c.step(overlap, "", tunnel.Up, ike(1, "ESTABLISHED", child(1, "REKEYED"), child(2, "INSTALLED")))
 		}
 	})
+	t.Run("a late reading does not change when an SA was made", func(t *testing.T) {
+		c := newClock(t)
+		made := c.now
+		read := func(want time.Time, ikeSPI string, childSPI uint32, off time.Duration) {
+			t.Helper()
+			of := child(1, "INSTALLED")
+			of.In, of.Installed = childSPI, made.Add(off)
+			sa := ike(1, "ESTABLISHED", of)
+			sa.SPI, sa.Established = ikeSPI, made.Add(off)
+			c.step(time.Second, "", tunnel.Up, sa)
+			if s := c.r.state; !s.Established.Equal(want) || !s.Keyed.Equal(want) {
+				t.Errorf("established %v, keyed %v, want %v", s.Established, s.Keyed, want)
+			}
+		}
+		read(made, "a", 1, 0)
+		read(made, "a", 1, 8*time.Second)
+		read(made, "a", 1, -8*time.Second)
+		read(made.Add(time.Second), "b", 2, time.Second) // made again
+		read(made.Add(time.Hour), "b", 2, time.Hour)     // the clock was set
+	})
 	t.Run("the older duplicate ends, after a while", func(t *testing.T) {
 		c := newClock(t)
 		older, newer := child(2, "INSTALLED"), child(1, "INSTALLED")

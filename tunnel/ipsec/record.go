@@ -31,6 +31,7 @@ type record struct {
 	ended     int       // how often such an SA was ended recently
 	endedAt   time.Time // when one was last ended
 	upSince   time.Time
+	spis      spis   // of the SAs that the state describes
 	adopted   bool   // it was already up when it was first seen
 	reason    string // why it is down, from charon's log
 	reasonAt  time.Time
@@ -42,6 +43,33 @@ type record struct {
 	rekeyOf   uint32         // the ID of that CHILD SA; 0: the one that is live next
 	held      time.Time      // until when SAs that exist only in the kernel may carry traffic
 	stale     map[uint32]time.Time
+}
+
+// spis names an IKE SA and a CHILD SA: charon counts its own identifiers from 1 after a restart.
+type spis struct {
+	ike   string
+	child uint32
+}
+
+// describe sets the state from the SAs that carry the tunnel.
+func (r *record) describe(c carrier) {
+	r.state.Remote = c.ike.Remote
+	r.state.NATTraversal = c.ike.NAT || c.child.Encap
+	r.state.Algorithms = "IKE " + c.ike.Algorithms + ", ESP " + c.child.Algorithms
+	of := spis{c.ike.SPI, c.child.In}
+	r.state.Established = steady(r.state.Established, c.ike.Established, of.ike == r.spis.ike)
+	r.state.Keyed = steady(r.state.Keyed, c.child.Installed, of.child == r.spis.child)
+	r.spis = of
+}
+
+// steady returns the time at which an SA was made, without the error of a reading: charon gives
+// ages in whole seconds, and on a busy machine its answer is read some seconds late. The time of an
+// SA that is still the same changes only when the clock was set.
+func steady(former, t time.Time, same bool) time.Time {
+	if same && !former.IsZero() && t.Sub(former).Abs() < time.Minute {
+		return former
+	}
+	return t
 }
 
 // fail schedules the next attempt.
