@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"sync"
 
 	"go.yaml.in/yaml/v3"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 )
@@ -52,14 +54,36 @@ func encodeNode(n *yaml.Node) (string, error) {
 	return out.String(), nil
 }
 
-// block removes the flow style of JSON, and its quotes where the plain form is the same text. A
-// uint64 is a string in JSON and a number in YAML.
+// block removes the flow style of JSON, and its quotes where the plain form is the same text.
 func block(n *yaml.Node) {
 	n.Style &^= yaml.FlowStyle | yaml.DoubleQuotedStyle
 	for i, c := range n.Content {
-		if n.Kind == yaml.MappingNode && i%2 == 1 && n.Content[i-1].Value == "childRekeyBytes" {
+		if n.Kind == yaml.MappingNode && i%2 == 1 && c.Kind == yaml.ScalarNode && wide()[n.Content[i-1].Value] {
 			c.Tag = "!!int"
 		}
 		block(c)
 	}
 }
+
+// wide has the names of the fields with 64 bits, which are strings in JSON and numbers in YAML.
+var wide = sync.OnceValue(func() map[string]bool {
+	names, seen := map[string]bool{}, map[protoreflect.FullName]bool{}
+	var walk func(protoreflect.MessageDescriptor)
+	walk = func(m protoreflect.MessageDescriptor) {
+		if seen[m.FullName()] || m.ParentFile().Package() != "isthmus.v1" {
+			return
+		}
+		seen[m.FullName()] = true
+		for i := range m.Fields().Len() {
+			f := m.Fields().Get(i)
+			switch f.Kind() {
+			case protoreflect.Uint64Kind, protoreflect.Int64Kind:
+				names[f.JSONName()] = true
+			case protoreflect.MessageKind:
+				walk(f.Message())
+			}
+		}
+	}
+	walk((&isthmusv1.Spec{}).ProtoReflect().Descriptor())
+	return names
+})

@@ -399,3 +399,18 @@ func TestNothingFollows(t *testing.T) {
 		}
 	}
 }
+
+// TestEncodeWide: numbers of 64 bits are strings in JSON, and numbers in a document.
+func TestEncodeWide(t *testing.T) {
+	m := &isthmusv1.Spec{
+		Tunnels: []*isthmusv1.Tunnel{{Name: "a", Encryption: &isthmusv1.Tunnel_Ipsec{Ipsec: &isthmusv1.IPsec{ChildRekeyBytes: 1 << 40}}}},
+		Egress:  &isthmusv1.Egress{Log: &isthmusv1.TranslationLog{MaxBytes: 1 << 33}},
+	}
+	text, err := Encode(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d, problems := Decode([]byte(text)); len(problems) > 0 || !proto.Equal(d.Message, m) {
+		t.Errorf("%v\n%s", problems, text)
+	}
+}
