@@ -162,3 +162,26 @@ func TestEditRefused(t *testing.T) {
 		}
 	})
 }
+
+// TestEffectiveSpec checks that the effective document is that of the present one, and that
+// applying it changes nothing.
+func TestEffectiveSpec(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		r, stop := m.boot(t.TempDir())
+		defer stop()
+		if _, err := r.EffectiveSpec(t.Context()); !errors.Is(err, api.ErrNotFound) {
+			t.Errorf("without a document: %v", err)
+		}
+		accept(t, r, editable)
+		synctest.Wait()
+		s, err := r.EffectiveSpec(t.Context())
+		if err != nil || !strings.Contains(s.Text, "mtu: 1500\n") || s.Generation != 1 || s.Spec.GetUnderlay().GetMtu() != 1500 {
+			t.Fatalf("%v: %v", err, s)
+		}
+		p, err := r.Plan(t.Context(), text(s.Text))
+		if err != nil || len(p.Changes) > 0 {
+			t.Errorf("the effective document changes %v (%v)", p.GetChanges(), err)
+		}
+	})
+}

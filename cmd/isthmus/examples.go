@@ -70,6 +70,11 @@ isthmus describe condition NotApplied`,
 isthmus describe node
 isthmus describe node hub-1
 isthmus describe node -o json`,
+	"diff": `
+isthmus diff
+isthmus diff 7
+isthmus diff 7 9
+isthmus diff -f hub.yaml`,
 	"egress prove": `
 isthmus egress prove --to 198.51.100.0/24
 isthmus egress prove --to 198.51.100.0/24 --expect 203.0.113.9 --canary https://echo.partner.example/ip -o json > proof.json
@@ -92,6 +97,7 @@ isthmus get events --type PoolAddressDown --type PoolDown -o json`,
 	"get spec": `
 isthmus get spec > hub.yaml
 isthmus get spec --generation 7
+isthmus get spec --effective
 isthmus get spec -o json`,
 	"get status": `
 isthmus get status

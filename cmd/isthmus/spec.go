@@ -75,12 +75,17 @@ func (d *document) name() string {
 }
 
 func (a *app) addSpec(root, get, describe, _ *cobra.Command) {
-	root.AddCommand(a.validateCommand(), a.planCommand(), a.applyCommand(), a.confirmCommand(), a.rollbackCommand())
+	root.AddCommand(a.validateCommand(), a.planCommand(), a.diffCommand(), a.applyCommand(), a.confirmCommand(), a.rollbackCommand())
 
 	var generation uint64
+	var effective bool
 	spec := &cobra.Command{Use: "spec", Short: "Show the text of an accepted document; with -o json or yaml, its parsed form", Args: cobra.NoArgs,
+		Long: `Show the text of an accepted document; with -o json or yaml, its parsed form.
+
+With --effective, show the present document with what it leaves out: defaults, presets of clouds, allocated inside
+addresses, and addresses of the platform. Applying the result changes nothing.`,
 		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, _ []string) error {
-			s, err := isthmusv1.NewSpecServiceClient(conn).GetSpec(ctx, &isthmusv1.GetSpecRequest{Generation: generation})
+			s, err := getSpec(ctx, conn, generation, effective)
 			if err != nil {
 				return err
 			}
@@ -92,6 +97,8 @@ func (a *app) addSpec(root, get, describe, _ *cobra.Command) {
 		})}
 	spec.Flags().Uint64Var(&generation, "generation", 0, "generation to show (default: the present one)")
 	completeFlag(spec, "generation", a.generations())
+	spec.Flags().BoolVar(&effective, "effective", false, "show the present document with its defaults")
+	spec.MarkFlagsMutuallyExclusive("generation", "effective")
 	a.outputFlag(spec)
 	get.AddCommand(spec)
 	nounCommands[*isthmusv1.Revision]{
@@ -102,6 +109,14 @@ func (a *app) addSpec(root, get, describe, _ *cobra.Command) {
 		describe: "Show time, author and reason of accepted documents",
 		names:    func(r *isthmusv1.Revision) []string { return []string{count(r.Generation)} },
 	}.add(a, get, describe, nil)
+}
+
+func getSpec(ctx context.Context, conn *grpc.ClientConn, generation uint64, effective bool) (*isthmusv1.GetSpecResponse, error) {
+	c := isthmusv1.NewSpecServiceClient(conn)
+	if effective {
+		return c.GetEffectiveSpec(ctx, &isthmusv1.GetEffectiveSpecRequest{})
+	}
+	return c.GetSpec(ctx, &isthmusv1.GetSpecRequest{Generation: generation})
 }
 
 func (a *app) validateCommand() *cobra.Command {

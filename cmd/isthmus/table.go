@@ -62,9 +62,14 @@ func (a *app) newTable(columns ...look) *table {
 	t := &table{w: a.stdout, columns: columns, needs: make([]need, len(columns)), widths: make([]int, len(columns)), headless: a.noHeaders, wide: a.output == "wide"}
 	if a.terminal != nil {
 		t.terminal = a.terminal()
-		t.colour = t.terminal > 0 && a.getenv("NO_COLOR") == "" && a.getenv("TERM") != "dumb"
+		t.colour = a.colours()
 	}
 	return t
+}
+
+// colours reports whether standard output is a terminal that shows colours (no-color.org).
+func (a *app) colours() bool {
+	return a.terminal != nil && a.terminal() > 0 && a.getenv("NO_COLOR") == "" && a.getenv("TERM") != "dumb"
 }
 
 // fitting makes the table keep to the width of the terminal, unless -o wide asks for everything. It
@@ -181,7 +186,7 @@ func (t *table) write(b *strings.Builder, row []cell, heads bool) {
 }
 
 // Sequences of terminals (ECMA-48 section 8.3.117).
-const red, yellow, end = "\x1b[31m", "\x1b[33m", "\x1b[0m"
+const red, green, yellow, end = "\x1b[31m", "\x1b[32m", "\x1b[33m", "\x1b[0m"
 
 // painted returns a text in the colour of a severity.
 func painted(text, severity string) string {

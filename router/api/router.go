@@ -28,6 +28,8 @@ type Router interface {
 	Rollback(ctx context.Context, author string, r *isthmusv1.RollbackRequest) (*isthmusv1.ApplyResponse, error)
 	// Spec returns an accepted document; generation 0 is the present one.
 	Spec(ctx context.Context, generation uint64) (*isthmusv1.GetSpecResponse, error)
+	// EffectiveSpec returns the present document with the values that it leaves out.
+	EffectiveSpec(ctx context.Context) (*isthmusv1.GetSpecResponse, error)
 
 	// Nouns returns the objects that can be listed and watched. It is called once.
 	Nouns() []Noun

@@ -297,6 +297,16 @@ func (s *services) GetSpec(ctx context.Context, r *isthmusv1.GetSpecRequest) (*i
 	return g, statusOf(err)
 }
 
+func (s *services) GetEffectiveSpec(ctx context.Context, _ *isthmusv1.GetEffectiveSpecRequest) (*isthmusv1.GetSpecResponse, error) {
+	leave, err := s.reading.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	g, err := s.router.EffectiveSpec(ctx)
+	return g, statusOf(err)
+}
+
 func (s *services) ResetPeer(ctx context.Context, r *isthmusv1.ResetPeerRequest) (*isthmusv1.ResetPeerResponse, error) {
 	return &isthmusv1.ResetPeerResponse{}, statusOf(s.router.ResetPeer(ctx, r.Name, r.Soft))
 }

@@ -313,6 +313,21 @@ func (m *Manager) Document(generation uint64) (uint64, *isthmusv1.Spec, string, 
 	return rev.Generation, d.Message, rev.Text, nil
 }
 
+// Effective returns the applied document with the values that it leaves out; see plan.Effective.
+func (m *Manager) Effective() (uint64, *isthmusv1.Spec, error) {
+	m.mu.Lock()
+	s, t := m.spec, m.target
+	m.mu.Unlock()
+	generation, message, _, err := m.Document(0)
+	switch {
+	case err != nil:
+		return 0, nil, err
+	case s == nil:
+		return 0, nil, fmt.Errorf("%w: no document is in effect: `isthmus status` shows why", store.ErrNotFound)
+	}
+	return generation, plan.Effective(message, s, t), nil
+}
+
 // secretsChanged plans the present document again: the parts that use a changed secret differ by
 // its fingerprint.
 func (m *Manager) secretsChanged(ctx context.Context) error {

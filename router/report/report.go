@@ -43,6 +43,7 @@ type Documents interface {
 	Confirm(generation uint64) error
 	Rollback(ctx context.Context, c document.Change, generation uint64) (uint64, []plan.Change, error)
 	Document(generation uint64) (uint64, *isthmusv1.Spec, string, error)
+	Effective() (uint64, *isthmusv1.Spec, error)
 	Notes() spec.Problems
 	SetSecret(ctx context.Context, author, name string, value []byte) (document.Secret, error)
 	AddSecret(ctx context.Context, author, name string, value []byte) (document.Secret, error)
@@ -207,6 +208,19 @@ func (r *Report) Spec(_ context.Context, generation uint64) (*isthmusv1.GetSpecR
 	generation, message, text, err := r.Documents.Document(generation)
 	if err != nil {
 		return nil, refusal(err)
+	}
+	return &isthmusv1.GetSpecResponse{Generation: generation, Spec: message, Text: text}, nil
+}
+
+// EffectiveSpec implements api.Router.
+func (r *Report) EffectiveSpec(context.Context) (*isthmusv1.GetSpecResponse, error) {
+	generation, message, err := r.Documents.Effective()
+	if err != nil {
+		return nil, refusal(err)
+	}
+	text, err := spec.Encode(message)
+	if err != nil {
+		return nil, err
 	}
 	return &isthmusv1.GetSpecResponse{Generation: generation, Spec: message, Text: text}, nil
 }

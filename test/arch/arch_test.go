@@ -129,7 +129,7 @@ var below = map[string][]string{
 	"router/auth":            {"proto/isthmus/v1", "router/condition", "router/store", "router/disk"},
 	"router/spec":            {"proto/isthmus/v1", "bgp", "nat", "tunnel", "tunnel/apipa", "tunnel/cloud", "router/secret", "router/egress"},
 	"router/topology":        {"proto/isthmus/v1", "router/spec", "router/secret", "tunnel/apipa", "tunnel/cloud"},
-	"router/plan":            {"bgp", "nat", "tunnel", "tunnel/apipa", "tunnel/cloud", "router/fib", "router/spec", "router/secret", "router/egress"},
+	"router/plan":            {"proto/isthmus/v1", "bgp", "nat", "tunnel", "tunnel/apipa", "tunnel/cloud", "router/fib", "router/spec", "router/secret", "router/egress"},
 	// The stages: none imports a later one.
 	"router/condition": {"proto/isthmus/v1"},
 	"router/bell":      {}, "router/fault": {},

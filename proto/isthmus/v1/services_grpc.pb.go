@@ -19,14 +19,15 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	SpecService_Validate_FullMethodName     = "/isthmus.v1.SpecService/Validate"
-	SpecService_Plan_FullMethodName         = "/isthmus.v1.SpecService/Plan"
-	SpecService_Apply_FullMethodName        = "/isthmus.v1.SpecService/Apply"
-	SpecService_EditPolicies_FullMethodName = "/isthmus.v1.SpecService/EditPolicies"
-	SpecService_Confirm_FullMethodName      = "/isthmus.v1.SpecService/Confirm"
-	SpecService_GetSpec_FullMethodName      = "/isthmus.v1.SpecService/GetSpec"
-	SpecService_ListHistory_FullMethodName  = "/isthmus.v1.SpecService/ListHistory"
-	SpecService_Rollback_FullMethodName     = "/isthmus.v1.SpecService/Rollback"
+	SpecService_Validate_FullMethodName         = "/isthmus.v1.SpecService/Validate"
+	SpecService_Plan_FullMethodName             = "/isthmus.v1.SpecService/Plan"
+	SpecService_Apply_FullMethodName            = "/isthmus.v1.SpecService/Apply"
+	SpecService_EditPolicies_FullMethodName     = "/isthmus.v1.SpecService/EditPolicies"
+	SpecService_Confirm_FullMethodName          = "/isthmus.v1.SpecService/Confirm"
+	SpecService_GetSpec_FullMethodName          = "/isthmus.v1.SpecService/GetSpec"
+	SpecService_GetEffectiveSpec_FullMethodName = "/isthmus.v1.SpecService/GetEffectiveSpec"
+	SpecService_ListHistory_FullMethodName      = "/isthmus.v1.SpecService/ListHistory"
+	SpecService_Rollback_FullMethodName         = "/isthmus.v1.SpecService/Rollback"
 )
 
 // SpecServiceClient is the client API for SpecService service.
@@ -50,6 +51,11 @@ type SpecServiceClient interface {
 	Confirm(ctx context.Context, in *ConfirmRequest, opts ...grpc.CallOption) (*ConfirmResponse, error)
 	// GetSpec returns an accepted document.
 	GetSpec(ctx context.Context, in *GetSpecRequest, opts ...grpc.CallOption) (*GetSpecResponse, error)
+	// GetEffectiveSpec returns the present document with the values that it leaves out: defaults,
+	// presets of clouds, allocated inside addresses, and addresses of the platform. Applying it
+	// changes nothing. Values that follow other fields stay out, as the sources of tunnels and
+	// quorums, and those that the machine has at each moment: resolvers, and timeouts of the kernel.
+	GetEffectiveSpec(ctx context.Context, in *GetEffectiveSpecRequest, opts ...grpc.CallOption) (*GetSpecResponse, error)
 	// ListHistory returns the accepted documents, newest first.
 	ListHistory(ctx context.Context, in *ListHistoryRequest, opts ...grpc.CallOption) (*ListHistoryResponse, error)
 	// Rollback applies an earlier document again, as a new generation.
@@ -124,6 +130,16 @@ func (c *specServiceClient) GetSpec(ctx context.Context, in *GetSpecRequest, opt
 	return out, nil
 }
 
+func (c *specServiceClient) GetEffectiveSpec(ctx context.Context, in *GetEffectiveSpecRequest, opts ...grpc.CallOption) (*GetSpecResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetSpecResponse)
+	err := c.cc.Invoke(ctx, SpecService_GetEffectiveSpec_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *specServiceClient) ListHistory(ctx context.Context, in *ListHistoryRequest, opts ...grpc.CallOption) (*ListHistoryResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListHistoryResponse)
@@ -165,6 +181,11 @@ type SpecServiceServer interface {
 	Confirm(context.Context, *ConfirmRequest) (*ConfirmResponse, error)
 	// GetSpec returns an accepted document.
 	GetSpec(context.Context, *GetSpecRequest) (*GetSpecResponse, error)
+	// GetEffectiveSpec returns the present document with the values that it leaves out: defaults,
+	// presets of clouds, allocated inside addresses, and addresses of the platform. Applying it
+	// changes nothing. Values that follow other fields stay out, as the sources of tunnels and
+	// quorums, and those that the machine has at each moment: resolvers, and timeouts of the kernel.
+	GetEffectiveSpec(context.Context, *GetEffectiveSpecRequest) (*GetSpecResponse, error)
 	// ListHistory returns the accepted documents, newest first.
 	ListHistory(context.Context, *ListHistoryRequest) (*ListHistoryResponse, error)
 	// Rollback applies an earlier document again, as a new generation.
@@ -196,6 +217,9 @@ func (UnimplementedSpecServiceServer) Confirm(context.Context, *ConfirmRequest) 
 }
 func (UnimplementedSpecServiceServer) GetSpec(context.Context, *GetSpecRequest) (*GetSpecResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetSpec not implemented")
+}
+func (UnimplementedSpecServiceServer) GetEffectiveSpec(context.Context, *GetEffectiveSpecRequest) (*GetSpecResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetEffectiveSpec not implemented")
 }
 func (UnimplementedSpecServiceServer) ListHistory(context.Context, *ListHistoryRequest) (*ListHistoryResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListHistory not implemented")
@@ -332,6 +356,24 @@ func _SpecService_GetSpec_Handler(srv interface{}, ctx context.Context, dec func
 	return interceptor(ctx, in, info, handler)
 }
 
+func _SpecService_GetEffectiveSpec_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetEffectiveSpecRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SpecServiceServer).GetEffectiveSpec(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: SpecService_GetEffectiveSpec_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SpecServiceServer).GetEffectiveSpec(ctx, req.(*GetEffectiveSpecRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _SpecService_ListHistory_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ListHistoryRequest)
 	if err := dec(in); err != nil {
@@ -398,6 +440,10 @@ var SpecService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetSpec",
 			Handler:    _SpecService_GetSpec_Handler,
+		},
+		{
+			MethodName: "GetEffectiveSpec",
+			Handler:    _SpecService_GetEffectiveSpec_Handler,
 		},
 		{
 			MethodName: "ListHistory",

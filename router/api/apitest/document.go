@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -237,6 +238,18 @@ func (r *Router) Spec(_ context.Context, generation uint64) (*isthmusv1.GetSpecR
 		return nil, fmt.Errorf("generation %d: %w", generation, api.ErrNotFound)
 	}
 	return r.revisions[generation-1], nil
+}
+
+// EffectiveSpec returns the present document with an MTU of the underlay.
+func (r *Router) EffectiveSpec(ctx context.Context) (*isthmusv1.GetSpecResponse, error) {
+	s, err := r.Spec(ctx, 0)
+	if err != nil {
+		return nil, err
+	}
+	s = proto.CloneOf(s)
+	s.Spec.Underlay = &isthmusv1.Underlay{Mtu: 1500}
+	s.Text += "underlay: {mtu: 1500}\n"
+	return s, nil
 }
 
 // History returns the accepted documents, newest first.
