@@ -38,6 +38,8 @@ type Host interface {
 	Capabilities() []string
 	// Listening returns the ports that are open at an address of the machine, as "tcp/22".
 	Listening(netip.Addr) []string
+	// MTU returns the MTU of an interface in bytes, 0 if there is no such interface.
+	MTU(iface string) int
 }
 
 // FIB is the forwarding table; see router/fib.

@@ -133,6 +133,7 @@ func (c carrier) Tried() bool        { return c.applier.Tried() }
 type previewed struct{ *Router }
 
 func (m previewed) Surroundings() fib.Surroundings       { return m.observer.Machine() }
+func (m previewed) MTU(iface string) int                 { return m.o.Host.MTU(iface) }
 func (m previewed) Listening(a netip.Addr) []string      { return m.o.Host.Listening(a) }
 func (m previewed) Learned() map[netip.Prefix][]bgp.Path { return m.observer.Learned() }
 func (m previewed) Count(ctx context.Context, sets []nat.Ending) ([]int, error) {

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -62,6 +63,7 @@ type machine struct {
 	flows     Flows           // they are not placed
 	drop      bool            // the daemon's option
 	forward   bool            // packets are forwarded
+	mtu       atomic.Int32    // of the underlay; 0: unknown
 	faulty    bool            // earlier stages may have failed when a later one runs
 	apiFrom   []netip.Prefix
 	events    *event.Log // nil: nothing is recorded
@@ -302,6 +304,7 @@ func (m *machine) Capabilities() []string                        { return []stri
 func (m *machine) Prepare(string, []string, time.Duration) error { return nil }
 func (m *machine) Update([]fib.Route)                            {}
 func (m *machine) SetReserved([]fib.Reserved)                    {}
+func (m *machine) MTU(string) int                                { return int(m.mtu.Load()) }
 func (m *machine) Listening(netip.Addr) []string                 { return []string{"tcp/22"} }
 func (m *machine) Forward(on bool) error {
 	m.mu.Lock()

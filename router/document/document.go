@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strconv"
 	"strings"
 	"time"
 
@@ -87,6 +88,10 @@ func (m *Manager) planNew(ctx context.Context, s source, b basis) (*spec.Spec, p
 	checked, target, ledger, problems, err := m.plan(ctx, s.doc, s.problems, b.present.Ledger, s.awaits)
 	if err != nil || len(problems) > 0 {
 		return checked, target, ledger, problems, err
+	}
+	if seen := m.Machine.MTU(checked.Underlay.Interface); seen != 0 && !checked.DerivedMTU && checked.Underlay.MTU > seen {
+		problems = append(problems, spec.Problem{Path: "underlay.mtu", Value: strconv.Itoa(checked.Underlay.MTU), Line: checked.Line("underlay.mtu"),
+			Rule: fmt.Sprintf("is more than the MTU of interface %s, %d", checked.Underlay.Interface, seen), Remedy: "leave it out, or raise that of the interface first"})
 	}
 	for _, u := range checked.Secrets {
 		ref, err := m.Store.Ref(u.Name)
@@ -339,6 +344,21 @@ func (m *Manager) secretsChanged(ctx context.Context) error {
 
 // SecretsOpened plans and applies the present document with secrets that could not be read before.
 func (m *Manager) SecretsOpened(ctx context.Context) error { return m.secretsChanged(ctx) }
+
+// mtuChanged plans the present document again if it takes the MTU of the underlay from the
+// interface, and that has changed.
+func (m *Manager) mtuChanged(ctx context.Context) error {
+	m.mu.Lock()
+	s := m.spec
+	m.mu.Unlock()
+	if s == nil || !s.DerivedMTU {
+		return nil
+	}
+	if seen := m.Machine.MTU(s.Underlay.Interface); seen == 0 || spec.DefaultMTU(seen) == s.Underlay.MTU {
+		return nil
+	}
+	return m.planAgain(ctx)
+}
 
 // planAgain plans the present document again with the present inputs and applies it.
 func (m *Manager) planAgain(ctx context.Context) error {

@@ -92,7 +92,7 @@ func strange(t plan.Target, seen fib.Surroundings) (out []string) {
 }
 
 // surprises returns notes about interfaces and addresses of the machine that the document does not
-// name.
+// name, and about those that it names and the machine does not have.
 func surprises(s *spec.Spec, t plan.Target, seen fib.Surroundings) (out spec.Problems) {
 	if len(seen.Addresses) == 0 {
 		return nil // the machine has not been read yet
@@ -104,6 +104,19 @@ func surprises(s *spec.Spec, t plan.Target, seen fib.Surroundings) (out spec.Pro
 		iface, _, _ := strings.Cut(name, " ")
 		note("attachments", name, "is an interface that the document does not name: nothing is forwarded from or to it",
 			fmt.Sprintf("if a network behind it is a spoke, add `- {name: lan, interface: %s, sources: [...]}`", iface))
+	}
+	missing := func(path, name string) bool {
+		if _, there := seen.Devices[name]; there {
+			return false
+		}
+		note(path, name, "is not an interface of this machine at present", "compare it with `ip link`")
+		return true
+	}
+	for _, a := range s.Attachments {
+		missing(a.Path()+".interface", a.Interface)
+	}
+	if missing("underlay.interface", t.Underlay.Interface) {
+		return out
 	}
 	if !slices.ContainsFunc(seen.Addresses, func(a fib.Assigned) bool {
 		return a.Interface == t.Underlay.Interface && a.Prefix.Addr() == t.Underlay.Address

@@ -48,6 +48,8 @@ type Machine interface {
 	Surroundings() fib.Surroundings
 	// Listening returns the ports that listen at an address of the machine, as "tcp/22".
 	Listening(netip.Addr) []string
+	// MTU returns the MTU of an interface, 0 if it is unknown.
+	MTU(iface string) int
 	// Count returns the number of established flows in each of some sets.
 	Count(ctx context.Context, sets []nat.Ending) ([]int, error)
 	// Learned returns the paths in use, by prefix. The caller must not change them.
@@ -179,7 +181,7 @@ func (m *Manager) plan(ctx context.Context, d spec.Document, decodeProblems spec
 			return nil, plan.Target{}, former, spec.Join(decodeProblems, spec.Problems{{Rule: "has an unreadable ledger: " + err.Error(), Remedy: "roll back to an earlier generation"}}), nil
 		}
 	}
-	s, problems, err := spec.CheckWithin(ctx, d.On(*m.facts.Load()), func(name string) (secret.Ref, bool) {
+	s, problems, err := spec.CheckWithin(ctx, d.On(*m.facts.Load()).Over(m.Machine.MTU), func(name string) (secret.Ref, bool) {
 		ref, err := m.Store.Ref(name)
 		if (awaits && errors.Is(err, secret.ErrNotFound) || errors.Is(err, store.ErrSealed)) && store.ValidSecretName(name) {
 			// drivers refuse this reference until the secret can be read
@@ -238,17 +240,19 @@ func (m *Manager) Passed() {
 	}
 }
 
-// Delay before the file of the present document is compacted, and before another attempt.
+// Delay before the file of the present document is compacted, and before another attempt of it or
+// with the MTU of the underlay.
 const (
 	compactAfter = 10 * time.Second
 	compactRetry = time.Minute
 )
 
-// Run reverts unconfirmed documents and compacts files when their time has come, until ctx is done.
+// Run reverts unconfirmed documents and compacts files when their time has come, and follows the
+// MTU of the underlay, until ctx is done.
 func (m *Manager) Run(ctx context.Context) error {
 	second := time.NewTicker(time.Second)
 	defer second.Stop()
-	compact := time.Time{}
+	var compact, measure time.Time
 	for {
 		select {
 		case <-ctx.Done():
@@ -257,6 +261,12 @@ func (m *Manager) Run(ctx context.Context) error {
 			m.mu.Lock()
 			m.revertIfDue(now, m.target)
 			m.mu.Unlock()
+			if now.After(measure) {
+				if err := m.mtuChanged(ctx); err != nil {
+					m.Log.Error("the document cannot be used with the MTU of the underlay; trying again", "err", err)
+					measure = now.Add(compactRetry)
+				}
+			}
 			if now.After(compact) {
 				if err := m.compact(now); err != nil {
 					m.Log.Warn("writing the present document as a whole; trying again", "err", err)

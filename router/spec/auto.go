@@ -21,6 +21,25 @@ func (d Document) On(p Platform) Document {
 	return d
 }
 
+// Over returns the document with a function that returns the MTU of an interface, 0 if it is
+// unknown.
+func (d Document) Over(mtu func(iface string) int) Document {
+	d.mtu = mtu
+	return d
+}
+
+// The default MTU of the underlay: paths through the Internet are not larger, also where the
+// interface is, as with 9001 bytes in AWS. A smaller one than the least cannot be given.
+const leastMTU, mostMTU = 1280, 1500
+
+// DefaultMTU returns the default of underlay.mtu on an interface with an MTU; 0: it is unknown.
+func DefaultMTU(ofInterface int) int {
+	if ofInterface == 0 {
+		return mostMTU
+	}
+	return min(max(ofInterface, leastMTU), mostMTU)
+}
+
 const (
 	unknownFacts = "is unknown, because no platform reported this machine's addresses"
 	knownHow     = "give the address itself, or start isthmusd with -platform auto on AWS, Azure or Google Cloud"

@@ -40,6 +40,7 @@ func newChecker(d Document, secrets Secrets) *checker {
 		s:           Spec{lines: d.lines.outside(policiesField), layout: d.layout},
 		secrets:     secrets,
 		platform:    d.platform,
+		mtu:         d.mtu,
 		tunnels:     map[string]Tunnel{},
 		ports:       map[uint16]string{500: "IKE", 4500: "IKE"},
 		gateways:    map[string]string{},
@@ -136,6 +137,7 @@ type checker struct {
 	s        Spec
 	secrets  Secrets
 	platform Platform
+	mtu      func(iface string) int
 
 	// The cost of the check: see spend.
 	ctx   context.Context // nil: never done

@@ -54,6 +54,7 @@ type Document struct {
 	layout  *layout
 
 	platform Platform
+	mtu      func(iface string) int // nil: unknown
 }
 
 // Lines has the line of each field of a text, by field path.

@@ -61,7 +61,12 @@ func (c *checker) underlay(u *isthmusv1.Underlay) {
 			}
 		}
 	}
-	s.MTU = int(c.Number("underlay.mtu", u.GetMtu(), 1500, 1280, 9216))
+	seen := 0
+	if c.mtu != nil && s.Interface != "" {
+		seen = c.mtu(s.Interface)
+	}
+	s.MTU = int(c.Number("underlay.mtu", u.GetMtu(), uint32(DefaultMTU(seen)), leastMTU, 9216))
+	c.s.DerivedMTU = u.GetMtu() == 0
 }
 
 func (c *checker) underlayAddress(u *isthmusv1.Underlay) (netip.Addr, bool) {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 
 	"github.com/isthmus-net/isthmus/bgp"
 )
@@ -19,6 +20,10 @@ func (s *Spec) Notes() (out Problems) {
 			"name the prefixes of your operators, such as `access: {api: [198.51.100.0/28]}`")
 	}
 	for i, t := range s.Tunnels {
+		if most := t.LargestMTU(s.Underlay.MTU); t.MTU > most {
+			note(fmt.Sprintf("tunnels[%d].mtu", i), strconv.Itoa(t.MTU), fmt.Sprintf("is more than the underlay's MTU of %d leaves, %d: larger packets are fragmented, and many networks drop fragments", s.Underlay.MTU, most),
+				"leave it out, or raise `underlay.mtu` where the path to the peer allows it")
+		}
 		routed := slices.ContainsFunc(s.Routes, func(r StaticRoute) bool { return slices.Contains(r.Tunnels, t.Name) }) ||
 			slices.ContainsFunc(s.Maps, func(m PrefixMap) bool { return slices.Contains(m.Tunnels, t.Name) })
 		accepts := slices.ContainsFunc(s.Peers, func(p Peer) bool { return p.Tunnel == t.Name && len(p.Import.Allow) > 0 })

@@ -76,6 +76,8 @@ func TestNotes(t *testing.T) {
 		{"access: {api: [10.9.0.0/24]}\n" + strings.Replace(tunnel, "SOURCES", "", 1) + "staticRoutes: [{prefix: 10.1.0.0/16, tunnels: [t]}]\n", ""},
 		{"access: {api: [10.9.0.0/24]}\n" + strings.Replace(tunnel, "SOURCES", "", 1) + "peers: [{name: p, tunnel: t, asn: 65001, import: {allow: [{prefix: 10.0.0.0/8, le: 24}, {prefix: 0.0.0.0/0}]}}]\n", ""},
 		{"access: {api: [10.9.0.0/24]}\n" + strings.Replace(tunnel, "SOURCES", "", 1) + "peers: [{name: p, tunnel: t, asn: 65001, import: {allow: [{prefix: 0.0.0.0/0, le: 32}]}}]\n", "peers[0].import.allow[0]: \"0.0.0.0/0 le 32\" also allows prefixes that are never installed"},
+		{"access: {api: [10.9.0.0/24]}\n" + strings.Replace(tunnel, "SOURCES", ", sources: [10.1.0.0/16], mtu: 1420", 1), ""},
+		{"access: {api: [10.9.0.0/24]}\n" + strings.Replace(tunnel, "SOURCES", ", sources: [10.1.0.0/16], mtu: 1421", 1), `tunnels[0].mtu: "1421" is more than the underlay's MTU of 1500 leaves, 1420`},
 	} {
 		problems, notes := sided(t, k.text)
 		if got := strings.Join(notes, "\n"); len(problems) > 0 || (k.want == "") != (got == "") || !strings.Contains(got, k.want) {

@@ -15,14 +15,16 @@ import (
 type Spec struct {
 	Node     Node
 	Underlay Underlay
-	Tunnels  []Tunnel // in the order of the document
-	Peers    []Peer
-	Announce []netip.Prefix
-	Routes   []StaticRoute
-	Pools    []nat.Pool
-	Policies []nat.Policy
-	Maps     []PrefixMap
-	Zones    []nat.Zone
+	// DerivedMTU means that the document does not give underlay.mtu; see DefaultMTU.
+	DerivedMTU bool
+	Tunnels    []Tunnel // in the order of the document
+	Peers      []Peer
+	Announce   []netip.Prefix
+	Routes     []StaticRoute
+	Pools      []nat.Pool
+	Policies   []nat.Policy
+	Maps       []PrefixMap
+	Zones      []nat.Zone
 	// Attachments are the plain interfaces that lead to networks.
 	Attachments []Attachment
 	Access      Access

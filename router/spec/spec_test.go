@@ -414,3 +414,28 @@ func TestEncodeWide(t *testing.T) {
 		t.Errorf("%v\n%s", problems, text)
 	}
 }
+
+// TestDefaultMTU: the underlay's MTU is that of the interface, between the least and that of the
+// Internet.
+func TestDefaultMTU(t *testing.T) {
+	d, problems := Decode(read(t, "clouds.yaml"))
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	d.Message.Underlay.Mtu = 0
+	for seen, want := range map[int]int{0: 1500, 9001: 1500, 1460: 1460, 576: 1280} {
+		s, _ := Check(d.Over(func(iface string) int {
+			if iface != d.Message.Underlay.Interface {
+				t.Errorf("asked for %s", iface)
+			}
+			return seen
+		}), stored)
+		if s.Underlay.MTU != want || !s.DerivedMTU {
+			t.Errorf("interface of %d: %d, derived %v; want %d", seen, s.Underlay.MTU, s.DerivedMTU, want)
+		}
+	}
+	d.Message.Underlay.Mtu = 1300
+	if s, _ := Check(d.Over(func(string) int { return 1400 }), stored); s.Underlay.MTU != 1300 || s.DerivedMTU {
+		t.Errorf("given: %d, derived %v", s.Underlay.MTU, s.DerivedMTU)
+	}
+}

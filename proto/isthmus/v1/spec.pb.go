@@ -445,7 +445,9 @@ type Underlay struct {
 	// `address`. It is also the IKE identity: when the platform reports another one, tunnels that use
 	// it are created again. Default: `address`.
 	PublicAddress string `protobuf:"bytes,3,opt,name=public_address,json=publicAddress,proto3" json:"public_address,omitempty"`
-	// MTU of the path to the peers in bytes, 1280 to 9216. Default: 1500.
+	// MTU of the path to the peers in bytes, 1280 to 9216, and not more than that of the interface.
+	// Default: that of the interface, but not more than 1500, which is the most that paths through
+	// the Internet take, and not less than 1280.
 	Mtu           uint32 `protobuf:"varint,4,opt,name=mtu,proto3" json:"mtu,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -67,7 +67,7 @@ type fault struct {
 }
 
 const hubDocument = `node: {name: hub, asn: 64600}
-underlay: {interface: wan, address: 192.0.2.100}
+underlay: {interface: wan, address: 192.0.2.100, mtu: 1500}
 tunnels:
 - {name: lane, inside: [{local: 169.254.80.0/31}], wireguard: {privateKey: lane, presharedKey: psk, peerPublicKey: SITE, endpoint: "198.51.100.101:51820", listenPort: 51820, keepalive: 5s}}
 peers:
