@@ -132,9 +132,17 @@ func (c carrier) Tried() bool        { return c.applier.Tried() }
 // previewed is the machine for previews of documents.
 type previewed struct{ *Router }
 
-func (m previewed) Surroundings() fib.Surroundings       { return m.observer.Machine() }
-func (m previewed) MTU(iface string) int                 { return m.o.Host.MTU(iface) }
-func (m previewed) Listening(a netip.Addr) []string      { return m.o.Host.Listening(a) }
+func (m previewed) Surroundings() fib.Surroundings  { return m.observer.Machine() }
+func (m previewed) MTU(iface string) int            { return m.o.Host.MTU(iface) }
+func (m previewed) Listening(a netip.Addr) []string { return m.o.Host.Listening(a) }
+func (m previewed) Received(peer string) uint32 {
+	for _, s := range m.o.BGP.Peers() {
+		if s.Name == peer {
+			return s.Received
+		}
+	}
+	return 0
+}
 func (m previewed) Learned() map[netip.Prefix][]bgp.Path { return m.observer.Learned() }
 func (m previewed) Count(ctx context.Context, sets []nat.Ending) ([]int, error) {
 	return observe.CountFlows(ctx, m.o.Flows, sets)

@@ -52,6 +52,8 @@ type Machine interface {
 	MTU(iface string) int
 	// Count returns the number of established flows in each of some sets.
 	Count(ctx context.Context, sets []nat.Ending) ([]int, error)
+	// Received returns the number of prefixes that a BGP peer has sent.
+	Received(peer string) uint32
 	// Learned returns the paths in use, by prefix. The caller must not change them.
 	Learned() map[netip.Prefix][]bgp.Path
 }

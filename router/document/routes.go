@@ -32,6 +32,9 @@ func (m *Manager) routed(changes []plan.Change, from, to plan.Target) []plan.Cha
 			continue
 		}
 		is, ok := peerNamed(to, c.Name)
+		if n := m.Machine.Received(c.Name); ok && is.MaxPrefixes != 0 && n > is.MaxPrefixes {
+			interrupt(c, fmt.Sprintf("the session is closed and held down: the peer has sent %s, more than maxPrefixes", counted(int(n), "prefix", "prefixes")))
+		}
 		r := rerouting{from: from, to: to, learned: learned}
 		if was, had := peerNamed(from, c.Name); had && ok {
 			r.peer(&was, &is)

@@ -57,6 +57,9 @@ func TestRouted(t *testing.T) {
 		"export without the default": {func(b *bgp.Peer) { b.Export.Allow = b.Export.Allow[1:] },
 			"1 prefix is withdrawn from the peer: 0.0.0.0/0", ""},
 		"export of nothing": {func(b *bgp.Peer) { b.Export.Allow = nil }, "2 prefixes are withdrawn from the peer: 0.0.0.0/0, 10.9.0.0/16", ""},
+		"a limit below what the peer has sent": {func(b *bgp.Peer) { b.MaxPrefixes = 2 },
+			"the session is closed and held down: the peer has sent 3 prefixes, more than maxPrefixes", ""},
+		"a limit that holds": {func(b *bgp.Peer) { b.MaxPrefixes = 3 }, "", ""},
 		"export of a loop, allowed": {func(b *bgp.Peer) { b.ASOverride = true },
 			"the session is closed and opened again", "1 prefix is announced to the peer: 10.8.0.0/16"},
 	} {
