@@ -1104,4 +1104,5 @@ func TestFirstDocumentGoesBack(t *testing.T) {
 	}
 }
 
-func (m *machine) Count() (c fib.Counts) { return c }
+func (m *machine) Installed(fib.Key) bool { return false }
+func (m *machine) Count() (c fib.Counts)  { return c }

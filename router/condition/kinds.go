@@ -314,6 +314,12 @@ var (
 		Cause:   "A client, or all clients of a tunnel together, ask more than the resolvers answer.",
 		Remedy:  "Find the client with the address in the message.",
 	}
+	RoutesOutranked = &Kind{
+		Name: "RoutesOutranked", Of: "node", Severities: []Severity{Warning},
+		Meaning: "Routes of this node are in the kernel and are not used, because other routes of the machine to the same prefixes have smaller metrics.",
+		Cause:   "The machine has these routes itself, as a default route from DHCP has precedence over a learned one.",
+		Remedy:  "None, if the routes of the machine are meant. Otherwise remove them, or accept more specific prefixes from the peer.",
+	}
 	RoutesWithheld = &Kind{
 		Name: "RoutesWithheld", Of: "node", Severities: []Severity{Warning},
 		Meaning: "Learned routes are not installed, because they would divert addresses that the node needs.",
@@ -532,6 +538,7 @@ var All = []*Kind{
 	PublicAddressChanged,
 	Quarantined,
 	QueriesDropped,
+	RoutesOutranked,
 	RoutesWithheld,
 	SafeStart,
 	SealNotRenewed,

@@ -79,6 +79,18 @@ type Counts struct {
 	Withheld  int // see RouteState.Takes
 }
 
+// Installed reports whether the kernel has a wanted route.
+func (f *FIB) Installed(k Key) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	e := f.table.routes[k]
+	if e == nil {
+		return false
+	}
+	w := e.winner()
+	return w != nil && w.has(e) && !w.dirty
+}
+
 // Count counts the routes.
 func (f *FIB) Count() (c Counts) {
 	f.mu.Lock()

@@ -410,5 +410,7 @@ func TestCanaryEnds(t *testing.T) {
 	}
 }
 
-func (idle) Count() (c fib.Counts)    { return c }
-func (onRoute) Count() (c fib.Counts) { return c }
+func (idle) Installed(fib.Key) bool    { return false }
+func (onRoute) Installed(fib.Key) bool { return false }
+func (idle) Count() (c fib.Counts)     { return c }
+func (onRoute) Count() (c fib.Counts)  { return c }

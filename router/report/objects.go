@@ -2,6 +2,8 @@ package report
 
 import (
 	"fmt"
+	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -10,6 +12,7 @@ import (
 	"github.com/isthmus-net/isthmus/bgp"
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/condition"
+	"github.com/isthmus-net/isthmus/router/fib"
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
@@ -119,10 +122,33 @@ func (r *Report) objectConditions() (out []*isthmusv1.Condition) {
 	for _, p := range peers {
 		add("peer "+p.Name, p.Conditions)
 	}
+	if c := r.outranked(); c != nil {
+		out = append(out, c)
+	}
 	if n := r.FIB.Count().Withheld; n > 0 {
 		out = append(out, condition.RoutesWithheld.Warning(time.Time{}, "%d learned routes are not installed, because they would divert addresses that the node needs: `isthmus get routes` shows them", n))
 	}
 	return out
+}
+
+// outranked returns the condition of the routes that lose against others of the machine. Each of
+// them has one in "get routes".
+func (r *Report) outranked() *isthmusv1.Condition {
+	machine := r.Observed.Machine()
+	var lose []netip.Prefix
+	others := machine.Outranking()
+	for prefix := range others {
+		if r.FIB.Installed(fib.Main(prefix)) {
+			lose = append(lose, prefix)
+		}
+	}
+	if len(lose) == 0 {
+		return nil
+	}
+	slices.SortFunc(lose, netip.Prefix.Compare)
+	first := others[lose[0]]
+	return condition.RoutesOutranked.Warning(time.Time{}, "%d routes are not used, because the machine has others with smaller metrics, the first one to %v by interface %s with the metric %d: `isthmus get routes` shows them",
+		len(lose), lose[0], first.Interface, first.Metric)
 }
 
 // limited bounds conditions for a message: of each type it keeps the first of at most maxObjects

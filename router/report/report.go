@@ -56,6 +56,8 @@ type Documents interface {
 type FIB interface {
 	// Routes returns the wanted routes and whether the kernel has them.
 	Routes() []fib.RouteState
+	// Installed reports whether the kernel has a wanted route.
+	Installed(fib.Key) bool
 	// Count counts them.
 	Count() fib.Counts
 }

@@ -5,10 +5,15 @@ package faults
 
 import (
 	"fmt"
+	"net"
 	"os"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/isthmus-net/isthmus/router/condition"
 	"github.com/isthmus-net/isthmus/test/e2e/daemon"
@@ -22,6 +27,7 @@ type world struct {
 	hub, site     *daemon.Node
 	net           *lab.Node
 	hubDoc, site0 string
+	taken         net.PacketConn
 }
 
 func (w *world) ok(err error) {
@@ -48,6 +54,26 @@ func (w *world) filter(rules string) {
 	w.Helper()
 	_, err := w.net.ExecInput(w.Context(), "table inet faults\ndelete table inet faults\ntable inet faults {\n chain f {\n type filter hook forward priority 0\n"+rules+" }\n}\n", "nft", "-f", "-")
 	w.ok(err)
+}
+
+// children sends a signal to the BGP process of the hub.
+func (w *world) children(s unix.Signal) {
+	w.Helper()
+	lists, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", w.hub.Process.Pid()))
+	w.ok(err)
+	sent := 0
+	for _, list := range lists {
+		text, _ := os.ReadFile(list) // the thread may have ended
+		for _, child := range strings.Fields(string(text)) {
+			pid, err := strconv.Atoi(child)
+			w.ok(err)
+			w.ok(unix.Kill(pid, s))
+			sent++
+		}
+	}
+	if sent != 1 {
+		w.Fatalf("%d children, want one", sent)
+	}
 }
 
 func (w *world) run(n *lab.Node, command string) {
@@ -135,6 +161,28 @@ var faults = []fault{
 		_, err := w.hub.CLI(w.Context(), w.hubDoc+"announce: [10.1.0.0/16]\n", "apply", "-f", "-", "--confirm-within", "1h")
 		w.ok(err)
 	}, nil, condition.NotConfirmed, []string{"unless `isthmus confirm"}},
+	{"a route of the machine wins over a learned one", func(w *world) { w.run(w.hub.Node, "ip route add 172.16.1.0/24 via 192.0.2.1 metric 100") }, func(w *world) { w.run(w.hub.Node, "ip route del 172.16.1.0/24 via 192.0.2.1 metric 100") },
+		condition.RoutesOutranked, []string{"172.16.1.0/24 by interface wan with the metric 100"}},
+	{"the peer announces the network of the underlay", func(w *world) {
+		w.apply(w.hub, w.hubDoc, "le: 24}]}, export", "le: 24}, {prefix: 192.0.2.0/24}]}, export")
+		w.apply(w.site, w.site0, "le: 24}]}", "le: 24}, {prefix: 192.0.2.0/24}]}", "[172.16.1.0/24,", "[192.0.2.0/24, 172.16.1.0/24,")
+	}, nil, condition.RoutesWithheld, []string{"1 learned routes are not installed"}},
+	{"one address of a pool does not reach the partner", func(w *world) {
+		w.run(w.net, "ip route add blackhole 192.0.2.111/32")
+		w.apply(w.hub, w.hubDoc, "[{address: 192.0.2.110}]", "[{address: 192.0.2.110}, {address: 192.0.2.111}]")
+	}, func(w *world) { w.run(w.net, "ip route del blackhole 192.0.2.111/32"); w.apply(w.hub, w.hubDoc) }, condition.PoolDegraded, []string{"pool partner", "192.0.2.111"}},
+	{"the proxy of a policy does not answer", func(w *world) {
+		w.apply(w.hub, w.hubDoc, "pool: partner}]", "pool: partner}, {name: web, sources: [172.16.0.0/16], action: redirect, protocol: tcp, ports: [\"80\"], to: \"10.50.0.2:8080\", probes: {interval: 1s, timeout: 1s, fall: 1, targets: [\"tcp://10.50.0.2:8080\"]}}]")
+	}, nil, condition.ProxyDown, []string{"proxy 10.50.0.2 of policy web", "refused"}},
+	{"the resolver does not answer", func(w *world) {
+		w.apply(w.hub, w.hubDoc+"  resolvers: [192.0.2.1]\n", "pool: partner}]", "pool: partner}, {name: api, sources: [172.16.0.0/16], names: [api.partner.example], pool: partner}]")
+	}, nil, condition.NameUnresolved, []string{"api.partner.example", "192.0.2.1"}},
+	{"another program has the port of a tunnel", func(w *world) {
+		w.ok(w.hub.Do(func() (err error) { w.taken, err = net.ListenPacket("udp4", ":51830"); return err }))
+		w.apply(w.hub, w.hubDoc, "peers:", "- {name: second, inside: [{local: 169.254.80.4/31}], sources: [10.7.0.0/16], wireguard: {privateKey: lane, peerPublicKey: \""+otherKey+"\", listenPort: 51830}}\npeers:")
+	}, func(w *world) { w.taken.Close(); w.apply(w.hub, w.hubDoc) }, condition.NotApplied, []string{"tunnel/second", "address already in use"}},
+	{"the BGP process hangs", func(w *world) { w.children(unix.SIGSTOP) }, func(w *world) { w.children(unix.SIGCONT) },
+		condition.BGPDown, []string{"the BGP process does not run"}},
 	{"another program flushes the ruleset", func(w *world) { w.run(w.hub.Node, "nft flush ruleset") }, unmended,
 		condition.GuardWasMissing, []string{"another process removed the rules"}},
 }
