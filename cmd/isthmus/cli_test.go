@@ -74,6 +74,20 @@ func fill(r *apitest.Router) {
 			NextHops: []*isthmusv1.NextHop{{Tunnel: "aws-0", Interface: "ist1", Gateway: "169.254.10.1", Peer: "aws-0"}, {Tunnel: "aws-1", Gateway: "169.254.11.1", Peer: "aws-1", Dead: true}},
 		},
 	)
+	r.SetStarts(1)
+	r.SetPaths(
+		&isthmusv1.Path{
+			Prefix: "10.7.0.0/16", Peer: "aws-0", State: "refused", Reason: "not-allowed", Why: "no rule of import.allow contains it: 172.16.0.0/12 le 24\x1b[31m",
+			NextHop: "169.254.10.1", AsPath: "65002", Origin: "IGP", Communities: []string{"65002:7", "NO_EXPORT"}, LargeCommunities: []string{"65002:1:2"}, RouterId: "10.0.0.1", Since: ago(time.Minute),
+		},
+		&isthmusv1.Path{Prefix: "172.16.0.0/16", Peer: "aws-0", State: "used", NextHop: "169.254.10.1", AsPath: "65002 65100", Origin: "IGP", Med: new(uint32(0)), LocalPreference: new(uint32(200)), Since: ago(61 * time.Second)},
+		&isthmusv1.Path{
+			Prefix: "172.16.0.0/16", Peer: "azure-0", State: "unused", Reason: "local-pref", Winner: "aws-0", Why: "LOCAL_PREF 100 is lower than 200 of the path of peer aws-0",
+			NextHop: "169.254.21.2", AsPath: "65001 65100", Origin: "INCOMPLETE", Med: new(uint32(7)), LocalPreference: new(uint32(100)), Since: ago(time.Hour), Stale: true,
+		},
+		&isthmusv1.Path{Prefix: "10.200.0.0/16", State: "sent", NextHop: "169.254.10.2", AsPath: "64620", Origin: "IGP", Since: ago(27 * time.Hour)},
+		&isthmusv1.Path{Prefix: "172.20.0.0/16", State: "held back", Reason: "export-limit", Why: "held back: export.maxPrefixes is 1; put aggregates into announce, or raise it to what the peer takes"},
+	)
 	r.SetPolicies(&isthmusv1.PolicyStatus{
 		Name: "partner", Action: "snat", Pool: "main", PublicAddresses: []string{"198.51.100.7"}, Sources: []string{"172.16.0.0/16", "10.0.1.0/24"},
 		Protocol: "tcp", Ports: []string{"443"}, Flows: 17, Bytes: 1020, Installed: true,

@@ -23,6 +23,66 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// PathView says which paths of a peer are listed.
+type PathView int32
+
+const (
+	PathView_PATH_VIEW_UNSPECIFIED PathView = 0
+	// Paths as the peer sent them, before the import policy.
+	PathView_PATH_VIEW_RECEIVED PathView = 1
+	// Those of them that the import policy accepts.
+	PathView_PATH_VIEW_ACCEPTED PathView = 2
+	// Those of them that the import policy refuses.
+	PathView_PATH_VIEW_REJECTED PathView = 3
+	// Paths that this node sends to the peer, and those that its export limit holds back.
+	PathView_PATH_VIEW_ADVERTISED PathView = 4
+)
+
+// Enum value maps for PathView.
+var (
+	PathView_name = map[int32]string{
+		0: "PATH_VIEW_UNSPECIFIED",
+		1: "PATH_VIEW_RECEIVED",
+		2: "PATH_VIEW_ACCEPTED",
+		3: "PATH_VIEW_REJECTED",
+		4: "PATH_VIEW_ADVERTISED",
+	}
+	PathView_value = map[string]int32{
+		"PATH_VIEW_UNSPECIFIED": 0,
+		"PATH_VIEW_RECEIVED":    1,
+		"PATH_VIEW_ACCEPTED":    2,
+		"PATH_VIEW_REJECTED":    3,
+		"PATH_VIEW_ADVERTISED":  4,
+	}
+)
+
+func (x PathView) Enum() *PathView {
+	p := new(PathView)
+	*p = x
+	return p
+}
+
+func (x PathView) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (PathView) Descriptor() protoreflect.EnumDescriptor {
+	return file_isthmus_v1_services_proto_enumTypes[0].Descriptor()
+}
+
+func (PathView) Type() protoreflect.EnumType {
+	return &file_isthmus_v1_services_proto_enumTypes[0]
+}
+
+func (x PathView) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use PathView.Descriptor instead.
+func (PathView) EnumDescriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{0}
+}
+
 // Action is the change of an object.
 type Change_Action int32
 
@@ -68,11 +128,11 @@ func (x Change_Action) String() string {
 }
 
 func (Change_Action) Descriptor() protoreflect.EnumDescriptor {
-	return file_isthmus_v1_services_proto_enumTypes[0].Descriptor()
+	return file_isthmus_v1_services_proto_enumTypes[1].Descriptor()
 }
 
 func (Change_Action) Type() protoreflect.EnumType {
-	return &file_isthmus_v1_services_proto_enumTypes[0]
+	return &file_isthmus_v1_services_proto_enumTypes[1]
 }
 
 func (x Change_Action) Number() protoreflect.EnumNumber {
@@ -3207,6 +3267,342 @@ func (x *NextHop) GetDead() bool {
 	return false
 }
 
+type ListPathsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At most so many, 1 to 10000. Default: 1000. Pages with large attributes have fewer.
+	PageSize  uint32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Name of a peer. Needs view.
+	Peer string   `protobuf:"bytes,3,opt,name=peer,proto3" json:"peer,omitempty"`
+	View PathView `protobuf:"varint,4,opt,name=view,proto3,enum=isthmus.v1.PathView" json:"view,omitempty"`
+	// A prefix, or an address for the route that its packets take (the longest match). Instead of
+	// peer and view. The answer has one page.
+	Destination   string `protobuf:"bytes,5,opt,name=destination,proto3" json:"destination,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListPathsRequest) Reset() {
+	*x = ListPathsRequest{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListPathsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListPathsRequest) ProtoMessage() {}
+
+func (x *ListPathsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListPathsRequest.ProtoReflect.Descriptor instead.
+func (*ListPathsRequest) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *ListPathsRequest) GetPageSize() uint32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListPathsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+func (x *ListPathsRequest) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+func (x *ListPathsRequest) GetView() PathView {
+	if x != nil {
+		return x.View
+	}
+	return PathView_PATH_VIEW_UNSPECIFIED
+}
+
+func (x *ListPathsRequest) GetDestination() string {
+	if x != nil {
+		return x.Destination
+	}
+	return ""
+}
+
+type ListPathsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The route to the destination. Not set: this node has none.
+	Route         *Route  `protobuf:"bytes,3,opt,name=route,proto3" json:"route,omitempty"`
+	Paths         []*Path `protobuf:"bytes,1,rep,name=paths,proto3" json:"paths,omitempty"`
+	NextPageToken string  `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// Facts on the first page without which the paths mislead, such as a session that is down.
+	Notes         []string `protobuf:"bytes,4,rep,name=notes,proto3" json:"notes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListPathsResponse) Reset() {
+	*x = ListPathsResponse{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListPathsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListPathsResponse) ProtoMessage() {}
+
+func (x *ListPathsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListPathsResponse.ProtoReflect.Descriptor instead.
+func (*ListPathsResponse) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *ListPathsResponse) GetRoute() *Route {
+	if x != nil {
+		return x.Route
+	}
+	return nil
+}
+
+func (x *ListPathsResponse) GetPaths() []*Path {
+	if x != nil {
+		return x.Paths
+	}
+	return nil
+}
+
+func (x *ListPathsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+func (x *ListPathsResponse) GetNotes() []string {
+	if x != nil {
+		return x.Notes
+	}
+	return nil
+}
+
+// Path is one BGP path to a prefix.
+type Path struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Prefix string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	// Name of the peer that sent it. Empty: this node announces the prefix itself.
+	Peer string `protobuf:"bytes,2,opt,name=peer,proto3" json:"peer,omitempty"`
+	// "used" for forwarding, "unused", "refused" by the import policy, "sent" to the peer, or "held
+	// back" from it.
+	State string `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
+	// Why it is unused, refused or held back, for programs. Refused: "family", "as-loop",
+	// "own-origin", "no-rules", "not-allowed", "less-specific" or "more-specific". Held back:
+	// "export-limit". Unused because another path is better: "local-pref", "own", "as-path",
+	// "origin", "med", "internal", "newer", "router-id" or "address". Unused although it is the best:
+	// "dead" (its tunnel or session is down), "withheld", "static" (a static route comes first),
+	// "outranked" (a route of the machine comes first) or "not-installed". "changing": the tables
+	// changed while they were read.
+	Reason string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The reason in words.
+	Why string `protobuf:"bytes,5,opt,name=why,proto3" json:"why,omitempty"`
+	// Name of the peer with the better path. Empty: none, or this node itself.
+	Winner  string `protobuf:"bytes,6,opt,name=winner,proto3" json:"winner,omitempty"`
+	NextHop string `protobuf:"bytes,7,opt,name=next_hop,json=nextHop,proto3" json:"next_hop,omitempty"`
+	// AS path as text (RFC 5396); sets are flattened at the end.
+	AsPath string `protobuf:"bytes,8,opt,name=as_path,json=asPath,proto3" json:"as_path,omitempty"`
+	// "IGP", "EGP" or "INCOMPLETE".
+	Origin string `protobuf:"bytes,9,opt,name=origin,proto3" json:"origin,omitempty"`
+	// MULTI_EXIT_DISC, as received or sent.
+	Med *uint32 `protobuf:"varint,10,opt,name=med,proto3,oneof" json:"med,omitempty"`
+	// LOCAL_PREF: of an accepted path after the import policy, else as received or sent.
+	LocalPreference *uint32 `protobuf:"varint,11,opt,name=local_preference,json=localPreference,proto3,oneof" json:"local_preference,omitempty"`
+	// As "65001:7" (RFC 1997), or "NO_EXPORT", "NO_ADVERTISE".
+	Communities []string `protobuf:"bytes,12,rep,name=communities,proto3" json:"communities,omitempty"`
+	// As "65001:1:2" (RFC 8092).
+	LargeCommunities []string `protobuf:"bytes,13,rep,name=large_communities,json=largeCommunities,proto3" json:"large_communities,omitempty"`
+	// BGP identifier of the peer.
+	RouterId string `protobuf:"bytes,14,opt,name=router_id,json=routerId,proto3" json:"router_id,omitempty"`
+	// When it arrived.
+	Since *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=since,proto3" json:"since,omitempty"`
+	// Whether it is kept while its peer restarts gracefully.
+	Stale         bool `protobuf:"varint,16,opt,name=stale,proto3" json:"stale,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Path) Reset() {
+	*x = Path{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Path) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Path) ProtoMessage() {}
+
+func (x *Path) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Path.ProtoReflect.Descriptor instead.
+func (*Path) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *Path) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+func (x *Path) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+func (x *Path) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Path) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Path) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+func (x *Path) GetWinner() string {
+	if x != nil {
+		return x.Winner
+	}
+	return ""
+}
+
+func (x *Path) GetNextHop() string {
+	if x != nil {
+		return x.NextHop
+	}
+	return ""
+}
+
+func (x *Path) GetAsPath() string {
+	if x != nil {
+		return x.AsPath
+	}
+	return ""
+}
+
+func (x *Path) GetOrigin() string {
+	if x != nil {
+		return x.Origin
+	}
+	return ""
+}
+
+func (x *Path) GetMed() uint32 {
+	if x != nil && x.Med != nil {
+		return *x.Med
+	}
+	return 0
+}
+
+func (x *Path) GetLocalPreference() uint32 {
+	if x != nil && x.LocalPreference != nil {
+		return *x.LocalPreference
+	}
+	return 0
+}
+
+func (x *Path) GetCommunities() []string {
+	if x != nil {
+		return x.Communities
+	}
+	return nil
+}
+
+func (x *Path) GetLargeCommunities() []string {
+	if x != nil {
+		return x.LargeCommunities
+	}
+	return nil
+}
+
+func (x *Path) GetRouterId() string {
+	if x != nil {
+		return x.RouterId
+	}
+	return ""
+}
+
+func (x *Path) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *Path) GetStale() bool {
+	if x != nil {
+		return x.Stale
+	}
+	return false
+}
+
 type ListPoliciesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// At most so many, 1 to 10000. Default: 1000.
@@ -3218,7 +3614,7 @@ type ListPoliciesRequest struct {
 
 func (x *ListPoliciesRequest) Reset() {
 	*x = ListPoliciesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[43]
+	mi := &file_isthmus_v1_services_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3230,7 +3626,7 @@ func (x *ListPoliciesRequest) String() string {
 func (*ListPoliciesRequest) ProtoMessage() {}
 
 func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[43]
+	mi := &file_isthmus_v1_services_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3243,7 +3639,7 @@ func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*ListPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{43}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ListPoliciesRequest) GetPageSize() uint32 {
@@ -3276,7 +3672,7 @@ type ListPoliciesResponse struct {
 
 func (x *ListPoliciesResponse) Reset() {
 	*x = ListPoliciesResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[44]
+	mi := &file_isthmus_v1_services_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3288,7 +3684,7 @@ func (x *ListPoliciesResponse) String() string {
 func (*ListPoliciesResponse) ProtoMessage() {}
 
 func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[44]
+	mi := &file_isthmus_v1_services_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3301,7 +3697,7 @@ func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesResponse.ProtoReflect.Descriptor instead.
 func (*ListPoliciesResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{44}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ListPoliciesResponse) GetPolicies() []*PolicyStatus {
@@ -3354,7 +3750,7 @@ type Drop struct {
 
 func (x *Drop) Reset() {
 	*x = Drop{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[45]
+	mi := &file_isthmus_v1_services_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3366,7 +3762,7 @@ func (x *Drop) String() string {
 func (*Drop) ProtoMessage() {}
 
 func (x *Drop) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[45]
+	mi := &file_isthmus_v1_services_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3379,7 +3775,7 @@ func (x *Drop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drop.ProtoReflect.Descriptor instead.
 func (*Drop) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{45}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Drop) GetReason() string {
@@ -3418,7 +3814,7 @@ type WatchPoliciesRequest struct {
 
 func (x *WatchPoliciesRequest) Reset() {
 	*x = WatchPoliciesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[46]
+	mi := &file_isthmus_v1_services_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3430,7 +3826,7 @@ func (x *WatchPoliciesRequest) String() string {
 func (*WatchPoliciesRequest) ProtoMessage() {}
 
 func (x *WatchPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[46]
+	mi := &file_isthmus_v1_services_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3443,7 +3839,7 @@ func (x *WatchPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*WatchPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{46}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{49}
 }
 
 type PolicyEvent struct {
@@ -3456,7 +3852,7 @@ type PolicyEvent struct {
 
 func (x *PolicyEvent) Reset() {
 	*x = PolicyEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[47]
+	mi := &file_isthmus_v1_services_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3468,7 +3864,7 @@ func (x *PolicyEvent) String() string {
 func (*PolicyEvent) ProtoMessage() {}
 
 func (x *PolicyEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[47]
+	mi := &file_isthmus_v1_services_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3481,7 +3877,7 @@ func (x *PolicyEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyEvent.ProtoReflect.Descriptor instead.
 func (*PolicyEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{47}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *PolicyEvent) GetType() EventType {
@@ -3522,7 +3918,7 @@ type ProveEgressRequest struct {
 
 func (x *ProveEgressRequest) Reset() {
 	*x = ProveEgressRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[48]
+	mi := &file_isthmus_v1_services_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3534,7 +3930,7 @@ func (x *ProveEgressRequest) String() string {
 func (*ProveEgressRequest) ProtoMessage() {}
 
 func (x *ProveEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[48]
+	mi := &file_isthmus_v1_services_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3547,7 +3943,7 @@ func (x *ProveEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProveEgressRequest.ProtoReflect.Descriptor instead.
 func (*ProveEgressRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{48}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ProveEgressRequest) GetDestinations() []string {
@@ -3600,7 +3996,7 @@ type ProveEgressResponse struct {
 
 func (x *ProveEgressResponse) Reset() {
 	*x = ProveEgressResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[49]
+	mi := &file_isthmus_v1_services_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3612,7 +4008,7 @@ func (x *ProveEgressResponse) String() string {
 func (*ProveEgressResponse) ProtoMessage() {}
 
 func (x *ProveEgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[49]
+	mi := &file_isthmus_v1_services_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3625,7 +4021,7 @@ func (x *ProveEgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProveEgressResponse.ProtoReflect.Descriptor instead.
 func (*ProveEgressResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{49}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ProveEgressResponse) GetProof() *EgressProof {
@@ -3684,7 +4080,7 @@ type EgressProof struct {
 
 func (x *EgressProof) Reset() {
 	*x = EgressProof{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[50]
+	mi := &file_isthmus_v1_services_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3696,7 +4092,7 @@ func (x *EgressProof) String() string {
 func (*EgressProof) ProtoMessage() {}
 
 func (x *EgressProof) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[50]
+	mi := &file_isthmus_v1_services_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3709,7 +4105,7 @@ func (x *EgressProof) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressProof.ProtoReflect.Descriptor instead.
 func (*EgressProof) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{50}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *EgressProof) GetNode() string {
@@ -3811,7 +4207,7 @@ type EgressProofState struct {
 
 func (x *EgressProofState) Reset() {
 	*x = EgressProofState{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[51]
+	mi := &file_isthmus_v1_services_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3823,7 +4219,7 @@ func (x *EgressProofState) String() string {
 func (*EgressProofState) ProtoMessage() {}
 
 func (x *EgressProofState) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[51]
+	mi := &file_isthmus_v1_services_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3836,7 +4232,7 @@ func (x *EgressProofState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressProofState.ProtoReflect.Descriptor instead.
 func (*EgressProofState) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{51}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *EgressProofState) GetName() string {
@@ -3878,7 +4274,7 @@ type CanaryResult struct {
 
 func (x *CanaryResult) Reset() {
 	*x = CanaryResult{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[52]
+	mi := &file_isthmus_v1_services_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3890,7 +4286,7 @@ func (x *CanaryResult) String() string {
 func (*CanaryResult) ProtoMessage() {}
 
 func (x *CanaryResult) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[52]
+	mi := &file_isthmus_v1_services_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3903,7 +4299,7 @@ func (x *CanaryResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CanaryResult.ProtoReflect.Descriptor instead.
 func (*CanaryResult) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{52}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *CanaryResult) GetAddress() string {
@@ -3963,7 +4359,7 @@ type PolicyStatus struct {
 
 func (x *PolicyStatus) Reset() {
 	*x = PolicyStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[53]
+	mi := &file_isthmus_v1_services_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3975,7 +4371,7 @@ func (x *PolicyStatus) String() string {
 func (*PolicyStatus) ProtoMessage() {}
 
 func (x *PolicyStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[53]
+	mi := &file_isthmus_v1_services_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3988,7 +4384,7 @@ func (x *PolicyStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyStatus.ProtoReflect.Descriptor instead.
 func (*PolicyStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{53}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *PolicyStatus) GetName() string {
@@ -4100,7 +4496,7 @@ type ListPoolsRequest struct {
 
 func (x *ListPoolsRequest) Reset() {
 	*x = ListPoolsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[54]
+	mi := &file_isthmus_v1_services_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4112,7 +4508,7 @@ func (x *ListPoolsRequest) String() string {
 func (*ListPoolsRequest) ProtoMessage() {}
 
 func (x *ListPoolsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[54]
+	mi := &file_isthmus_v1_services_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4125,7 +4521,7 @@ func (x *ListPoolsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoolsRequest.ProtoReflect.Descriptor instead.
 func (*ListPoolsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{54}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ListPoolsRequest) GetPageSize() uint32 {
@@ -4152,7 +4548,7 @@ type ListPoolsResponse struct {
 
 func (x *ListPoolsResponse) Reset() {
 	*x = ListPoolsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[55]
+	mi := &file_isthmus_v1_services_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4164,7 +4560,7 @@ func (x *ListPoolsResponse) String() string {
 func (*ListPoolsResponse) ProtoMessage() {}
 
 func (x *ListPoolsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[55]
+	mi := &file_isthmus_v1_services_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4177,7 +4573,7 @@ func (x *ListPoolsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoolsResponse.ProtoReflect.Descriptor instead.
 func (*ListPoolsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{55}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ListPoolsResponse) GetPools() []*PoolStatus {
@@ -4203,7 +4599,7 @@ type GetPoolRequest struct {
 
 func (x *GetPoolRequest) Reset() {
 	*x = GetPoolRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[56]
+	mi := &file_isthmus_v1_services_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4215,7 +4611,7 @@ func (x *GetPoolRequest) String() string {
 func (*GetPoolRequest) ProtoMessage() {}
 
 func (x *GetPoolRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[56]
+	mi := &file_isthmus_v1_services_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4228,7 +4624,7 @@ func (x *GetPoolRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPoolRequest.ProtoReflect.Descriptor instead.
 func (*GetPoolRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{56}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *GetPoolRequest) GetName() string {
@@ -4246,7 +4642,7 @@ type WatchPoolsRequest struct {
 
 func (x *WatchPoolsRequest) Reset() {
 	*x = WatchPoolsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[57]
+	mi := &file_isthmus_v1_services_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4258,7 +4654,7 @@ func (x *WatchPoolsRequest) String() string {
 func (*WatchPoolsRequest) ProtoMessage() {}
 
 func (x *WatchPoolsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[57]
+	mi := &file_isthmus_v1_services_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4271,7 +4667,7 @@ func (x *WatchPoolsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPoolsRequest.ProtoReflect.Descriptor instead.
 func (*WatchPoolsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{57}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{60}
 }
 
 type PoolEvent struct {
@@ -4284,7 +4680,7 @@ type PoolEvent struct {
 
 func (x *PoolEvent) Reset() {
 	*x = PoolEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[58]
+	mi := &file_isthmus_v1_services_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4296,7 +4692,7 @@ func (x *PoolEvent) String() string {
 func (*PoolEvent) ProtoMessage() {}
 
 func (x *PoolEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[58]
+	mi := &file_isthmus_v1_services_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4309,7 +4705,7 @@ func (x *PoolEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolEvent.ProtoReflect.Descriptor instead.
 func (*PoolEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{58}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *PoolEvent) GetType() EventType {
@@ -4343,7 +4739,7 @@ type PoolStatus struct {
 
 func (x *PoolStatus) Reset() {
 	*x = PoolStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[59]
+	mi := &file_isthmus_v1_services_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4355,7 +4751,7 @@ func (x *PoolStatus) String() string {
 func (*PoolStatus) ProtoMessage() {}
 
 func (x *PoolStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[59]
+	mi := &file_isthmus_v1_services_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4368,7 +4764,7 @@ func (x *PoolStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolStatus.ProtoReflect.Descriptor instead.
 func (*PoolStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{59}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *PoolStatus) GetName() string {
@@ -4428,7 +4824,7 @@ type PoolMember struct {
 
 func (x *PoolMember) Reset() {
 	*x = PoolMember{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[60]
+	mi := &file_isthmus_v1_services_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4440,7 +4836,7 @@ func (x *PoolMember) String() string {
 func (*PoolMember) ProtoMessage() {}
 
 func (x *PoolMember) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[60]
+	mi := &file_isthmus_v1_services_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4453,7 +4849,7 @@ func (x *PoolMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolMember.ProtoReflect.Descriptor instead.
 func (*PoolMember) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{60}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *PoolMember) GetAddress() string {
@@ -4530,7 +4926,7 @@ type ProbeTarget struct {
 
 func (x *ProbeTarget) Reset() {
 	*x = ProbeTarget{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[61]
+	mi := &file_isthmus_v1_services_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4542,7 +4938,7 @@ func (x *ProbeTarget) String() string {
 func (*ProbeTarget) ProtoMessage() {}
 
 func (x *ProbeTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[61]
+	mi := &file_isthmus_v1_services_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4555,7 +4951,7 @@ func (x *ProbeTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeTarget.ProtoReflect.Descriptor instead.
 func (*ProbeTarget) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{61}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ProbeTarget) GetTarget() string {
@@ -4604,7 +5000,7 @@ type ListNamesRequest struct {
 
 func (x *ListNamesRequest) Reset() {
 	*x = ListNamesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[62]
+	mi := &file_isthmus_v1_services_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4616,7 +5012,7 @@ func (x *ListNamesRequest) String() string {
 func (*ListNamesRequest) ProtoMessage() {}
 
 func (x *ListNamesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[62]
+	mi := &file_isthmus_v1_services_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4629,7 +5025,7 @@ func (x *ListNamesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNamesRequest.ProtoReflect.Descriptor instead.
 func (*ListNamesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{62}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ListNamesRequest) GetPageSize() uint32 {
@@ -4656,7 +5052,7 @@ type ListNamesResponse struct {
 
 func (x *ListNamesResponse) Reset() {
 	*x = ListNamesResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[63]
+	mi := &file_isthmus_v1_services_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4668,7 +5064,7 @@ func (x *ListNamesResponse) String() string {
 func (*ListNamesResponse) ProtoMessage() {}
 
 func (x *ListNamesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[63]
+	mi := &file_isthmus_v1_services_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4681,7 +5077,7 @@ func (x *ListNamesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNamesResponse.ProtoReflect.Descriptor instead.
 func (*ListNamesResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{63}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ListNamesResponse) GetNames() []*NameStatus {
@@ -4706,7 +5102,7 @@ type WatchNamesRequest struct {
 
 func (x *WatchNamesRequest) Reset() {
 	*x = WatchNamesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[64]
+	mi := &file_isthmus_v1_services_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4718,7 +5114,7 @@ func (x *WatchNamesRequest) String() string {
 func (*WatchNamesRequest) ProtoMessage() {}
 
 func (x *WatchNamesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[64]
+	mi := &file_isthmus_v1_services_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4731,7 +5127,7 @@ func (x *WatchNamesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchNamesRequest.ProtoReflect.Descriptor instead.
 func (*WatchNamesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{64}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{67}
 }
 
 type NameEvent struct {
@@ -4744,7 +5140,7 @@ type NameEvent struct {
 
 func (x *NameEvent) Reset() {
 	*x = NameEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[65]
+	mi := &file_isthmus_v1_services_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4756,7 +5152,7 @@ func (x *NameEvent) String() string {
 func (*NameEvent) ProtoMessage() {}
 
 func (x *NameEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[65]
+	mi := &file_isthmus_v1_services_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4769,7 +5165,7 @@ func (x *NameEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NameEvent.ProtoReflect.Descriptor instead.
 func (*NameEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{65}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *NameEvent) GetType() EventType {
@@ -4816,7 +5212,7 @@ type NameStatus struct {
 
 func (x *NameStatus) Reset() {
 	*x = NameStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[66]
+	mi := &file_isthmus_v1_services_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4828,7 +5224,7 @@ func (x *NameStatus) String() string {
 func (*NameStatus) ProtoMessage() {}
 
 func (x *NameStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[66]
+	mi := &file_isthmus_v1_services_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4841,7 +5237,7 @@ func (x *NameStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NameStatus.ProtoReflect.Descriptor instead.
 func (*NameStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{66}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *NameStatus) GetName() string {
@@ -4919,7 +5315,7 @@ type GoneAddress struct {
 
 func (x *GoneAddress) Reset() {
 	*x = GoneAddress{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[67]
+	mi := &file_isthmus_v1_services_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4931,7 +5327,7 @@ func (x *GoneAddress) String() string {
 func (*GoneAddress) ProtoMessage() {}
 
 func (x *GoneAddress) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[67]
+	mi := &file_isthmus_v1_services_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4944,7 +5340,7 @@ func (x *GoneAddress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GoneAddress.ProtoReflect.Descriptor instead.
 func (*GoneAddress) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{67}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *GoneAddress) GetAddress() string {
@@ -4975,7 +5371,7 @@ type SealRequest struct {
 
 func (x *SealRequest) Reset() {
 	*x = SealRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[68]
+	mi := &file_isthmus_v1_services_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4987,7 +5383,7 @@ func (x *SealRequest) String() string {
 func (*SealRequest) ProtoMessage() {}
 
 func (x *SealRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[68]
+	mi := &file_isthmus_v1_services_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5000,7 +5396,7 @@ func (x *SealRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealRequest.ProtoReflect.Descriptor instead.
 func (*SealRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{68}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *SealRequest) GetWith() string {
@@ -5027,7 +5423,7 @@ type SealResponse struct {
 
 func (x *SealResponse) Reset() {
 	*x = SealResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[69]
+	mi := &file_isthmus_v1_services_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5039,7 +5435,7 @@ func (x *SealResponse) String() string {
 func (*SealResponse) ProtoMessage() {}
 
 func (x *SealResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[69]
+	mi := &file_isthmus_v1_services_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5052,7 +5448,7 @@ func (x *SealResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealResponse.ProtoReflect.Descriptor instead.
 func (*SealResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{69}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *SealResponse) GetRecovery() string {
@@ -5072,7 +5468,7 @@ type UnsealRequest struct {
 
 func (x *UnsealRequest) Reset() {
 	*x = UnsealRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[70]
+	mi := &file_isthmus_v1_services_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5084,7 +5480,7 @@ func (x *UnsealRequest) String() string {
 func (*UnsealRequest) ProtoMessage() {}
 
 func (x *UnsealRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[70]
+	mi := &file_isthmus_v1_services_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5097,7 +5493,7 @@ func (x *UnsealRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnsealRequest.ProtoReflect.Descriptor instead.
 func (*UnsealRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{70}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *UnsealRequest) GetRecovery() string {
@@ -5118,7 +5514,7 @@ type UnsealResponse struct {
 
 func (x *UnsealResponse) Reset() {
 	*x = UnsealResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[71]
+	mi := &file_isthmus_v1_services_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5130,7 +5526,7 @@ func (x *UnsealResponse) String() string {
 func (*UnsealResponse) ProtoMessage() {}
 
 func (x *UnsealResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[71]
+	mi := &file_isthmus_v1_services_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5143,7 +5539,7 @@ func (x *UnsealResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnsealResponse.ProtoReflect.Descriptor instead.
 func (*UnsealResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{71}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *UnsealResponse) GetNotSealed() string {
@@ -5161,7 +5557,7 @@ type GetMachineRequest struct {
 
 func (x *GetMachineRequest) Reset() {
 	*x = GetMachineRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[72]
+	mi := &file_isthmus_v1_services_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5173,7 +5569,7 @@ func (x *GetMachineRequest) String() string {
 func (*GetMachineRequest) ProtoMessage() {}
 
 func (x *GetMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[72]
+	mi := &file_isthmus_v1_services_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5186,7 +5582,7 @@ func (x *GetMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMachineRequest.ProtoReflect.Descriptor instead.
 func (*GetMachineRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{72}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{75}
 }
 
 // Machine is the state of the machine that the router runs on.
@@ -5219,7 +5615,7 @@ type Machine struct {
 
 func (x *Machine) Reset() {
 	*x = Machine{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[73]
+	mi := &file_isthmus_v1_services_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5231,7 +5627,7 @@ func (x *Machine) String() string {
 func (*Machine) ProtoMessage() {}
 
 func (x *Machine) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[73]
+	mi := &file_isthmus_v1_services_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5244,7 +5640,7 @@ func (x *Machine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Machine.ProtoReflect.Descriptor instead.
 func (*Machine) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{73}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *Machine) GetSlots() []*Slot {
@@ -5344,7 +5740,7 @@ type Slot struct {
 
 func (x *Slot) Reset() {
 	*x = Slot{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[74]
+	mi := &file_isthmus_v1_services_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5356,7 +5752,7 @@ func (x *Slot) String() string {
 func (*Slot) ProtoMessage() {}
 
 func (x *Slot) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[74]
+	mi := &file_isthmus_v1_services_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5369,7 +5765,7 @@ func (x *Slot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Slot.ProtoReflect.Descriptor instead.
 func (*Slot) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{74}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *Slot) GetName() string {
@@ -5453,7 +5849,7 @@ type UpgradeRequest struct {
 
 func (x *UpgradeRequest) Reset() {
 	*x = UpgradeRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[75]
+	mi := &file_isthmus_v1_services_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5465,7 +5861,7 @@ func (x *UpgradeRequest) String() string {
 func (*UpgradeRequest) ProtoMessage() {}
 
 func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[75]
+	mi := &file_isthmus_v1_services_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5478,7 +5874,7 @@ func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeRequest.ProtoReflect.Descriptor instead.
 func (*UpgradeRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{75}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *UpgradeRequest) GetHeader() *UpgradeHeader {
@@ -5511,7 +5907,7 @@ type UpgradeHeader struct {
 
 func (x *UpgradeHeader) Reset() {
 	*x = UpgradeHeader{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[76]
+	mi := &file_isthmus_v1_services_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5523,7 +5919,7 @@ func (x *UpgradeHeader) String() string {
 func (*UpgradeHeader) ProtoMessage() {}
 
 func (x *UpgradeHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[76]
+	mi := &file_isthmus_v1_services_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5536,7 +5932,7 @@ func (x *UpgradeHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeHeader.ProtoReflect.Descriptor instead.
 func (*UpgradeHeader) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{76}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *UpgradeHeader) GetSize() int64 {
@@ -5579,7 +5975,7 @@ type UpgradeResponse struct {
 
 func (x *UpgradeResponse) Reset() {
 	*x = UpgradeResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[77]
+	mi := &file_isthmus_v1_services_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5591,7 +5987,7 @@ func (x *UpgradeResponse) String() string {
 func (*UpgradeResponse) ProtoMessage() {}
 
 func (x *UpgradeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[77]
+	mi := &file_isthmus_v1_services_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5604,7 +6000,7 @@ func (x *UpgradeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeResponse.ProtoReflect.Descriptor instead.
 func (*UpgradeResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{77}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *UpgradeResponse) GetSlot() string {
@@ -5636,7 +6032,7 @@ type RollbackSlotRequest struct {
 
 func (x *RollbackSlotRequest) Reset() {
 	*x = RollbackSlotRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[78]
+	mi := &file_isthmus_v1_services_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5648,7 +6044,7 @@ func (x *RollbackSlotRequest) String() string {
 func (*RollbackSlotRequest) ProtoMessage() {}
 
 func (x *RollbackSlotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[78]
+	mi := &file_isthmus_v1_services_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5661,7 +6057,7 @@ func (x *RollbackSlotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackSlotRequest.ProtoReflect.Descriptor instead.
 func (*RollbackSlotRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{78}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{81}
 }
 
 type RollbackSlotResponse struct {
@@ -5674,7 +6070,7 @@ type RollbackSlotResponse struct {
 
 func (x *RollbackSlotResponse) Reset() {
 	*x = RollbackSlotResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[79]
+	mi := &file_isthmus_v1_services_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5686,7 +6082,7 @@ func (x *RollbackSlotResponse) String() string {
 func (*RollbackSlotResponse) ProtoMessage() {}
 
 func (x *RollbackSlotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[79]
+	mi := &file_isthmus_v1_services_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5699,7 +6095,7 @@ func (x *RollbackSlotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackSlotResponse.ProtoReflect.Descriptor instead.
 func (*RollbackSlotResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{79}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *RollbackSlotResponse) GetSlot() string {
@@ -5717,7 +6113,7 @@ type RebootRequest struct {
 
 func (x *RebootRequest) Reset() {
 	*x = RebootRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[80]
+	mi := &file_isthmus_v1_services_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5729,7 +6125,7 @@ func (x *RebootRequest) String() string {
 func (*RebootRequest) ProtoMessage() {}
 
 func (x *RebootRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[80]
+	mi := &file_isthmus_v1_services_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5742,7 +6138,7 @@ func (x *RebootRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RebootRequest.ProtoReflect.Descriptor instead.
 func (*RebootRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{80}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{83}
 }
 
 type RebootResponse struct {
@@ -5753,7 +6149,7 @@ type RebootResponse struct {
 
 func (x *RebootResponse) Reset() {
 	*x = RebootResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[81]
+	mi := &file_isthmus_v1_services_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5765,7 +6161,7 @@ func (x *RebootResponse) String() string {
 func (*RebootResponse) ProtoMessage() {}
 
 func (x *RebootResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[81]
+	mi := &file_isthmus_v1_services_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5778,7 +6174,7 @@ func (x *RebootResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RebootResponse.ProtoReflect.Descriptor instead.
 func (*RebootResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{81}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{84}
 }
 
 type PowerOffRequest struct {
@@ -5789,7 +6185,7 @@ type PowerOffRequest struct {
 
 func (x *PowerOffRequest) Reset() {
 	*x = PowerOffRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[82]
+	mi := &file_isthmus_v1_services_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5801,7 +6197,7 @@ func (x *PowerOffRequest) String() string {
 func (*PowerOffRequest) ProtoMessage() {}
 
 func (x *PowerOffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[82]
+	mi := &file_isthmus_v1_services_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5814,7 +6210,7 @@ func (x *PowerOffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerOffRequest.ProtoReflect.Descriptor instead.
 func (*PowerOffRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{82}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{85}
 }
 
 type PowerOffResponse struct {
@@ -5825,7 +6221,7 @@ type PowerOffResponse struct {
 
 func (x *PowerOffResponse) Reset() {
 	*x = PowerOffResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[83]
+	mi := &file_isthmus_v1_services_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5837,7 +6233,7 @@ func (x *PowerOffResponse) String() string {
 func (*PowerOffResponse) ProtoMessage() {}
 
 func (x *PowerOffResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[83]
+	mi := &file_isthmus_v1_services_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5850,7 +6246,7 @@ func (x *PowerOffResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerOffResponse.ProtoReflect.Descriptor instead.
 func (*PowerOffResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{83}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{86}
 }
 
 type GetStatusRequest struct {
@@ -5861,7 +6257,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[84]
+	mi := &file_isthmus_v1_services_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5873,7 +6269,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[84]
+	mi := &file_isthmus_v1_services_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5886,7 +6282,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{84}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{87}
 }
 
 type SystemStatus struct {
@@ -5914,7 +6310,7 @@ type SystemStatus struct {
 
 func (x *SystemStatus) Reset() {
 	*x = SystemStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[85]
+	mi := &file_isthmus_v1_services_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5926,7 +6322,7 @@ func (x *SystemStatus) String() string {
 func (*SystemStatus) ProtoMessage() {}
 
 func (x *SystemStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[85]
+	mi := &file_isthmus_v1_services_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5939,7 +6335,7 @@ func (x *SystemStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SystemStatus.ProtoReflect.Descriptor instead.
 func (*SystemStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{85}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *SystemStatus) GetNode() string {
@@ -6051,7 +6447,7 @@ type Summary struct {
 
 func (x *Summary) Reset() {
 	*x = Summary{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[86]
+	mi := &file_isthmus_v1_services_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6063,7 +6459,7 @@ func (x *Summary) String() string {
 func (*Summary) ProtoMessage() {}
 
 func (x *Summary) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[86]
+	mi := &file_isthmus_v1_services_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6076,7 +6472,7 @@ func (x *Summary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Summary.ProtoReflect.Descriptor instead.
 func (*Summary) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{86}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *Summary) GetTunnels() uint32 {
@@ -6196,7 +6592,7 @@ type PlatformStatus struct {
 
 func (x *PlatformStatus) Reset() {
 	*x = PlatformStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[87]
+	mi := &file_isthmus_v1_services_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6208,7 +6604,7 @@ func (x *PlatformStatus) String() string {
 func (*PlatformStatus) ProtoMessage() {}
 
 func (x *PlatformStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[87]
+	mi := &file_isthmus_v1_services_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6221,7 +6617,7 @@ func (x *PlatformStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlatformStatus.ProtoReflect.Descriptor instead.
 func (*PlatformStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{87}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *PlatformStatus) GetPlatform() string {
@@ -6292,7 +6688,7 @@ type PlatformInterface struct {
 
 func (x *PlatformInterface) Reset() {
 	*x = PlatformInterface{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[88]
+	mi := &file_isthmus_v1_services_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6304,7 +6700,7 @@ func (x *PlatformInterface) String() string {
 func (*PlatformInterface) ProtoMessage() {}
 
 func (x *PlatformInterface) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[88]
+	mi := &file_isthmus_v1_services_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6317,7 +6713,7 @@ func (x *PlatformInterface) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlatformInterface.ProtoReflect.Descriptor instead.
 func (*PlatformInterface) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{88}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *PlatformInterface) GetName() string {
@@ -6383,7 +6779,7 @@ type Counters struct {
 
 func (x *Counters) Reset() {
 	*x = Counters{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[89]
+	mi := &file_isthmus_v1_services_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6395,7 +6791,7 @@ func (x *Counters) String() string {
 func (*Counters) ProtoMessage() {}
 
 func (x *Counters) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[89]
+	mi := &file_isthmus_v1_services_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6408,7 +6804,7 @@ func (x *Counters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counters.ProtoReflect.Descriptor instead.
 func (*Counters) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{89}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *Counters) GetViciWrites() uint64 {
@@ -6465,7 +6861,7 @@ type SetSecretRequest struct {
 
 func (x *SetSecretRequest) Reset() {
 	*x = SetSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[90]
+	mi := &file_isthmus_v1_services_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6477,7 +6873,7 @@ func (x *SetSecretRequest) String() string {
 func (*SetSecretRequest) ProtoMessage() {}
 
 func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[90]
+	mi := &file_isthmus_v1_services_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6490,7 +6886,7 @@ func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSecretRequest.ProtoReflect.Descriptor instead.
 func (*SetSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{90}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *SetSecretRequest) GetName() string {
@@ -6516,7 +6912,7 @@ type RollbackSecretRequest struct {
 
 func (x *RollbackSecretRequest) Reset() {
 	*x = RollbackSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[91]
+	mi := &file_isthmus_v1_services_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6528,7 +6924,7 @@ func (x *RollbackSecretRequest) String() string {
 func (*RollbackSecretRequest) ProtoMessage() {}
 
 func (x *RollbackSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[91]
+	mi := &file_isthmus_v1_services_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6541,7 +6937,7 @@ func (x *RollbackSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackSecretRequest.ProtoReflect.Descriptor instead.
 func (*RollbackSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{91}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *RollbackSecretRequest) GetName() string {
@@ -6562,7 +6958,7 @@ type ListSecretsRequest struct {
 
 func (x *ListSecretsRequest) Reset() {
 	*x = ListSecretsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[92]
+	mi := &file_isthmus_v1_services_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6574,7 +6970,7 @@ func (x *ListSecretsRequest) String() string {
 func (*ListSecretsRequest) ProtoMessage() {}
 
 func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[92]
+	mi := &file_isthmus_v1_services_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6587,7 +6983,7 @@ func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsRequest.ProtoReflect.Descriptor instead.
 func (*ListSecretsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{92}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *ListSecretsRequest) GetPageSize() uint32 {
@@ -6614,7 +7010,7 @@ type ListSecretsResponse struct {
 
 func (x *ListSecretsResponse) Reset() {
 	*x = ListSecretsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[93]
+	mi := &file_isthmus_v1_services_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6626,7 +7022,7 @@ func (x *ListSecretsResponse) String() string {
 func (*ListSecretsResponse) ProtoMessage() {}
 
 func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[93]
+	mi := &file_isthmus_v1_services_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6639,7 +7035,7 @@ func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsResponse.ProtoReflect.Descriptor instead.
 func (*ListSecretsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{93}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *ListSecretsResponse) GetSecrets() []*SecretInfo {
@@ -6675,7 +7071,7 @@ type SecretInfo struct {
 
 func (x *SecretInfo) Reset() {
 	*x = SecretInfo{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[94]
+	mi := &file_isthmus_v1_services_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6687,7 +7083,7 @@ func (x *SecretInfo) String() string {
 func (*SecretInfo) ProtoMessage() {}
 
 func (x *SecretInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[94]
+	mi := &file_isthmus_v1_services_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6700,7 +7096,7 @@ func (x *SecretInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretInfo.ProtoReflect.Descriptor instead.
 func (*SecretInfo) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{94}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *SecretInfo) GetName() string {
@@ -6747,7 +7143,7 @@ type DeleteSecretRequest struct {
 
 func (x *DeleteSecretRequest) Reset() {
 	*x = DeleteSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[95]
+	mi := &file_isthmus_v1_services_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6759,7 +7155,7 @@ func (x *DeleteSecretRequest) String() string {
 func (*DeleteSecretRequest) ProtoMessage() {}
 
 func (x *DeleteSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[95]
+	mi := &file_isthmus_v1_services_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6772,7 +7168,7 @@ func (x *DeleteSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSecretRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{95}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *DeleteSecretRequest) GetName() string {
@@ -6790,7 +7186,7 @@ type DeleteSecretResponse struct {
 
 func (x *DeleteSecretResponse) Reset() {
 	*x = DeleteSecretResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[96]
+	mi := &file_isthmus_v1_services_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6802,7 +7198,7 @@ func (x *DeleteSecretResponse) String() string {
 func (*DeleteSecretResponse) ProtoMessage() {}
 
 func (x *DeleteSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[96]
+	mi := &file_isthmus_v1_services_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6815,7 +7211,7 @@ func (x *DeleteSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSecretResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSecretResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{96}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{99}
 }
 
 type ListAuditRequest struct {
@@ -6837,7 +7233,7 @@ type ListAuditRequest struct {
 
 func (x *ListAuditRequest) Reset() {
 	*x = ListAuditRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[97]
+	mi := &file_isthmus_v1_services_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6849,7 +7245,7 @@ func (x *ListAuditRequest) String() string {
 func (*ListAuditRequest) ProtoMessage() {}
 
 func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[97]
+	mi := &file_isthmus_v1_services_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6862,7 +7258,7 @@ func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditRequest.ProtoReflect.Descriptor instead.
 func (*ListAuditRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{97}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *ListAuditRequest) GetPageSize() uint32 {
@@ -6920,7 +7316,7 @@ type ListAuditResponse struct {
 
 func (x *ListAuditResponse) Reset() {
 	*x = ListAuditResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[98]
+	mi := &file_isthmus_v1_services_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6932,7 +7328,7 @@ func (x *ListAuditResponse) String() string {
 func (*ListAuditResponse) ProtoMessage() {}
 
 func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[98]
+	mi := &file_isthmus_v1_services_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6945,7 +7341,7 @@ func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditResponse.ProtoReflect.Descriptor instead.
 func (*ListAuditResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{98}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *ListAuditResponse) GetEntries() []*AuditEntry {
@@ -7004,7 +7400,7 @@ type AuditEntry struct {
 
 func (x *AuditEntry) Reset() {
 	*x = AuditEntry{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[99]
+	mi := &file_isthmus_v1_services_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7016,7 +7412,7 @@ func (x *AuditEntry) String() string {
 func (*AuditEntry) ProtoMessage() {}
 
 func (x *AuditEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[99]
+	mi := &file_isthmus_v1_services_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7029,7 +7425,7 @@ func (x *AuditEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditEntry.ProtoReflect.Descriptor instead.
 func (*AuditEntry) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{99}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *AuditEntry) GetTime() *timestamppb.Timestamp {
@@ -7148,7 +7544,7 @@ type RenewAuthorityRequest struct {
 
 func (x *RenewAuthorityRequest) Reset() {
 	*x = RenewAuthorityRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[100]
+	mi := &file_isthmus_v1_services_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7160,7 +7556,7 @@ func (x *RenewAuthorityRequest) String() string {
 func (*RenewAuthorityRequest) ProtoMessage() {}
 
 func (x *RenewAuthorityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[100]
+	mi := &file_isthmus_v1_services_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7173,7 +7569,7 @@ func (x *RenewAuthorityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewAuthorityRequest.ProtoReflect.Descriptor instead.
 func (*RenewAuthorityRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{100}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *RenewAuthorityRequest) GetAtOnce() bool {
@@ -7195,7 +7591,7 @@ type RenewAuthorityResponse struct {
 
 func (x *RenewAuthorityResponse) Reset() {
 	*x = RenewAuthorityResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[101]
+	mi := &file_isthmus_v1_services_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7207,7 +7603,7 @@ func (x *RenewAuthorityResponse) String() string {
 func (*RenewAuthorityResponse) ProtoMessage() {}
 
 func (x *RenewAuthorityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[101]
+	mi := &file_isthmus_v1_services_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7220,7 +7616,7 @@ func (x *RenewAuthorityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewAuthorityResponse.ProtoReflect.Descriptor instead.
 func (*RenewAuthorityResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{101}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *RenewAuthorityResponse) GetAuthority() string {
@@ -7253,7 +7649,7 @@ type IssueClientRequest struct {
 
 func (x *IssueClientRequest) Reset() {
 	*x = IssueClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[102]
+	mi := &file_isthmus_v1_services_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7265,7 +7661,7 @@ func (x *IssueClientRequest) String() string {
 func (*IssueClientRequest) ProtoMessage() {}
 
 func (x *IssueClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[102]
+	mi := &file_isthmus_v1_services_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7278,7 +7674,7 @@ func (x *IssueClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueClientRequest.ProtoReflect.Descriptor instead.
 func (*IssueClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{102}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *IssueClientRequest) GetName() string {
@@ -7322,7 +7718,7 @@ type IssueClientResponse struct {
 
 func (x *IssueClientResponse) Reset() {
 	*x = IssueClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[103]
+	mi := &file_isthmus_v1_services_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7334,7 +7730,7 @@ func (x *IssueClientResponse) String() string {
 func (*IssueClientResponse) ProtoMessage() {}
 
 func (x *IssueClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[103]
+	mi := &file_isthmus_v1_services_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7347,7 +7743,7 @@ func (x *IssueClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueClientResponse.ProtoReflect.Descriptor instead.
 func (*IssueClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{103}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *IssueClientResponse) GetCertificate() string {
@@ -7382,7 +7778,7 @@ type RenewClientRequest struct {
 
 func (x *RenewClientRequest) Reset() {
 	*x = RenewClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[104]
+	mi := &file_isthmus_v1_services_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7394,7 +7790,7 @@ func (x *RenewClientRequest) String() string {
 func (*RenewClientRequest) ProtoMessage() {}
 
 func (x *RenewClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[104]
+	mi := &file_isthmus_v1_services_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7407,7 +7803,7 @@ func (x *RenewClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewClientRequest.ProtoReflect.Descriptor instead.
 func (*RenewClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{104}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *RenewClientRequest) GetCsr() []byte {
@@ -7430,7 +7826,7 @@ type RenewClientResponse struct {
 
 func (x *RenewClientResponse) Reset() {
 	*x = RenewClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[105]
+	mi := &file_isthmus_v1_services_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7442,7 +7838,7 @@ func (x *RenewClientResponse) String() string {
 func (*RenewClientResponse) ProtoMessage() {}
 
 func (x *RenewClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[105]
+	mi := &file_isthmus_v1_services_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7455,7 +7851,7 @@ func (x *RenewClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewClientResponse.ProtoReflect.Descriptor instead.
 func (*RenewClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{105}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *RenewClientResponse) GetCertificate() string {
@@ -7487,7 +7883,7 @@ type ListClientsRequest struct {
 
 func (x *ListClientsRequest) Reset() {
 	*x = ListClientsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[106]
+	mi := &file_isthmus_v1_services_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7499,7 +7895,7 @@ func (x *ListClientsRequest) String() string {
 func (*ListClientsRequest) ProtoMessage() {}
 
 func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[106]
+	mi := &file_isthmus_v1_services_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7512,7 +7908,7 @@ func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsRequest.ProtoReflect.Descriptor instead.
 func (*ListClientsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{106}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{109}
 }
 
 type ListClientsResponse struct {
@@ -7524,7 +7920,7 @@ type ListClientsResponse struct {
 
 func (x *ListClientsResponse) Reset() {
 	*x = ListClientsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[107]
+	mi := &file_isthmus_v1_services_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7536,7 +7932,7 @@ func (x *ListClientsResponse) String() string {
 func (*ListClientsResponse) ProtoMessage() {}
 
 func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[107]
+	mi := &file_isthmus_v1_services_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7549,7 +7945,7 @@ func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsResponse.ProtoReflect.Descriptor instead.
 func (*ListClientsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{107}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *ListClientsResponse) GetClients() []*Client {
@@ -7580,7 +7976,7 @@ type Client struct {
 
 func (x *Client) Reset() {
 	*x = Client{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[108]
+	mi := &file_isthmus_v1_services_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7592,7 +7988,7 @@ func (x *Client) String() string {
 func (*Client) ProtoMessage() {}
 
 func (x *Client) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[108]
+	mi := &file_isthmus_v1_services_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7605,7 +8001,7 @@ func (x *Client) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Client.ProtoReflect.Descriptor instead.
 func (*Client) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{108}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *Client) GetName() string {
@@ -7667,7 +8063,7 @@ type RevokeClientRequest struct {
 
 func (x *RevokeClientRequest) Reset() {
 	*x = RevokeClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[109]
+	mi := &file_isthmus_v1_services_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7679,7 +8075,7 @@ func (x *RevokeClientRequest) String() string {
 func (*RevokeClientRequest) ProtoMessage() {}
 
 func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[109]
+	mi := &file_isthmus_v1_services_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7692,7 +8088,7 @@ func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientRequest.ProtoReflect.Descriptor instead.
 func (*RevokeClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{109}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *RevokeClientRequest) GetSerial() string {
@@ -7710,7 +8106,7 @@ type RevokeClientResponse struct {
 
 func (x *RevokeClientResponse) Reset() {
 	*x = RevokeClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[110]
+	mi := &file_isthmus_v1_services_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7722,7 +8118,7 @@ func (x *RevokeClientResponse) String() string {
 func (*RevokeClientResponse) ProtoMessage() {}
 
 func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[110]
+	mi := &file_isthmus_v1_services_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7735,7 +8131,7 @@ func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientResponse.ProtoReflect.Descriptor instead.
 func (*RevokeClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{110}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{113}
 }
 
 type ListPortsRequest struct {
@@ -7749,7 +8145,7 @@ type ListPortsRequest struct {
 
 func (x *ListPortsRequest) Reset() {
 	*x = ListPortsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[111]
+	mi := &file_isthmus_v1_services_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7761,7 +8157,7 @@ func (x *ListPortsRequest) String() string {
 func (*ListPortsRequest) ProtoMessage() {}
 
 func (x *ListPortsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[111]
+	mi := &file_isthmus_v1_services_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7774,7 +8170,7 @@ func (x *ListPortsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPortsRequest.ProtoReflect.Descriptor instead.
 func (*ListPortsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{111}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *ListPortsRequest) GetPageSize() uint32 {
@@ -7811,7 +8207,7 @@ type ListPortsResponse struct {
 
 func (x *ListPortsResponse) Reset() {
 	*x = ListPortsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[112]
+	mi := &file_isthmus_v1_services_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7823,7 +8219,7 @@ func (x *ListPortsResponse) String() string {
 func (*ListPortsResponse) ProtoMessage() {}
 
 func (x *ListPortsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[112]
+	mi := &file_isthmus_v1_services_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7836,7 +8232,7 @@ func (x *ListPortsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPortsResponse.ProtoReflect.Descriptor instead.
 func (*ListPortsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{112}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *ListPortsResponse) GetPorts() []*PortUse {
@@ -7889,7 +8285,7 @@ type WatchPortsRequest struct {
 
 func (x *WatchPortsRequest) Reset() {
 	*x = WatchPortsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[113]
+	mi := &file_isthmus_v1_services_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7901,7 +8297,7 @@ func (x *WatchPortsRequest) String() string {
 func (*WatchPortsRequest) ProtoMessage() {}
 
 func (x *WatchPortsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[113]
+	mi := &file_isthmus_v1_services_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7914,7 +8310,7 @@ func (x *WatchPortsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPortsRequest.ProtoReflect.Descriptor instead.
 func (*WatchPortsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{113}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{116}
 }
 
 type PortEvent struct {
@@ -7927,7 +8323,7 @@ type PortEvent struct {
 
 func (x *PortEvent) Reset() {
 	*x = PortEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[114]
+	mi := &file_isthmus_v1_services_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7939,7 +8335,7 @@ func (x *PortEvent) String() string {
 func (*PortEvent) ProtoMessage() {}
 
 func (x *PortEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[114]
+	mi := &file_isthmus_v1_services_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7952,7 +8348,7 @@ func (x *PortEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortEvent.ProtoReflect.Descriptor instead.
 func (*PortEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{114}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{117}
 }
 
 func (x *PortEvent) GetType() EventType {
@@ -8004,7 +8400,7 @@ type PortUse struct {
 
 func (x *PortUse) Reset() {
 	*x = PortUse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[115]
+	mi := &file_isthmus_v1_services_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8016,7 +8412,7 @@ func (x *PortUse) String() string {
 func (*PortUse) ProtoMessage() {}
 
 func (x *PortUse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[115]
+	mi := &file_isthmus_v1_services_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8029,7 +8425,7 @@ func (x *PortUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortUse.ProtoReflect.Descriptor instead.
 func (*PortUse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{115}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *PortUse) GetPool() string {
@@ -8138,7 +8534,7 @@ type AddressUse struct {
 
 func (x *AddressUse) Reset() {
 	*x = AddressUse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[116]
+	mi := &file_isthmus_v1_services_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8150,7 +8546,7 @@ func (x *AddressUse) String() string {
 func (*AddressUse) ProtoMessage() {}
 
 func (x *AddressUse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[116]
+	mi := &file_isthmus_v1_services_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8163,7 +8559,7 @@ func (x *AddressUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressUse.ProtoReflect.Descriptor instead.
 func (*AddressUse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{116}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *AddressUse) GetPool() string {
@@ -8225,7 +8621,7 @@ type ConnectionTable struct {
 
 func (x *ConnectionTable) Reset() {
 	*x = ConnectionTable{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[117]
+	mi := &file_isthmus_v1_services_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8237,7 +8633,7 @@ func (x *ConnectionTable) String() string {
 func (*ConnectionTable) ProtoMessage() {}
 
 func (x *ConnectionTable) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[117]
+	mi := &file_isthmus_v1_services_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8250,7 +8646,7 @@ func (x *ConnectionTable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionTable.ProtoReflect.Descriptor instead.
 func (*ConnectionTable) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{117}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{120}
 }
 
 func (x *ConnectionTable) GetEntries() uint32 {
@@ -8318,7 +8714,7 @@ type EndFlowsRequest struct {
 
 func (x *EndFlowsRequest) Reset() {
 	*x = EndFlowsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[118]
+	mi := &file_isthmus_v1_services_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8330,7 +8726,7 @@ func (x *EndFlowsRequest) String() string {
 func (*EndFlowsRequest) ProtoMessage() {}
 
 func (x *EndFlowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[118]
+	mi := &file_isthmus_v1_services_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8343,7 +8739,7 @@ func (x *EndFlowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndFlowsRequest.ProtoReflect.Descriptor instead.
 func (*EndFlowsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{118}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *EndFlowsRequest) GetSource() string {
@@ -8384,7 +8780,7 @@ type EndFlowsResponse struct {
 
 func (x *EndFlowsResponse) Reset() {
 	*x = EndFlowsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[119]
+	mi := &file_isthmus_v1_services_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8396,7 +8792,7 @@ func (x *EndFlowsResponse) String() string {
 func (*EndFlowsResponse) ProtoMessage() {}
 
 func (x *EndFlowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[119]
+	mi := &file_isthmus_v1_services_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8409,7 +8805,7 @@ func (x *EndFlowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndFlowsResponse.ProtoReflect.Descriptor instead.
 func (*EndFlowsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{119}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{122}
 }
 
 func (x *EndFlowsResponse) GetFlows() uint64 {
@@ -8445,7 +8841,7 @@ type WhoRequest struct {
 
 func (x *WhoRequest) Reset() {
 	*x = WhoRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[120]
+	mi := &file_isthmus_v1_services_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8457,7 +8853,7 @@ func (x *WhoRequest) String() string {
 func (*WhoRequest) ProtoMessage() {}
 
 func (x *WhoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[120]
+	mi := &file_isthmus_v1_services_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8470,7 +8866,7 @@ func (x *WhoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoRequest.ProtoReflect.Descriptor instead.
 func (*WhoRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{120}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{123}
 }
 
 func (x *WhoRequest) GetAddress() string {
@@ -8539,7 +8935,7 @@ type WhoResponse struct {
 
 func (x *WhoResponse) Reset() {
 	*x = WhoResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[121]
+	mi := &file_isthmus_v1_services_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8551,7 +8947,7 @@ func (x *WhoResponse) String() string {
 func (*WhoResponse) ProtoMessage() {}
 
 func (x *WhoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[121]
+	mi := &file_isthmus_v1_services_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8564,7 +8960,7 @@ func (x *WhoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoResponse.ProtoReflect.Descriptor instead.
 func (*WhoResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{121}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{124}
 }
 
 func (x *WhoResponse) GetFlows() []*TranslatedFlow {
@@ -8627,7 +9023,7 @@ type TranslatedFlow struct {
 
 func (x *TranslatedFlow) Reset() {
 	*x = TranslatedFlow{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[122]
+	mi := &file_isthmus_v1_services_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8639,7 +9035,7 @@ func (x *TranslatedFlow) String() string {
 func (*TranslatedFlow) ProtoMessage() {}
 
 func (x *TranslatedFlow) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[122]
+	mi := &file_isthmus_v1_services_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8652,7 +9048,7 @@ func (x *TranslatedFlow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TranslatedFlow.ProtoReflect.Descriptor instead.
 func (*TranslatedFlow) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{122}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{125}
 }
 
 func (x *TranslatedFlow) GetStart() *timestamppb.Timestamp {
@@ -8759,7 +9155,7 @@ type EventFilter struct {
 
 func (x *EventFilter) Reset() {
 	*x = EventFilter{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[123]
+	mi := &file_isthmus_v1_services_proto_msgTypes[126]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8771,7 +9167,7 @@ func (x *EventFilter) String() string {
 func (*EventFilter) ProtoMessage() {}
 
 func (x *EventFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[123]
+	mi := &file_isthmus_v1_services_proto_msgTypes[126]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8784,7 +9180,7 @@ func (x *EventFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventFilter.ProtoReflect.Descriptor instead.
 func (*EventFilter) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{123}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{126}
 }
 
 func (x *EventFilter) GetSince() *timestamppb.Timestamp {
@@ -8834,7 +9230,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[124]
+	mi := &file_isthmus_v1_services_proto_msgTypes[127]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8846,7 +9242,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[124]
+	mi := &file_isthmus_v1_services_proto_msgTypes[127]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8859,7 +9255,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{124}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{127}
 }
 
 func (x *ListEventsRequest) GetPageSize() uint32 {
@@ -8894,7 +9290,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[125]
+	mi := &file_isthmus_v1_services_proto_msgTypes[128]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8906,7 +9302,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[125]
+	mi := &file_isthmus_v1_services_proto_msgTypes[128]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8919,7 +9315,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{125}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{128}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -8949,7 +9345,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[126]
+	mi := &file_isthmus_v1_services_proto_msgTypes[129]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8961,7 +9357,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[126]
+	mi := &file_isthmus_v1_services_proto_msgTypes[129]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8974,7 +9370,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{126}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{129}
 }
 
 func (x *WatchEventsRequest) GetResumeToken() string {
@@ -9007,7 +9403,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[127]
+	mi := &file_isthmus_v1_services_proto_msgTypes[130]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9019,7 +9415,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[127]
+	mi := &file_isthmus_v1_services_proto_msgTypes[130]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9032,7 +9428,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{127}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{130}
 }
 
 func (x *WatchEventsResponse) GetType() EventType {
@@ -9091,7 +9487,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[128]
+	mi := &file_isthmus_v1_services_proto_msgTypes[131]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9103,7 +9499,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[128]
+	mi := &file_isthmus_v1_services_proto_msgTypes[131]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9116,7 +9512,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{128}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{131}
 }
 
 func (x *Event) GetSequence() uint64 {
@@ -9460,7 +9856,39 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\tinterface\x18\x02 \x01(\tR\tinterface\x12\x18\n" +
 	"\agateway\x18\x03 \x01(\tR\agateway\x12\x12\n" +
 	"\x04peer\x18\x04 \x01(\tR\x04peer\x12\x12\n" +
-	"\x04dead\x18\x05 \x01(\bR\x04dead\"Q\n" +
+	"\x04dead\x18\x05 \x01(\bR\x04dead\"\xae\x01\n" +
+	"\x10ListPathsRequest\x12\x1b\n" +
+	"\tpage_size\x18\x01 \x01(\rR\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x02 \x01(\tR\tpageToken\x12\x12\n" +
+	"\x04peer\x18\x03 \x01(\tR\x04peer\x12(\n" +
+	"\x04view\x18\x04 \x01(\x0e2\x14.isthmus.v1.PathViewR\x04view\x12 \n" +
+	"\vdestination\x18\x05 \x01(\tR\vdestination\"\xa2\x01\n" +
+	"\x11ListPathsResponse\x12'\n" +
+	"\x05route\x18\x03 \x01(\v2\x11.isthmus.v1.RouteR\x05route\x12&\n" +
+	"\x05paths\x18\x01 \x03(\v2\x10.isthmus.v1.PathR\x05paths\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x14\n" +
+	"\x05notes\x18\x04 \x03(\tR\x05notes\"\xee\x03\n" +
+	"\x04Path\x12\x16\n" +
+	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x12\n" +
+	"\x04peer\x18\x02 \x01(\tR\x04peer\x12\x14\n" +
+	"\x05state\x18\x03 \x01(\tR\x05state\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x10\n" +
+	"\x03why\x18\x05 \x01(\tR\x03why\x12\x16\n" +
+	"\x06winner\x18\x06 \x01(\tR\x06winner\x12\x19\n" +
+	"\bnext_hop\x18\a \x01(\tR\anextHop\x12\x17\n" +
+	"\aas_path\x18\b \x01(\tR\x06asPath\x12\x16\n" +
+	"\x06origin\x18\t \x01(\tR\x06origin\x12\x15\n" +
+	"\x03med\x18\n" +
+	" \x01(\rH\x00R\x03med\x88\x01\x01\x12.\n" +
+	"\x10local_preference\x18\v \x01(\rH\x01R\x0flocalPreference\x88\x01\x01\x12 \n" +
+	"\vcommunities\x18\f \x03(\tR\vcommunities\x12+\n" +
+	"\x11large_communities\x18\r \x03(\tR\x10largeCommunities\x12\x1b\n" +
+	"\trouter_id\x18\x0e \x01(\tR\brouterId\x120\n" +
+	"\x05since\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x14\n" +
+	"\x05stale\x18\x10 \x01(\bR\x05staleB\x06\n" +
+	"\x04_medB\x13\n" +
+	"\x11_local_preference\"Q\n" +
 	"\x13ListPoliciesRequest\x12\x1b\n" +
 	"\tpage_size\x18\x01 \x01(\rR\bpageSize\x12\x1d\n" +
 	"\n" +
@@ -9922,7 +10350,13 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\n" +
 	"generation\x18\n" +
 	" \x01(\x04R\n" +
-	"generation2\xf5\x04\n" +
+	"generation*\x87\x01\n" +
+	"\bPathView\x12\x19\n" +
+	"\x15PATH_VIEW_UNSPECIFIED\x10\x00\x12\x16\n" +
+	"\x12PATH_VIEW_RECEIVED\x10\x01\x12\x16\n" +
+	"\x12PATH_VIEW_ACCEPTED\x10\x02\x12\x16\n" +
+	"\x12PATH_VIEW_REJECTED\x10\x03\x12\x18\n" +
+	"\x14PATH_VIEW_ADVERTISED\x10\x042\xf5\x04\n" +
 	"\vSpecService\x12K\n" +
 	"\bValidate\x12\x1b.isthmus.v1.ValidateRequest\x1a\x1c.isthmus.v1.ValidateResponse\"\x04\xd0\xd3\x18\x01\x12?\n" +
 	"\x04Plan\x12\x17.isthmus.v1.PlanRequest\x1a\x18.isthmus.v1.PlanResponse\"\x04\xd0\xd3\x18\x01\x12F\n" +
@@ -9942,11 +10376,12 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\aGetPeer\x12\x1a.isthmus.v1.GetPeerRequest\x1a\x16.isthmus.v1.PeerStatus\"\x04\xd0\xd3\x18\x01\x12J\n" +
 	"\n" +
 	"WatchPeers\x12\x1d.isthmus.v1.WatchPeersRequest\x1a\x15.isthmus.v1.PeerEvent\"\x04\xd0\xd3\x18\x010\x01\x12R\n" +
-	"\tResetPeer\x12\x1c.isthmus.v1.ResetPeerRequest\x1a\x1d.isthmus.v1.ResetPeerResponse\"\b\xd0\xd3\x18\x02\xd8\xd3\x18\x012\xb0\x01\n" +
+	"\tResetPeer\x12\x1c.isthmus.v1.ResetPeerRequest\x1a\x1d.isthmus.v1.ResetPeerResponse\"\b\xd0\xd3\x18\x02\xd8\xd3\x18\x012\x80\x02\n" +
 	"\fRouteService\x12Q\n" +
 	"\n" +
 	"ListRoutes\x12\x1d.isthmus.v1.ListRoutesRequest\x1a\x1e.isthmus.v1.ListRoutesResponse\"\x04\xd0\xd3\x18\x01\x12M\n" +
-	"\vWatchRoutes\x12\x1e.isthmus.v1.WatchRoutesRequest\x1a\x16.isthmus.v1.RouteEvent\"\x04\xd0\xd3\x18\x010\x012\xa6\x03\n" +
+	"\vWatchRoutes\x12\x1e.isthmus.v1.WatchRoutesRequest\x1a\x16.isthmus.v1.RouteEvent\"\x04\xd0\xd3\x18\x010\x01\x12N\n" +
+	"\tListPaths\x12\x1c.isthmus.v1.ListPathsRequest\x1a\x1d.isthmus.v1.ListPathsResponse\"\x04\xd0\xd3\x18\x012\xa6\x03\n" +
 	"\n" +
 	"NATService\x12W\n" +
 	"\fListPolicies\x12\x1f.isthmus.v1.ListPoliciesRequest\x1a .isthmus.v1.ListPoliciesResponse\"\x04\xd0\xd3\x18\x01\x12R\n" +
@@ -10007,381 +10442,391 @@ func file_isthmus_v1_services_proto_rawDescGZIP() []byte {
 	return file_isthmus_v1_services_proto_rawDescData
 }
 
-var file_isthmus_v1_services_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 129)
+var file_isthmus_v1_services_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 132)
 var file_isthmus_v1_services_proto_goTypes = []any{
-	(Change_Action)(0),             // 0: isthmus.v1.Change.Action
-	(*Source)(nil),                 // 1: isthmus.v1.Source
-	(*Problems)(nil),               // 2: isthmus.v1.Problems
-	(*ValidateRequest)(nil),        // 3: isthmus.v1.ValidateRequest
-	(*ValidateResponse)(nil),       // 4: isthmus.v1.ValidateResponse
-	(*PlanRequest)(nil),            // 5: isthmus.v1.PlanRequest
-	(*Change)(nil),                 // 6: isthmus.v1.Change
-	(*PlanResponse)(nil),           // 7: isthmus.v1.PlanResponse
-	(*ApplyRequest)(nil),           // 8: isthmus.v1.ApplyRequest
-	(*ApplyResponse)(nil),          // 9: isthmus.v1.ApplyResponse
-	(*EditPoliciesRequest)(nil),    // 10: isthmus.v1.EditPoliciesRequest
-	(*ConfirmRequest)(nil),         // 11: isthmus.v1.ConfirmRequest
-	(*ConfirmResponse)(nil),        // 12: isthmus.v1.ConfirmResponse
-	(*GetSpecRequest)(nil),         // 13: isthmus.v1.GetSpecRequest
-	(*GetSpecResponse)(nil),        // 14: isthmus.v1.GetSpecResponse
-	(*ListHistoryRequest)(nil),     // 15: isthmus.v1.ListHistoryRequest
-	(*ListHistoryResponse)(nil),    // 16: isthmus.v1.ListHistoryResponse
-	(*Revision)(nil),               // 17: isthmus.v1.Revision
-	(*RollbackRequest)(nil),        // 18: isthmus.v1.RollbackRequest
-	(*ListTunnelsRequest)(nil),     // 19: isthmus.v1.ListTunnelsRequest
-	(*ListTunnelsResponse)(nil),    // 20: isthmus.v1.ListTunnelsResponse
-	(*GetTunnelRequest)(nil),       // 21: isthmus.v1.GetTunnelRequest
-	(*WatchTunnelsRequest)(nil),    // 22: isthmus.v1.WatchTunnelsRequest
-	(*TunnelEvent)(nil),            // 23: isthmus.v1.TunnelEvent
-	(*TunnelStatus)(nil),           // 24: isthmus.v1.TunnelStatus
-	(*WireGuardStatus)(nil),        // 25: isthmus.v1.WireGuardStatus
-	(*Explanation)(nil),            // 26: isthmus.v1.Explanation
-	(*StrayTunnel)(nil),            // 27: isthmus.v1.StrayTunnel
-	(*ListPeersRequest)(nil),       // 28: isthmus.v1.ListPeersRequest
-	(*ListPeersResponse)(nil),      // 29: isthmus.v1.ListPeersResponse
-	(*GetPeerRequest)(nil),         // 30: isthmus.v1.GetPeerRequest
-	(*WatchPeersRequest)(nil),      // 31: isthmus.v1.WatchPeersRequest
-	(*PeerEvent)(nil),              // 32: isthmus.v1.PeerEvent
-	(*ResetPeerRequest)(nil),       // 33: isthmus.v1.ResetPeerRequest
-	(*ResetPeerResponse)(nil),      // 34: isthmus.v1.ResetPeerResponse
-	(*PeerStatus)(nil),             // 35: isthmus.v1.PeerStatus
-	(*PeerFilter)(nil),             // 36: isthmus.v1.PeerFilter
-	(*DiscardedAttribute)(nil),     // 37: isthmus.v1.DiscardedAttribute
-	(*ListRoutesRequest)(nil),      // 38: isthmus.v1.ListRoutesRequest
-	(*ListRoutesResponse)(nil),     // 39: isthmus.v1.ListRoutesResponse
-	(*WatchRoutesRequest)(nil),     // 40: isthmus.v1.WatchRoutesRequest
-	(*RouteEvent)(nil),             // 41: isthmus.v1.RouteEvent
-	(*Route)(nil),                  // 42: isthmus.v1.Route
-	(*NextHop)(nil),                // 43: isthmus.v1.NextHop
-	(*ListPoliciesRequest)(nil),    // 44: isthmus.v1.ListPoliciesRequest
-	(*ListPoliciesResponse)(nil),   // 45: isthmus.v1.ListPoliciesResponse
-	(*Drop)(nil),                   // 46: isthmus.v1.Drop
-	(*WatchPoliciesRequest)(nil),   // 47: isthmus.v1.WatchPoliciesRequest
-	(*PolicyEvent)(nil),            // 48: isthmus.v1.PolicyEvent
-	(*ProveEgressRequest)(nil),     // 49: isthmus.v1.ProveEgressRequest
-	(*ProveEgressResponse)(nil),    // 50: isthmus.v1.ProveEgressResponse
-	(*EgressProof)(nil),            // 51: isthmus.v1.EgressProof
-	(*EgressProofState)(nil),       // 52: isthmus.v1.EgressProofState
-	(*CanaryResult)(nil),           // 53: isthmus.v1.CanaryResult
-	(*PolicyStatus)(nil),           // 54: isthmus.v1.PolicyStatus
-	(*ListPoolsRequest)(nil),       // 55: isthmus.v1.ListPoolsRequest
-	(*ListPoolsResponse)(nil),      // 56: isthmus.v1.ListPoolsResponse
-	(*GetPoolRequest)(nil),         // 57: isthmus.v1.GetPoolRequest
-	(*WatchPoolsRequest)(nil),      // 58: isthmus.v1.WatchPoolsRequest
-	(*PoolEvent)(nil),              // 59: isthmus.v1.PoolEvent
-	(*PoolStatus)(nil),             // 60: isthmus.v1.PoolStatus
-	(*PoolMember)(nil),             // 61: isthmus.v1.PoolMember
-	(*ProbeTarget)(nil),            // 62: isthmus.v1.ProbeTarget
-	(*ListNamesRequest)(nil),       // 63: isthmus.v1.ListNamesRequest
-	(*ListNamesResponse)(nil),      // 64: isthmus.v1.ListNamesResponse
-	(*WatchNamesRequest)(nil),      // 65: isthmus.v1.WatchNamesRequest
-	(*NameEvent)(nil),              // 66: isthmus.v1.NameEvent
-	(*NameStatus)(nil),             // 67: isthmus.v1.NameStatus
-	(*GoneAddress)(nil),            // 68: isthmus.v1.GoneAddress
-	(*SealRequest)(nil),            // 69: isthmus.v1.SealRequest
-	(*SealResponse)(nil),           // 70: isthmus.v1.SealResponse
-	(*UnsealRequest)(nil),          // 71: isthmus.v1.UnsealRequest
-	(*UnsealResponse)(nil),         // 72: isthmus.v1.UnsealResponse
-	(*GetMachineRequest)(nil),      // 73: isthmus.v1.GetMachineRequest
-	(*Machine)(nil),                // 74: isthmus.v1.Machine
-	(*Slot)(nil),                   // 75: isthmus.v1.Slot
-	(*UpgradeRequest)(nil),         // 76: isthmus.v1.UpgradeRequest
-	(*UpgradeHeader)(nil),          // 77: isthmus.v1.UpgradeHeader
-	(*UpgradeResponse)(nil),        // 78: isthmus.v1.UpgradeResponse
-	(*RollbackSlotRequest)(nil),    // 79: isthmus.v1.RollbackSlotRequest
-	(*RollbackSlotResponse)(nil),   // 80: isthmus.v1.RollbackSlotResponse
-	(*RebootRequest)(nil),          // 81: isthmus.v1.RebootRequest
-	(*RebootResponse)(nil),         // 82: isthmus.v1.RebootResponse
-	(*PowerOffRequest)(nil),        // 83: isthmus.v1.PowerOffRequest
-	(*PowerOffResponse)(nil),       // 84: isthmus.v1.PowerOffResponse
-	(*GetStatusRequest)(nil),       // 85: isthmus.v1.GetStatusRequest
-	(*SystemStatus)(nil),           // 86: isthmus.v1.SystemStatus
-	(*Summary)(nil),                // 87: isthmus.v1.Summary
-	(*PlatformStatus)(nil),         // 88: isthmus.v1.PlatformStatus
-	(*PlatformInterface)(nil),      // 89: isthmus.v1.PlatformInterface
-	(*Counters)(nil),               // 90: isthmus.v1.Counters
-	(*SetSecretRequest)(nil),       // 91: isthmus.v1.SetSecretRequest
-	(*RollbackSecretRequest)(nil),  // 92: isthmus.v1.RollbackSecretRequest
-	(*ListSecretsRequest)(nil),     // 93: isthmus.v1.ListSecretsRequest
-	(*ListSecretsResponse)(nil),    // 94: isthmus.v1.ListSecretsResponse
-	(*SecretInfo)(nil),             // 95: isthmus.v1.SecretInfo
-	(*DeleteSecretRequest)(nil),    // 96: isthmus.v1.DeleteSecretRequest
-	(*DeleteSecretResponse)(nil),   // 97: isthmus.v1.DeleteSecretResponse
-	(*ListAuditRequest)(nil),       // 98: isthmus.v1.ListAuditRequest
-	(*ListAuditResponse)(nil),      // 99: isthmus.v1.ListAuditResponse
-	(*AuditEntry)(nil),             // 100: isthmus.v1.AuditEntry
-	(*RenewAuthorityRequest)(nil),  // 101: isthmus.v1.RenewAuthorityRequest
-	(*RenewAuthorityResponse)(nil), // 102: isthmus.v1.RenewAuthorityResponse
-	(*IssueClientRequest)(nil),     // 103: isthmus.v1.IssueClientRequest
-	(*IssueClientResponse)(nil),    // 104: isthmus.v1.IssueClientResponse
-	(*RenewClientRequest)(nil),     // 105: isthmus.v1.RenewClientRequest
-	(*RenewClientResponse)(nil),    // 106: isthmus.v1.RenewClientResponse
-	(*ListClientsRequest)(nil),     // 107: isthmus.v1.ListClientsRequest
-	(*ListClientsResponse)(nil),    // 108: isthmus.v1.ListClientsResponse
-	(*Client)(nil),                 // 109: isthmus.v1.Client
-	(*RevokeClientRequest)(nil),    // 110: isthmus.v1.RevokeClientRequest
-	(*RevokeClientResponse)(nil),   // 111: isthmus.v1.RevokeClientResponse
-	(*ListPortsRequest)(nil),       // 112: isthmus.v1.ListPortsRequest
-	(*ListPortsResponse)(nil),      // 113: isthmus.v1.ListPortsResponse
-	(*WatchPortsRequest)(nil),      // 114: isthmus.v1.WatchPortsRequest
-	(*PortEvent)(nil),              // 115: isthmus.v1.PortEvent
-	(*PortUse)(nil),                // 116: isthmus.v1.PortUse
-	(*AddressUse)(nil),             // 117: isthmus.v1.AddressUse
-	(*ConnectionTable)(nil),        // 118: isthmus.v1.ConnectionTable
-	(*EndFlowsRequest)(nil),        // 119: isthmus.v1.EndFlowsRequest
-	(*EndFlowsResponse)(nil),       // 120: isthmus.v1.EndFlowsResponse
-	(*WhoRequest)(nil),             // 121: isthmus.v1.WhoRequest
-	(*WhoResponse)(nil),            // 122: isthmus.v1.WhoResponse
-	(*TranslatedFlow)(nil),         // 123: isthmus.v1.TranslatedFlow
-	(*EventFilter)(nil),            // 124: isthmus.v1.EventFilter
-	(*ListEventsRequest)(nil),      // 125: isthmus.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),     // 126: isthmus.v1.ListEventsResponse
-	(*WatchEventsRequest)(nil),     // 127: isthmus.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),    // 128: isthmus.v1.WatchEventsResponse
-	(*Event)(nil),                  // 129: isthmus.v1.Event
-	(*Spec)(nil),                   // 130: isthmus.v1.Spec
-	(*Problem)(nil),                // 131: isthmus.v1.Problem
-	(*durationpb.Duration)(nil),    // 132: google.protobuf.Duration
-	(*EgressPolicy)(nil),           // 133: isthmus.v1.EgressPolicy
-	(*timestamppb.Timestamp)(nil),  // 134: google.protobuf.Timestamp
-	(EventType)(0),                 // 135: isthmus.v1.EventType
-	(*Inside)(nil),                 // 136: isthmus.v1.Inside
-	(*Condition)(nil),              // 137: isthmus.v1.Condition
+	(PathView)(0),                  // 0: isthmus.v1.PathView
+	(Change_Action)(0),             // 1: isthmus.v1.Change.Action
+	(*Source)(nil),                 // 2: isthmus.v1.Source
+	(*Problems)(nil),               // 3: isthmus.v1.Problems
+	(*ValidateRequest)(nil),        // 4: isthmus.v1.ValidateRequest
+	(*ValidateResponse)(nil),       // 5: isthmus.v1.ValidateResponse
+	(*PlanRequest)(nil),            // 6: isthmus.v1.PlanRequest
+	(*Change)(nil),                 // 7: isthmus.v1.Change
+	(*PlanResponse)(nil),           // 8: isthmus.v1.PlanResponse
+	(*ApplyRequest)(nil),           // 9: isthmus.v1.ApplyRequest
+	(*ApplyResponse)(nil),          // 10: isthmus.v1.ApplyResponse
+	(*EditPoliciesRequest)(nil),    // 11: isthmus.v1.EditPoliciesRequest
+	(*ConfirmRequest)(nil),         // 12: isthmus.v1.ConfirmRequest
+	(*ConfirmResponse)(nil),        // 13: isthmus.v1.ConfirmResponse
+	(*GetSpecRequest)(nil),         // 14: isthmus.v1.GetSpecRequest
+	(*GetSpecResponse)(nil),        // 15: isthmus.v1.GetSpecResponse
+	(*ListHistoryRequest)(nil),     // 16: isthmus.v1.ListHistoryRequest
+	(*ListHistoryResponse)(nil),    // 17: isthmus.v1.ListHistoryResponse
+	(*Revision)(nil),               // 18: isthmus.v1.Revision
+	(*RollbackRequest)(nil),        // 19: isthmus.v1.RollbackRequest
+	(*ListTunnelsRequest)(nil),     // 20: isthmus.v1.ListTunnelsRequest
+	(*ListTunnelsResponse)(nil),    // 21: isthmus.v1.ListTunnelsResponse
+	(*GetTunnelRequest)(nil),       // 22: isthmus.v1.GetTunnelRequest
+	(*WatchTunnelsRequest)(nil),    // 23: isthmus.v1.WatchTunnelsRequest
+	(*TunnelEvent)(nil),            // 24: isthmus.v1.TunnelEvent
+	(*TunnelStatus)(nil),           // 25: isthmus.v1.TunnelStatus
+	(*WireGuardStatus)(nil),        // 26: isthmus.v1.WireGuardStatus
+	(*Explanation)(nil),            // 27: isthmus.v1.Explanation
+	(*StrayTunnel)(nil),            // 28: isthmus.v1.StrayTunnel
+	(*ListPeersRequest)(nil),       // 29: isthmus.v1.ListPeersRequest
+	(*ListPeersResponse)(nil),      // 30: isthmus.v1.ListPeersResponse
+	(*GetPeerRequest)(nil),         // 31: isthmus.v1.GetPeerRequest
+	(*WatchPeersRequest)(nil),      // 32: isthmus.v1.WatchPeersRequest
+	(*PeerEvent)(nil),              // 33: isthmus.v1.PeerEvent
+	(*ResetPeerRequest)(nil),       // 34: isthmus.v1.ResetPeerRequest
+	(*ResetPeerResponse)(nil),      // 35: isthmus.v1.ResetPeerResponse
+	(*PeerStatus)(nil),             // 36: isthmus.v1.PeerStatus
+	(*PeerFilter)(nil),             // 37: isthmus.v1.PeerFilter
+	(*DiscardedAttribute)(nil),     // 38: isthmus.v1.DiscardedAttribute
+	(*ListRoutesRequest)(nil),      // 39: isthmus.v1.ListRoutesRequest
+	(*ListRoutesResponse)(nil),     // 40: isthmus.v1.ListRoutesResponse
+	(*WatchRoutesRequest)(nil),     // 41: isthmus.v1.WatchRoutesRequest
+	(*RouteEvent)(nil),             // 42: isthmus.v1.RouteEvent
+	(*Route)(nil),                  // 43: isthmus.v1.Route
+	(*NextHop)(nil),                // 44: isthmus.v1.NextHop
+	(*ListPathsRequest)(nil),       // 45: isthmus.v1.ListPathsRequest
+	(*ListPathsResponse)(nil),      // 46: isthmus.v1.ListPathsResponse
+	(*Path)(nil),                   // 47: isthmus.v1.Path
+	(*ListPoliciesRequest)(nil),    // 48: isthmus.v1.ListPoliciesRequest
+	(*ListPoliciesResponse)(nil),   // 49: isthmus.v1.ListPoliciesResponse
+	(*Drop)(nil),                   // 50: isthmus.v1.Drop
+	(*WatchPoliciesRequest)(nil),   // 51: isthmus.v1.WatchPoliciesRequest
+	(*PolicyEvent)(nil),            // 52: isthmus.v1.PolicyEvent
+	(*ProveEgressRequest)(nil),     // 53: isthmus.v1.ProveEgressRequest
+	(*ProveEgressResponse)(nil),    // 54: isthmus.v1.ProveEgressResponse
+	(*EgressProof)(nil),            // 55: isthmus.v1.EgressProof
+	(*EgressProofState)(nil),       // 56: isthmus.v1.EgressProofState
+	(*CanaryResult)(nil),           // 57: isthmus.v1.CanaryResult
+	(*PolicyStatus)(nil),           // 58: isthmus.v1.PolicyStatus
+	(*ListPoolsRequest)(nil),       // 59: isthmus.v1.ListPoolsRequest
+	(*ListPoolsResponse)(nil),      // 60: isthmus.v1.ListPoolsResponse
+	(*GetPoolRequest)(nil),         // 61: isthmus.v1.GetPoolRequest
+	(*WatchPoolsRequest)(nil),      // 62: isthmus.v1.WatchPoolsRequest
+	(*PoolEvent)(nil),              // 63: isthmus.v1.PoolEvent
+	(*PoolStatus)(nil),             // 64: isthmus.v1.PoolStatus
+	(*PoolMember)(nil),             // 65: isthmus.v1.PoolMember
+	(*ProbeTarget)(nil),            // 66: isthmus.v1.ProbeTarget
+	(*ListNamesRequest)(nil),       // 67: isthmus.v1.ListNamesRequest
+	(*ListNamesResponse)(nil),      // 68: isthmus.v1.ListNamesResponse
+	(*WatchNamesRequest)(nil),      // 69: isthmus.v1.WatchNamesRequest
+	(*NameEvent)(nil),              // 70: isthmus.v1.NameEvent
+	(*NameStatus)(nil),             // 71: isthmus.v1.NameStatus
+	(*GoneAddress)(nil),            // 72: isthmus.v1.GoneAddress
+	(*SealRequest)(nil),            // 73: isthmus.v1.SealRequest
+	(*SealResponse)(nil),           // 74: isthmus.v1.SealResponse
+	(*UnsealRequest)(nil),          // 75: isthmus.v1.UnsealRequest
+	(*UnsealResponse)(nil),         // 76: isthmus.v1.UnsealResponse
+	(*GetMachineRequest)(nil),      // 77: isthmus.v1.GetMachineRequest
+	(*Machine)(nil),                // 78: isthmus.v1.Machine
+	(*Slot)(nil),                   // 79: isthmus.v1.Slot
+	(*UpgradeRequest)(nil),         // 80: isthmus.v1.UpgradeRequest
+	(*UpgradeHeader)(nil),          // 81: isthmus.v1.UpgradeHeader
+	(*UpgradeResponse)(nil),        // 82: isthmus.v1.UpgradeResponse
+	(*RollbackSlotRequest)(nil),    // 83: isthmus.v1.RollbackSlotRequest
+	(*RollbackSlotResponse)(nil),   // 84: isthmus.v1.RollbackSlotResponse
+	(*RebootRequest)(nil),          // 85: isthmus.v1.RebootRequest
+	(*RebootResponse)(nil),         // 86: isthmus.v1.RebootResponse
+	(*PowerOffRequest)(nil),        // 87: isthmus.v1.PowerOffRequest
+	(*PowerOffResponse)(nil),       // 88: isthmus.v1.PowerOffResponse
+	(*GetStatusRequest)(nil),       // 89: isthmus.v1.GetStatusRequest
+	(*SystemStatus)(nil),           // 90: isthmus.v1.SystemStatus
+	(*Summary)(nil),                // 91: isthmus.v1.Summary
+	(*PlatformStatus)(nil),         // 92: isthmus.v1.PlatformStatus
+	(*PlatformInterface)(nil),      // 93: isthmus.v1.PlatformInterface
+	(*Counters)(nil),               // 94: isthmus.v1.Counters
+	(*SetSecretRequest)(nil),       // 95: isthmus.v1.SetSecretRequest
+	(*RollbackSecretRequest)(nil),  // 96: isthmus.v1.RollbackSecretRequest
+	(*ListSecretsRequest)(nil),     // 97: isthmus.v1.ListSecretsRequest
+	(*ListSecretsResponse)(nil),    // 98: isthmus.v1.ListSecretsResponse
+	(*SecretInfo)(nil),             // 99: isthmus.v1.SecretInfo
+	(*DeleteSecretRequest)(nil),    // 100: isthmus.v1.DeleteSecretRequest
+	(*DeleteSecretResponse)(nil),   // 101: isthmus.v1.DeleteSecretResponse
+	(*ListAuditRequest)(nil),       // 102: isthmus.v1.ListAuditRequest
+	(*ListAuditResponse)(nil),      // 103: isthmus.v1.ListAuditResponse
+	(*AuditEntry)(nil),             // 104: isthmus.v1.AuditEntry
+	(*RenewAuthorityRequest)(nil),  // 105: isthmus.v1.RenewAuthorityRequest
+	(*RenewAuthorityResponse)(nil), // 106: isthmus.v1.RenewAuthorityResponse
+	(*IssueClientRequest)(nil),     // 107: isthmus.v1.IssueClientRequest
+	(*IssueClientResponse)(nil),    // 108: isthmus.v1.IssueClientResponse
+	(*RenewClientRequest)(nil),     // 109: isthmus.v1.RenewClientRequest
+	(*RenewClientResponse)(nil),    // 110: isthmus.v1.RenewClientResponse
+	(*ListClientsRequest)(nil),     // 111: isthmus.v1.ListClientsRequest
+	(*ListClientsResponse)(nil),    // 112: isthmus.v1.ListClientsResponse
+	(*Client)(nil),                 // 113: isthmus.v1.Client
+	(*RevokeClientRequest)(nil),    // 114: isthmus.v1.RevokeClientRequest
+	(*RevokeClientResponse)(nil),   // 115: isthmus.v1.RevokeClientResponse
+	(*ListPortsRequest)(nil),       // 116: isthmus.v1.ListPortsRequest
+	(*ListPortsResponse)(nil),      // 117: isthmus.v1.ListPortsResponse
+	(*WatchPortsRequest)(nil),      // 118: isthmus.v1.WatchPortsRequest
+	(*PortEvent)(nil),              // 119: isthmus.v1.PortEvent
+	(*PortUse)(nil),                // 120: isthmus.v1.PortUse
+	(*AddressUse)(nil),             // 121: isthmus.v1.AddressUse
+	(*ConnectionTable)(nil),        // 122: isthmus.v1.ConnectionTable
+	(*EndFlowsRequest)(nil),        // 123: isthmus.v1.EndFlowsRequest
+	(*EndFlowsResponse)(nil),       // 124: isthmus.v1.EndFlowsResponse
+	(*WhoRequest)(nil),             // 125: isthmus.v1.WhoRequest
+	(*WhoResponse)(nil),            // 126: isthmus.v1.WhoResponse
+	(*TranslatedFlow)(nil),         // 127: isthmus.v1.TranslatedFlow
+	(*EventFilter)(nil),            // 128: isthmus.v1.EventFilter
+	(*ListEventsRequest)(nil),      // 129: isthmus.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),     // 130: isthmus.v1.ListEventsResponse
+	(*WatchEventsRequest)(nil),     // 131: isthmus.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),    // 132: isthmus.v1.WatchEventsResponse
+	(*Event)(nil),                  // 133: isthmus.v1.Event
+	(*Spec)(nil),                   // 134: isthmus.v1.Spec
+	(*Problem)(nil),                // 135: isthmus.v1.Problem
+	(*durationpb.Duration)(nil),    // 136: google.protobuf.Duration
+	(*EgressPolicy)(nil),           // 137: isthmus.v1.EgressPolicy
+	(*timestamppb.Timestamp)(nil),  // 138: google.protobuf.Timestamp
+	(EventType)(0),                 // 139: isthmus.v1.EventType
+	(*Inside)(nil),                 // 140: isthmus.v1.Inside
+	(*Condition)(nil),              // 141: isthmus.v1.Condition
 }
 var file_isthmus_v1_services_proto_depIdxs = []int32{
-	130, // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
-	131, // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
-	1,   // 2: isthmus.v1.ValidateRequest.source:type_name -> isthmus.v1.Source
-	131, // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
-	131, // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
-	1,   // 5: isthmus.v1.PlanRequest.source:type_name -> isthmus.v1.Source
-	0,   // 6: isthmus.v1.Change.action:type_name -> isthmus.v1.Change.Action
-	6,   // 7: isthmus.v1.PlanResponse.changes:type_name -> isthmus.v1.Change
-	131, // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
-	1,   // 9: isthmus.v1.ApplyRequest.source:type_name -> isthmus.v1.Source
-	132, // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
-	6,   // 11: isthmus.v1.ApplyResponse.changes:type_name -> isthmus.v1.Change
-	131, // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
-	132, // 13: isthmus.v1.ApplyResponse.goes_back_in:type_name -> google.protobuf.Duration
-	133, // 14: isthmus.v1.EditPoliciesRequest.set:type_name -> isthmus.v1.EgressPolicy
-	132, // 15: isthmus.v1.EditPoliciesRequest.confirm_within:type_name -> google.protobuf.Duration
-	130, // 16: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
-	17,  // 17: isthmus.v1.ListHistoryResponse.revisions:type_name -> isthmus.v1.Revision
-	134, // 18: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
-	132, // 19: isthmus.v1.RollbackRequest.confirm_within:type_name -> google.protobuf.Duration
-	24,  // 20: isthmus.v1.ListTunnelsResponse.tunnels:type_name -> isthmus.v1.TunnelStatus
-	27,  // 21: isthmus.v1.ListTunnelsResponse.strays:type_name -> isthmus.v1.StrayTunnel
-	135, // 22: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
-	24,  // 23: isthmus.v1.TunnelEvent.tunnel:type_name -> isthmus.v1.TunnelStatus
-	134, // 24: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
-	136, // 25: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
-	134, // 26: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
-	134, // 27: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
-	134, // 28: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
-	137, // 29: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
-	26,  // 30: isthmus.v1.TunnelStatus.explanation:type_name -> isthmus.v1.Explanation
-	134, // 31: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
-	134, // 32: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
-	134, // 33: isthmus.v1.TunnelStatus.last_error_since:type_name -> google.protobuf.Timestamp
-	134, // 34: isthmus.v1.TunnelStatus.data_received:type_name -> google.protobuf.Timestamp
-	25,  // 35: isthmus.v1.TunnelStatus.wireguard:type_name -> isthmus.v1.WireGuardStatus
-	134, // 36: isthmus.v1.WireGuardStatus.last_handshake:type_name -> google.protobuf.Timestamp
-	132, // 37: isthmus.v1.WireGuardStatus.keepalive:type_name -> google.protobuf.Duration
-	134, // 38: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
-	134, // 39: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
-	134, // 40: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
-	35,  // 41: isthmus.v1.ListPeersResponse.peers:type_name -> isthmus.v1.PeerStatus
-	135, // 42: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
-	35,  // 43: isthmus.v1.PeerEvent.peer:type_name -> isthmus.v1.PeerStatus
-	134, // 44: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
-	132, // 45: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
-	137, // 46: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
-	134, // 47: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
-	36,  // 48: isthmus.v1.PeerStatus.filter:type_name -> isthmus.v1.PeerFilter
-	134, // 49: isthmus.v1.PeerStatus.last_error_time:type_name -> google.protobuf.Timestamp
-	37,  // 50: isthmus.v1.PeerFilter.discarded:type_name -> isthmus.v1.DiscardedAttribute
-	42,  // 51: isthmus.v1.ListRoutesResponse.routes:type_name -> isthmus.v1.Route
-	135, // 52: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
-	42,  // 53: isthmus.v1.RouteEvent.route:type_name -> isthmus.v1.Route
-	43,  // 54: isthmus.v1.Route.next_hops:type_name -> isthmus.v1.NextHop
-	134, // 55: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
-	137, // 56: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
-	54,  // 57: isthmus.v1.ListPoliciesResponse.policies:type_name -> isthmus.v1.PolicyStatus
-	46,  // 58: isthmus.v1.ListPoliciesResponse.drops:type_name -> isthmus.v1.Drop
-	135, // 59: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
-	54,  // 60: isthmus.v1.PolicyEvent.policy:type_name -> isthmus.v1.PolicyStatus
-	51,  // 61: isthmus.v1.ProveEgressResponse.proof:type_name -> isthmus.v1.EgressProof
-	134, // 62: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
-	52,  // 63: isthmus.v1.EgressProof.states:type_name -> isthmus.v1.EgressProofState
-	53,  // 64: isthmus.v1.EgressProof.canaries:type_name -> isthmus.v1.CanaryResult
-	60,  // 65: isthmus.v1.ListPoolsResponse.pools:type_name -> isthmus.v1.PoolStatus
-	135, // 66: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
-	60,  // 67: isthmus.v1.PoolEvent.pool:type_name -> isthmus.v1.PoolStatus
-	61,  // 68: isthmus.v1.PoolStatus.members:type_name -> isthmus.v1.PoolMember
-	134, // 69: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
-	62,  // 70: isthmus.v1.PoolMember.targets:type_name -> isthmus.v1.ProbeTarget
-	134, // 71: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
-	134, // 72: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
-	67,  // 73: isthmus.v1.ListNamesResponse.names:type_name -> isthmus.v1.NameStatus
-	135, // 74: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
-	67,  // 75: isthmus.v1.NameEvent.name:type_name -> isthmus.v1.NameStatus
-	134, // 76: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
-	134, // 77: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
-	68,  // 78: isthmus.v1.NameStatus.gone:type_name -> isthmus.v1.GoneAddress
-	134, // 79: isthmus.v1.NameStatus.differs:type_name -> google.protobuf.Timestamp
-	134, // 80: isthmus.v1.GoneAddress.since:type_name -> google.protobuf.Timestamp
-	75,  // 81: isthmus.v1.Machine.slots:type_name -> isthmus.v1.Slot
-	134, // 82: isthmus.v1.Slot.deadline:type_name -> google.protobuf.Timestamp
-	77,  // 83: isthmus.v1.UpgradeRequest.header:type_name -> isthmus.v1.UpgradeHeader
-	134, // 84: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
-	134, // 85: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
-	137, // 86: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
-	90,  // 87: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
-	88,  // 88: isthmus.v1.SystemStatus.platform:type_name -> isthmus.v1.PlatformStatus
-	87,  // 89: isthmus.v1.SystemStatus.summary:type_name -> isthmus.v1.Summary
-	116, // 90: isthmus.v1.Summary.ports:type_name -> isthmus.v1.PortUse
-	89,  // 91: isthmus.v1.PlatformStatus.interfaces:type_name -> isthmus.v1.PlatformInterface
-	134, // 92: isthmus.v1.PlatformStatus.read:type_name -> google.protobuf.Timestamp
-	95,  // 93: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
-	134, // 94: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
-	134, // 95: isthmus.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
-	134, // 96: isthmus.v1.ListAuditRequest.until:type_name -> google.protobuf.Timestamp
-	100, // 97: isthmus.v1.ListAuditResponse.entries:type_name -> isthmus.v1.AuditEntry
-	134, // 98: isthmus.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
-	134, // 99: isthmus.v1.RenewAuthorityResponse.former_until:type_name -> google.protobuf.Timestamp
-	132, // 100: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
-	109, // 101: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
-	109, // 102: isthmus.v1.RenewClientResponse.client:type_name -> isthmus.v1.Client
-	109, // 103: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
-	134, // 104: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
-	134, // 105: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
-	116, // 106: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
-	117, // 107: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
-	118, // 108: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
-	134, // 109: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
-	135, // 110: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
-	116, // 111: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
-	132, // 112: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
-	134, // 113: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
-	132, // 114: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
-	123, // 115: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
-	134, // 116: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
-	134, // 117: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
-	134, // 118: isthmus.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
-	134, // 119: isthmus.v1.EventFilter.until:type_name -> google.protobuf.Timestamp
-	124, // 120: isthmus.v1.ListEventsRequest.filter:type_name -> isthmus.v1.EventFilter
-	129, // 121: isthmus.v1.ListEventsResponse.events:type_name -> isthmus.v1.Event
-	124, // 122: isthmus.v1.WatchEventsRequest.filter:type_name -> isthmus.v1.EventFilter
-	135, // 123: isthmus.v1.WatchEventsResponse.type:type_name -> isthmus.v1.EventType
-	129, // 124: isthmus.v1.WatchEventsResponse.event:type_name -> isthmus.v1.Event
-	134, // 125: isthmus.v1.Event.time:type_name -> google.protobuf.Timestamp
-	132, // 126: isthmus.v1.Event.lasted:type_name -> google.protobuf.Duration
-	3,   // 127: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
-	5,   // 128: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
-	8,   // 129: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
-	10,  // 130: isthmus.v1.SpecService.EditPolicies:input_type -> isthmus.v1.EditPoliciesRequest
-	11,  // 131: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
-	13,  // 132: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
-	15,  // 133: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
-	18,  // 134: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
-	19,  // 135: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
-	21,  // 136: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
-	22,  // 137: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
-	28,  // 138: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
-	30,  // 139: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
-	31,  // 140: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
-	33,  // 141: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
-	38,  // 142: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
-	40,  // 143: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
-	44,  // 144: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
-	47,  // 145: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
-	49,  // 146: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
-	121, // 147: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
-	119, // 148: isthmus.v1.NATService.EndFlows:input_type -> isthmus.v1.EndFlowsRequest
-	55,  // 149: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
-	57,  // 150: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
-	58,  // 151: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
-	63,  // 152: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
-	65,  // 153: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
-	85,  // 154: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
-	73,  // 155: isthmus.v1.SystemService.GetMachine:input_type -> isthmus.v1.GetMachineRequest
-	76,  // 156: isthmus.v1.SystemService.Upgrade:input_type -> isthmus.v1.UpgradeRequest
-	79,  // 157: isthmus.v1.SystemService.RollbackSlot:input_type -> isthmus.v1.RollbackSlotRequest
-	81,  // 158: isthmus.v1.SystemService.Reboot:input_type -> isthmus.v1.RebootRequest
-	83,  // 159: isthmus.v1.SystemService.PowerOff:input_type -> isthmus.v1.PowerOffRequest
-	69,  // 160: isthmus.v1.SystemService.Seal:input_type -> isthmus.v1.SealRequest
-	71,  // 161: isthmus.v1.SystemService.Unseal:input_type -> isthmus.v1.UnsealRequest
-	91,  // 162: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
-	91,  // 163: isthmus.v1.SecretService.AddSecret:input_type -> isthmus.v1.SetSecretRequest
-	92,  // 164: isthmus.v1.SecretService.RollbackSecret:input_type -> isthmus.v1.RollbackSecretRequest
-	93,  // 165: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
-	96,  // 166: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
-	103, // 167: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
-	107, // 168: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
-	110, // 169: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
-	105, // 170: isthmus.v1.AccessService.RenewClient:input_type -> isthmus.v1.RenewClientRequest
-	101, // 171: isthmus.v1.AccessService.RenewAuthority:input_type -> isthmus.v1.RenewAuthorityRequest
-	98,  // 172: isthmus.v1.AccessService.ListAudit:input_type -> isthmus.v1.ListAuditRequest
-	112, // 173: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
-	114, // 174: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
-	125, // 175: isthmus.v1.EventService.ListEvents:input_type -> isthmus.v1.ListEventsRequest
-	127, // 176: isthmus.v1.EventService.WatchEvents:input_type -> isthmus.v1.WatchEventsRequest
-	4,   // 177: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
-	7,   // 178: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
-	9,   // 179: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
-	9,   // 180: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
-	12,  // 181: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
-	14,  // 182: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
-	16,  // 183: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
-	9,   // 184: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
-	20,  // 185: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
-	24,  // 186: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
-	23,  // 187: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
-	29,  // 188: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
-	35,  // 189: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
-	32,  // 190: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
-	34,  // 191: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
-	39,  // 192: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
-	41,  // 193: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
-	45,  // 194: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
-	48,  // 195: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
-	50,  // 196: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
-	122, // 197: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
-	120, // 198: isthmus.v1.NATService.EndFlows:output_type -> isthmus.v1.EndFlowsResponse
-	56,  // 199: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
-	60,  // 200: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
-	59,  // 201: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
-	64,  // 202: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
-	66,  // 203: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
-	86,  // 204: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
-	74,  // 205: isthmus.v1.SystemService.GetMachine:output_type -> isthmus.v1.Machine
-	78,  // 206: isthmus.v1.SystemService.Upgrade:output_type -> isthmus.v1.UpgradeResponse
-	80,  // 207: isthmus.v1.SystemService.RollbackSlot:output_type -> isthmus.v1.RollbackSlotResponse
-	82,  // 208: isthmus.v1.SystemService.Reboot:output_type -> isthmus.v1.RebootResponse
-	84,  // 209: isthmus.v1.SystemService.PowerOff:output_type -> isthmus.v1.PowerOffResponse
-	70,  // 210: isthmus.v1.SystemService.Seal:output_type -> isthmus.v1.SealResponse
-	72,  // 211: isthmus.v1.SystemService.Unseal:output_type -> isthmus.v1.UnsealResponse
-	95,  // 212: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
-	95,  // 213: isthmus.v1.SecretService.AddSecret:output_type -> isthmus.v1.SecretInfo
-	95,  // 214: isthmus.v1.SecretService.RollbackSecret:output_type -> isthmus.v1.SecretInfo
-	94,  // 215: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
-	97,  // 216: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
-	104, // 217: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
-	108, // 218: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
-	111, // 219: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
-	106, // 220: isthmus.v1.AccessService.RenewClient:output_type -> isthmus.v1.RenewClientResponse
-	102, // 221: isthmus.v1.AccessService.RenewAuthority:output_type -> isthmus.v1.RenewAuthorityResponse
-	99,  // 222: isthmus.v1.AccessService.ListAudit:output_type -> isthmus.v1.ListAuditResponse
-	113, // 223: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
-	115, // 224: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
-	126, // 225: isthmus.v1.EventService.ListEvents:output_type -> isthmus.v1.ListEventsResponse
-	128, // 226: isthmus.v1.EventService.WatchEvents:output_type -> isthmus.v1.WatchEventsResponse
-	177, // [177:227] is the sub-list for method output_type
-	127, // [127:177] is the sub-list for method input_type
-	127, // [127:127] is the sub-list for extension type_name
-	127, // [127:127] is the sub-list for extension extendee
-	0,   // [0:127] is the sub-list for field type_name
+	134, // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
+	135, // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
+	2,   // 2: isthmus.v1.ValidateRequest.source:type_name -> isthmus.v1.Source
+	135, // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
+	135, // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
+	2,   // 5: isthmus.v1.PlanRequest.source:type_name -> isthmus.v1.Source
+	1,   // 6: isthmus.v1.Change.action:type_name -> isthmus.v1.Change.Action
+	7,   // 7: isthmus.v1.PlanResponse.changes:type_name -> isthmus.v1.Change
+	135, // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
+	2,   // 9: isthmus.v1.ApplyRequest.source:type_name -> isthmus.v1.Source
+	136, // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
+	7,   // 11: isthmus.v1.ApplyResponse.changes:type_name -> isthmus.v1.Change
+	135, // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
+	136, // 13: isthmus.v1.ApplyResponse.goes_back_in:type_name -> google.protobuf.Duration
+	137, // 14: isthmus.v1.EditPoliciesRequest.set:type_name -> isthmus.v1.EgressPolicy
+	136, // 15: isthmus.v1.EditPoliciesRequest.confirm_within:type_name -> google.protobuf.Duration
+	134, // 16: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
+	18,  // 17: isthmus.v1.ListHistoryResponse.revisions:type_name -> isthmus.v1.Revision
+	138, // 18: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
+	136, // 19: isthmus.v1.RollbackRequest.confirm_within:type_name -> google.protobuf.Duration
+	25,  // 20: isthmus.v1.ListTunnelsResponse.tunnels:type_name -> isthmus.v1.TunnelStatus
+	28,  // 21: isthmus.v1.ListTunnelsResponse.strays:type_name -> isthmus.v1.StrayTunnel
+	139, // 22: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
+	25,  // 23: isthmus.v1.TunnelEvent.tunnel:type_name -> isthmus.v1.TunnelStatus
+	138, // 24: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
+	140, // 25: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
+	138, // 26: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
+	138, // 27: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
+	138, // 28: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
+	141, // 29: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
+	27,  // 30: isthmus.v1.TunnelStatus.explanation:type_name -> isthmus.v1.Explanation
+	138, // 31: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
+	138, // 32: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
+	138, // 33: isthmus.v1.TunnelStatus.last_error_since:type_name -> google.protobuf.Timestamp
+	138, // 34: isthmus.v1.TunnelStatus.data_received:type_name -> google.protobuf.Timestamp
+	26,  // 35: isthmus.v1.TunnelStatus.wireguard:type_name -> isthmus.v1.WireGuardStatus
+	138, // 36: isthmus.v1.WireGuardStatus.last_handshake:type_name -> google.protobuf.Timestamp
+	136, // 37: isthmus.v1.WireGuardStatus.keepalive:type_name -> google.protobuf.Duration
+	138, // 38: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
+	138, // 39: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
+	138, // 40: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
+	36,  // 41: isthmus.v1.ListPeersResponse.peers:type_name -> isthmus.v1.PeerStatus
+	139, // 42: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
+	36,  // 43: isthmus.v1.PeerEvent.peer:type_name -> isthmus.v1.PeerStatus
+	138, // 44: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
+	136, // 45: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
+	141, // 46: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
+	138, // 47: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
+	37,  // 48: isthmus.v1.PeerStatus.filter:type_name -> isthmus.v1.PeerFilter
+	138, // 49: isthmus.v1.PeerStatus.last_error_time:type_name -> google.protobuf.Timestamp
+	38,  // 50: isthmus.v1.PeerFilter.discarded:type_name -> isthmus.v1.DiscardedAttribute
+	43,  // 51: isthmus.v1.ListRoutesResponse.routes:type_name -> isthmus.v1.Route
+	139, // 52: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
+	43,  // 53: isthmus.v1.RouteEvent.route:type_name -> isthmus.v1.Route
+	44,  // 54: isthmus.v1.Route.next_hops:type_name -> isthmus.v1.NextHop
+	138, // 55: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
+	141, // 56: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
+	0,   // 57: isthmus.v1.ListPathsRequest.view:type_name -> isthmus.v1.PathView
+	43,  // 58: isthmus.v1.ListPathsResponse.route:type_name -> isthmus.v1.Route
+	47,  // 59: isthmus.v1.ListPathsResponse.paths:type_name -> isthmus.v1.Path
+	138, // 60: isthmus.v1.Path.since:type_name -> google.protobuf.Timestamp
+	58,  // 61: isthmus.v1.ListPoliciesResponse.policies:type_name -> isthmus.v1.PolicyStatus
+	50,  // 62: isthmus.v1.ListPoliciesResponse.drops:type_name -> isthmus.v1.Drop
+	139, // 63: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
+	58,  // 64: isthmus.v1.PolicyEvent.policy:type_name -> isthmus.v1.PolicyStatus
+	55,  // 65: isthmus.v1.ProveEgressResponse.proof:type_name -> isthmus.v1.EgressProof
+	138, // 66: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
+	56,  // 67: isthmus.v1.EgressProof.states:type_name -> isthmus.v1.EgressProofState
+	57,  // 68: isthmus.v1.EgressProof.canaries:type_name -> isthmus.v1.CanaryResult
+	64,  // 69: isthmus.v1.ListPoolsResponse.pools:type_name -> isthmus.v1.PoolStatus
+	139, // 70: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
+	64,  // 71: isthmus.v1.PoolEvent.pool:type_name -> isthmus.v1.PoolStatus
+	65,  // 72: isthmus.v1.PoolStatus.members:type_name -> isthmus.v1.PoolMember
+	138, // 73: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
+	66,  // 74: isthmus.v1.PoolMember.targets:type_name -> isthmus.v1.ProbeTarget
+	138, // 75: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
+	138, // 76: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
+	71,  // 77: isthmus.v1.ListNamesResponse.names:type_name -> isthmus.v1.NameStatus
+	139, // 78: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
+	71,  // 79: isthmus.v1.NameEvent.name:type_name -> isthmus.v1.NameStatus
+	138, // 80: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
+	138, // 81: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
+	72,  // 82: isthmus.v1.NameStatus.gone:type_name -> isthmus.v1.GoneAddress
+	138, // 83: isthmus.v1.NameStatus.differs:type_name -> google.protobuf.Timestamp
+	138, // 84: isthmus.v1.GoneAddress.since:type_name -> google.protobuf.Timestamp
+	79,  // 85: isthmus.v1.Machine.slots:type_name -> isthmus.v1.Slot
+	138, // 86: isthmus.v1.Slot.deadline:type_name -> google.protobuf.Timestamp
+	81,  // 87: isthmus.v1.UpgradeRequest.header:type_name -> isthmus.v1.UpgradeHeader
+	138, // 88: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
+	138, // 89: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
+	141, // 90: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
+	94,  // 91: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
+	92,  // 92: isthmus.v1.SystemStatus.platform:type_name -> isthmus.v1.PlatformStatus
+	91,  // 93: isthmus.v1.SystemStatus.summary:type_name -> isthmus.v1.Summary
+	120, // 94: isthmus.v1.Summary.ports:type_name -> isthmus.v1.PortUse
+	93,  // 95: isthmus.v1.PlatformStatus.interfaces:type_name -> isthmus.v1.PlatformInterface
+	138, // 96: isthmus.v1.PlatformStatus.read:type_name -> google.protobuf.Timestamp
+	99,  // 97: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
+	138, // 98: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
+	138, // 99: isthmus.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
+	138, // 100: isthmus.v1.ListAuditRequest.until:type_name -> google.protobuf.Timestamp
+	104, // 101: isthmus.v1.ListAuditResponse.entries:type_name -> isthmus.v1.AuditEntry
+	138, // 102: isthmus.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
+	138, // 103: isthmus.v1.RenewAuthorityResponse.former_until:type_name -> google.protobuf.Timestamp
+	136, // 104: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
+	113, // 105: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
+	113, // 106: isthmus.v1.RenewClientResponse.client:type_name -> isthmus.v1.Client
+	113, // 107: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
+	138, // 108: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
+	138, // 109: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
+	120, // 110: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
+	121, // 111: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
+	122, // 112: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
+	138, // 113: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
+	139, // 114: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
+	120, // 115: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
+	136, // 116: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
+	138, // 117: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
+	136, // 118: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
+	127, // 119: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
+	138, // 120: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
+	138, // 121: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
+	138, // 122: isthmus.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
+	138, // 123: isthmus.v1.EventFilter.until:type_name -> google.protobuf.Timestamp
+	128, // 124: isthmus.v1.ListEventsRequest.filter:type_name -> isthmus.v1.EventFilter
+	133, // 125: isthmus.v1.ListEventsResponse.events:type_name -> isthmus.v1.Event
+	128, // 126: isthmus.v1.WatchEventsRequest.filter:type_name -> isthmus.v1.EventFilter
+	139, // 127: isthmus.v1.WatchEventsResponse.type:type_name -> isthmus.v1.EventType
+	133, // 128: isthmus.v1.WatchEventsResponse.event:type_name -> isthmus.v1.Event
+	138, // 129: isthmus.v1.Event.time:type_name -> google.protobuf.Timestamp
+	136, // 130: isthmus.v1.Event.lasted:type_name -> google.protobuf.Duration
+	4,   // 131: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
+	6,   // 132: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
+	9,   // 133: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
+	11,  // 134: isthmus.v1.SpecService.EditPolicies:input_type -> isthmus.v1.EditPoliciesRequest
+	12,  // 135: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
+	14,  // 136: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
+	16,  // 137: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
+	19,  // 138: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
+	20,  // 139: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
+	22,  // 140: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
+	23,  // 141: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
+	29,  // 142: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
+	31,  // 143: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
+	32,  // 144: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
+	34,  // 145: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
+	39,  // 146: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
+	41,  // 147: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
+	45,  // 148: isthmus.v1.RouteService.ListPaths:input_type -> isthmus.v1.ListPathsRequest
+	48,  // 149: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
+	51,  // 150: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
+	53,  // 151: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
+	125, // 152: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
+	123, // 153: isthmus.v1.NATService.EndFlows:input_type -> isthmus.v1.EndFlowsRequest
+	59,  // 154: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
+	61,  // 155: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
+	62,  // 156: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
+	67,  // 157: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
+	69,  // 158: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
+	89,  // 159: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
+	77,  // 160: isthmus.v1.SystemService.GetMachine:input_type -> isthmus.v1.GetMachineRequest
+	80,  // 161: isthmus.v1.SystemService.Upgrade:input_type -> isthmus.v1.UpgradeRequest
+	83,  // 162: isthmus.v1.SystemService.RollbackSlot:input_type -> isthmus.v1.RollbackSlotRequest
+	85,  // 163: isthmus.v1.SystemService.Reboot:input_type -> isthmus.v1.RebootRequest
+	87,  // 164: isthmus.v1.SystemService.PowerOff:input_type -> isthmus.v1.PowerOffRequest
+	73,  // 165: isthmus.v1.SystemService.Seal:input_type -> isthmus.v1.SealRequest
+	75,  // 166: isthmus.v1.SystemService.Unseal:input_type -> isthmus.v1.UnsealRequest
+	95,  // 167: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
+	95,  // 168: isthmus.v1.SecretService.AddSecret:input_type -> isthmus.v1.SetSecretRequest
+	96,  // 169: isthmus.v1.SecretService.RollbackSecret:input_type -> isthmus.v1.RollbackSecretRequest
+	97,  // 170: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
+	100, // 171: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
+	107, // 172: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
+	111, // 173: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
+	114, // 174: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
+	109, // 175: isthmus.v1.AccessService.RenewClient:input_type -> isthmus.v1.RenewClientRequest
+	105, // 176: isthmus.v1.AccessService.RenewAuthority:input_type -> isthmus.v1.RenewAuthorityRequest
+	102, // 177: isthmus.v1.AccessService.ListAudit:input_type -> isthmus.v1.ListAuditRequest
+	116, // 178: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
+	118, // 179: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
+	129, // 180: isthmus.v1.EventService.ListEvents:input_type -> isthmus.v1.ListEventsRequest
+	131, // 181: isthmus.v1.EventService.WatchEvents:input_type -> isthmus.v1.WatchEventsRequest
+	5,   // 182: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
+	8,   // 183: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
+	10,  // 184: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
+	10,  // 185: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
+	13,  // 186: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
+	15,  // 187: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
+	17,  // 188: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
+	10,  // 189: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
+	21,  // 190: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
+	25,  // 191: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
+	24,  // 192: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
+	30,  // 193: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
+	36,  // 194: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
+	33,  // 195: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
+	35,  // 196: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
+	40,  // 197: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
+	42,  // 198: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
+	46,  // 199: isthmus.v1.RouteService.ListPaths:output_type -> isthmus.v1.ListPathsResponse
+	49,  // 200: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
+	52,  // 201: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
+	54,  // 202: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
+	126, // 203: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
+	124, // 204: isthmus.v1.NATService.EndFlows:output_type -> isthmus.v1.EndFlowsResponse
+	60,  // 205: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
+	64,  // 206: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
+	63,  // 207: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
+	68,  // 208: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
+	70,  // 209: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
+	90,  // 210: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
+	78,  // 211: isthmus.v1.SystemService.GetMachine:output_type -> isthmus.v1.Machine
+	82,  // 212: isthmus.v1.SystemService.Upgrade:output_type -> isthmus.v1.UpgradeResponse
+	84,  // 213: isthmus.v1.SystemService.RollbackSlot:output_type -> isthmus.v1.RollbackSlotResponse
+	86,  // 214: isthmus.v1.SystemService.Reboot:output_type -> isthmus.v1.RebootResponse
+	88,  // 215: isthmus.v1.SystemService.PowerOff:output_type -> isthmus.v1.PowerOffResponse
+	74,  // 216: isthmus.v1.SystemService.Seal:output_type -> isthmus.v1.SealResponse
+	76,  // 217: isthmus.v1.SystemService.Unseal:output_type -> isthmus.v1.UnsealResponse
+	99,  // 218: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
+	99,  // 219: isthmus.v1.SecretService.AddSecret:output_type -> isthmus.v1.SecretInfo
+	99,  // 220: isthmus.v1.SecretService.RollbackSecret:output_type -> isthmus.v1.SecretInfo
+	98,  // 221: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
+	101, // 222: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
+	108, // 223: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
+	112, // 224: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
+	115, // 225: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
+	110, // 226: isthmus.v1.AccessService.RenewClient:output_type -> isthmus.v1.RenewClientResponse
+	106, // 227: isthmus.v1.AccessService.RenewAuthority:output_type -> isthmus.v1.RenewAuthorityResponse
+	103, // 228: isthmus.v1.AccessService.ListAudit:output_type -> isthmus.v1.ListAuditResponse
+	117, // 229: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
+	119, // 230: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
+	130, // 231: isthmus.v1.EventService.ListEvents:output_type -> isthmus.v1.ListEventsResponse
+	132, // 232: isthmus.v1.EventService.WatchEvents:output_type -> isthmus.v1.WatchEventsResponse
+	182, // [182:233] is the sub-list for method output_type
+	131, // [131:182] is the sub-list for method input_type
+	131, // [131:131] is the sub-list for extension type_name
+	131, // [131:131] is the sub-list for extension extendee
+	0,   // [0:131] is the sub-list for field type_name
 }
 
 func init() { file_isthmus_v1_services_proto_init() }
@@ -10398,13 +10843,14 @@ func file_isthmus_v1_services_proto_init() {
 	file_isthmus_v1_services_proto_msgTypes[7].OneofWrappers = []any{}
 	file_isthmus_v1_services_proto_msgTypes[9].OneofWrappers = []any{}
 	file_isthmus_v1_services_proto_msgTypes[17].OneofWrappers = []any{}
+	file_isthmus_v1_services_proto_msgTypes[45].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isthmus_v1_services_proto_rawDesc), len(file_isthmus_v1_services_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   129,
+			NumEnums:      2,
+			NumMessages:   132,
 			NumExtensions: 0,
 			NumServices:   12,
 		},
