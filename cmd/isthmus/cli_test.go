@@ -64,6 +64,7 @@ func fill(r *apitest.Router) {
 		&isthmusv1.PeerStatus{
 			Name: "aws-0", Tunnel: "aws-0", Address: "169.254.10.1", Asn: 65002, State: "established", Since: ago(27 * time.Hour),
 			PrefixesReceived: 3, PrefixesAccepted: 2, PrefixesAnnounced: 4, MessagesReceived: 3021, MessagesSent: 3019, TimesUp: 2, HoldTime: durationpb.New(30 * time.Second),
+			Families: []string{"IPv4 unicast"}, MaxPrefixes: 1000, Limits: []string{"3 of at most 1000 prefixes received, 2 of them used"},
 		},
 		&isthmusv1.PeerStatus{Name: "azure-0", Tunnel: "azure-0", Address: "169.254.21.2", Asn: 65001, State: "quarantined", Since: ago(9 * time.Second), LastError: "ended the BGP process 3 times", NextTry: timestamppb.New(noon.Add(time.Minute))},
 	)

@@ -2529,7 +2529,14 @@ type PeerStatus struct {
 	// Number of prefixes after which the session is closed.
 	MaxPrefixes uint32 `protobuf:"varint,23,opt,name=max_prefixes,json=maxPrefixes,proto3" json:"max_prefixes,omitempty"`
 	// Whether this side waits for the peer to open the connection.
-	Passive       bool `protobuf:"varint,24,opt,name=passive,proto3" json:"passive,omitempty"`
+	Passive bool `protobuf:"varint,24,opt,name=passive,proto3" json:"passive,omitempty"`
+	// Address families negotiated: "IPv4 unicast" or "IPv6 unicast". Empty while the session is not
+	// established.
+	Families []string `protobuf:"bytes,25,rep,name=families,proto3" json:"families,omitempty"`
+	// Number of prefixes that are announced at most; 0: no limit.
+	ExportMaxPrefixes uint32 `protobuf:"varint,26,opt,name=export_max_prefixes,json=exportMaxPrefixes,proto3" json:"export_max_prefixes,omitempty"`
+	// Use of the limits in words, as "812 of at most 1000 prefixes received, 810 of them used".
+	Limits        []string `protobuf:"bytes,27,rep,name=limits,proto3" json:"limits,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2730,6 +2737,27 @@ func (x *PeerStatus) GetPassive() bool {
 		return x.Passive
 	}
 	return false
+}
+
+func (x *PeerStatus) GetFamilies() []string {
+	if x != nil {
+		return x.Families
+	}
+	return nil
+}
+
+func (x *PeerStatus) GetExportMaxPrefixes() uint32 {
+	if x != nil {
+		return x.ExportMaxPrefixes
+	}
+	return 0
+}
+
+func (x *PeerStatus) GetLimits() []string {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
 }
 
 // PeerFilter counts how the messages of a peer were handled, since the daemon was started or the
@@ -9785,7 +9813,7 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\x10ResetPeerRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04soft\x18\x02 \x01(\bR\x04soft\"\x13\n" +
-	"\x11ResetPeerResponse\"\xb3\a\n" +
+	"\x11ResetPeerResponse\"\x97\b\n" +
 	"\n" +
 	"PeerStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
@@ -9815,7 +9843,10 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\x06filter\x18\x15 \x01(\v2\x16.isthmus.v1.PeerFilterR\x06filter\x12B\n" +
 	"\x0flast_error_time\x18\x16 \x01(\v2\x1a.google.protobuf.TimestampR\rlastErrorTime\x12!\n" +
 	"\fmax_prefixes\x18\x17 \x01(\rR\vmaxPrefixes\x12\x18\n" +
-	"\apassive\x18\x18 \x01(\bR\apassive\"\xb0\x01\n" +
+	"\apassive\x18\x18 \x01(\bR\apassive\x12\x1a\n" +
+	"\bfamilies\x18\x19 \x03(\tR\bfamilies\x12.\n" +
+	"\x13export_max_prefixes\x18\x1a \x01(\rR\x11exportMaxPrefixes\x12\x16\n" +
+	"\x06limits\x18\x1b \x03(\tR\x06limits\"\xb0\x01\n" +
 	"\n" +
 	"PeerFilter\x12\x1a\n" +
 	"\bmessages\x18\x01 \x01(\x04R\bmessages\x12\x1c\n" +
