@@ -148,11 +148,25 @@ func TestListSilent(t *testing.T) {
 		if !errors.Is(err, bgp.ErrSilent) || !errors.Is(<-second, bgp.ErrSilent) || time.Since(start) > 2*answerTimeout {
 			t.Errorf("%v after %v", err, time.Since(start))
 		}
+		// An answer that comes late is not one to the next question.
+		third := make(chan bgp.Page, 1)
+		go func() {
+			page, err := n.List(t.Context(), bgp.Query{Peer: "a", View: bgp.Received, Limit: 10})
+			if err != nil {
+				t.Error(err)
+			}
+			third <- page
+		}()
+		synctest.Wait()
 		f.mu.Lock()
-		late := f.asked[0]
+		late, now := f.asked[0], f.asked[2]
 		f.mu.Unlock()
 		writeFrame(f.conn, frameAnswer, encode(late.ID, 0, bgp.Entry{Prefix: prefix("10.1.0.0/16")}))
 		synctest.Wait()
+		writeFrame(f.conn, frameAnswer, encode(now.ID, 0))
+		if page := <-third; len(page.Entries) > 0 {
+			t.Errorf("the late answer was taken: %+v", page)
+		}
 		if s := n.state("a"); n.Starts() != 1 || s.State != bgp.Established {
 			t.Errorf("%d starts, %+v", n.Starts(), s)
 		}
@@ -251,4 +265,22 @@ func TestAskBeforeConfiguration(t *testing.T) {
 	if a, err := decodeAnswer(frames[0].body, names); err != nil || a.id != 3 || len(a.entries) != 0 {
 		t.Errorf("%v, %+v", err, a)
 	}
+}
+
+// TestPaced: after a table was read, GoBGP has nine times as long for its other work, and at most
+// maxRest.
+func TestPaced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tables := newTables(nil)
+		var ends time.Time
+		for i, k := range []struct{ takes, pause time.Duration }{{time.Second, 0}, {time.Minute, 9 * time.Second}, {0, maxRest}, {0, 0}} {
+			tables.paced(func() {
+				if pause := time.Since(ends); i > 0 && pause != k.pause {
+					t.Errorf("reading %d began after %v, not %v", i, pause, k.pause)
+				}
+				time.Sleep(k.takes)
+			})
+			ends = time.Now()
+		}
+	})
 }
