@@ -43,17 +43,29 @@ type Policy []Term
 
 // Decide returns what becomes of a path: whether it passes, and with which changes. asn is our own.
 func (p Policy) Decide(asn uint32, r Route) (Changes, bool) {
+	c, why := p.decide(asn, r)
+	return c, why == ""
+}
+
+// decide is Decide with the reason why the path does not pass, as far as it costs nothing: see
+// unmatched.
+func (p Policy) decide(asn uint32, r Route) (Changes, Reason) {
 	for i := range p {
 		t := &p[i]
 		if t.OwnAS && !slices.Contains(r.ASPath, asn) || t.Kept && !r.Kept || t.Prefixes != nil && !Matches(t.Prefixes, r.Prefix) {
 			continue
 		}
-		if t.Reject {
-			break
+		switch {
+		case !t.Reject:
+			return t.Changes, ""
+		case t.OwnAS:
+			return Changes{}, looped(asn, r)
+		case t.Kept:
+			return Changes{}, NotExported
 		}
-		return t.Changes, true
+		return Changes{}, NotAllowed
 	}
-	return Changes{}, false
+	return Changes{}, NotAllowed
 }
 
 // Matches reports whether a rule matches the prefix.
@@ -109,16 +121,33 @@ func (p *Peer) Decider(asn uint32) Decider {
 
 // Accept decides on a path that the peer brings.
 func (d *Decider) Accept(r Route) (Changes, bool) {
+	c, why := d.accept(r)
+	return c, why == ""
+}
+
+// ExplainImport is Accept with the reason why the path is refused; empty: it is accepted.
+func (d *Decider) ExplainImport(r Route) (Changes, Reason) {
+	c, why := d.accept(r)
+	if why == NotAllowed {
+		why = d.Import.unmatched(r.Prefix)
+	}
+	return c, why
+}
+
+func (d *Decider) accept(r Route) (Changes, Reason) {
 	own := 0
 	for _, a := range r.ASPath {
 		if a == d.ASN {
 			own++
 		}
 	}
-	if !d.carries(r.Prefix) || own > int(d.Peer.AllowOwnAS) { // a loop (RFC 4271 section 9.1.2)
-		return Changes{}, false
+	switch {
+	case !d.carries(r.Prefix):
+		return Changes{}, OtherFamily
+	case own > int(d.Peer.AllowOwnAS): // a loop (RFC 4271 section 9.1.2)
+		return Changes{}, looped(d.ASN, r)
 	}
-	return d.Import.Decide(d.ASN, r)
+	return d.Import.decide(d.ASN, r)
 }
 
 // Announce decides on a path that is the best one to its prefix, and that the peer from brings;

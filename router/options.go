@@ -76,8 +76,10 @@ type Options struct {
 	Store   *store.Store
 	Drivers map[tunnel.Kind]tunnel.Driver
 	BGP     bgp.Driver
-	FIB     FIB
-	NAT     NAT
+	// Tables reads the tables of BGP. Nil: paths cannot be listed.
+	Tables bgp.Tables
+	FIB    FIB
+	NAT    NAT
 	// Flows places new flows by the use of the pools' ports, and ends flows. Nil: neither is done.
 	Flows Flows
 	// Translations logs which source used which outside address. Nil: nothing is logged.

@@ -87,8 +87,8 @@ func runChild() error {
 	return err
 }
 
-// child runs one GoBGP server. After the start, only the goroutines of serve and counters call
-// GoBGP.
+// child runs one GoBGP server. After the start, only the goroutines of serve, counters and
+// tables call GoBGP.
 type child struct {
 	out    *outbox
 	log    *logger
@@ -100,6 +100,7 @@ type child struct {
 
 	config  configMessage // as applied
 	applied map[string]peerConfig
+	tables  *tables
 	barrier *barrier // until all peers that are expected back have come
 	// released receives a value when GoBGP begins to process the barrier's End-of-RIB.
 	released chan struct{}
@@ -121,6 +122,7 @@ func newChild() *child {
 		ids:      make(map[string]uint32),
 		max:      make(map[uint32]uint32),
 	}
+	c.tables = newTables(c)
 	c.log = &logger{
 		out:         c.out,
 		id:          c.id,
@@ -186,6 +188,12 @@ func (c *child) handle(t frameType, body []byte) error {
 		c.reply(m.ID, 1, []error{c.reset(m)})
 	case frameRelease:
 		c.release()
+	case frameAsk:
+		var m askMessage
+		if err := json.Unmarshal(body, &m); err != nil {
+			return fmt.Errorf("reading a question: %w", err)
+		}
+		c.tables.ask(m)
 	default:
 		return fmt.Errorf("unknown frame %d", t)
 	}

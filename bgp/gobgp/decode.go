@@ -151,3 +151,58 @@ func decodeCounters(p *api.Peer) countersMessage {
 	}
 	return m
 }
+
+// decodePath returns the attributes of a path in a table, without its peer.
+func decodePath(p *api.Path) (a pathAttributes) {
+	a.NextHop, a.ASPath, _ = decodeAttributes(p.GetPattrs())
+	a.At, a.Stale = p.GetAge().AsTime(), p.GetStale()
+	a.RouterID, _ = netip.ParseAddr(p.GetSourceId())
+	for _, raw := range p.GetPattrs() {
+		v := raw.GetValue()
+		switch {
+		case is(raw, "apipb.OriginAttribute"):
+			var x api.OriginAttribute
+			if proto.Unmarshal(v, &x) == nil {
+				a.Origin = uint8(min(x.GetOrigin(), 2))
+			}
+		case is(raw, "apipb.MultiExitDiscAttribute"):
+			var x api.MultiExitDiscAttribute
+			if proto.Unmarshal(v, &x) == nil {
+				a.MED = new(x.GetMed())
+			}
+		case is(raw, "apipb.LocalPrefAttribute"):
+			var x api.LocalPrefAttribute
+			if proto.Unmarshal(v, &x) == nil {
+				a.LocalPreference = new(x.GetLocalPref())
+			}
+		case is(raw, "apipb.CommunitiesAttribute"):
+			var x api.CommunitiesAttribute
+			if proto.Unmarshal(v, &x) == nil {
+				a.Communities = x.GetCommunities()[:min(len(x.GetCommunities()), maxCommunities)]
+			}
+		case is(raw, "apipb.LargeCommunitiesAttribute"):
+			var x api.LargeCommunitiesAttribute
+			if proto.Unmarshal(v, &x) != nil {
+				continue
+			}
+			for _, l := range x.GetCommunities()[:min(len(x.GetCommunities()), maxCommunities)] {
+				a.Large = append(a.Large, [3]uint32{l.GetGlobalAdmin(), l.GetLocalData1(), l.GetLocalData2()})
+			}
+		case is(raw, "apipb.AsPathAttribute"):
+			var x api.AsPathAttribute
+			if proto.Unmarshal(v, &x) != nil {
+				continue
+			}
+			for _, s := range x.GetSegments() {
+				n := s.GetNumbers()
+				if a.FirstAS == 0 && len(n) > 0 {
+					a.FirstAS = n[0]
+				}
+				if a.ASLength += uint32(len(n)); s.GetType() == api.AsSegment_AS_SET && len(n) > 0 {
+					a.ASLength -= uint32(len(n) - 1)
+				}
+			}
+		}
+	}
+	return a
+}

@@ -82,6 +82,8 @@ type Driver struct {
 
 	pushing sync.Mutex // held while a configuration is sent and answered
 
+	asking chan struct{} // full while a listing is under way
+
 	mu     sync.Mutex
 	once   sync.Once  // closes ready
 	want   bgp.Config // peers by name, all of them checked
@@ -105,6 +107,8 @@ type Driver struct {
 	restart bool     // proc started with routes in the FIB
 	replies map[uint64]chan replyMessage
 	message uint64
+
+	question question // zero: none
 
 	relay    *relay.Relay                // of proc; nil: none
 	counters map[string]*filter.Counters // by peer
@@ -142,6 +146,7 @@ func New(o Options) *Driver {
 		start:   func() (*process, error) { return spawn(o) },
 		ready:   make(chan struct{}),
 		wake:    make(chan struct{}, 1),
+		asking:  make(chan struct{}, 1),
 		keys:    make(map[string]password),
 		keyNo:   make(map[string]uint64),
 		ids:     make(map[string]uint32),

@@ -32,6 +32,8 @@ type fake struct {
 	messages []configMessage
 	configs  chan []string // names of the peers
 	freed    chan struct{}
+	asked    []askMessage
+	ask      func(askMessage) // answers a question; nil: no answer
 }
 
 // fakes returns a start function and the children that it started.
@@ -69,6 +71,18 @@ func fakes() (func() (*process, error), chan *fake) {
 					writeJSON(theirs, frameReply, replyMessage{ID: m.ID, Changes: 1})
 				case frameRelease:
 					f.freed <- struct{}{}
+				case frameAsk:
+					var m askMessage
+					if err := json.Unmarshal(body, &m); err != nil {
+						panic(err)
+					}
+					f.mu.Lock()
+					f.asked = append(f.asked, m)
+					ask := f.ask
+					f.mu.Unlock()
+					if ask != nil {
+						ask(m)
+					}
 				}
 			}
 		}()

@@ -19,12 +19,13 @@ type event struct {
 
 // read passes the child's messages to events, and its replies to their callers.
 func (d *Driver) read(p *process, events chan<- event) error {
-	dec := pathDecoder{name: func(id uint32) (string, bool) {
+	name := func(id uint32) (string, bool) {
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		name, ok := d.names[id]
 		return name, ok
-	}}
+	}
+	dec := pathDecoder{name: name}
 	for {
 		t, body, err := readFrame(p.conn, maxFromChild)
 		if err != nil {
@@ -34,6 +35,11 @@ func (d *Driver) read(p *process, events chan<- event) error {
 		switch t {
 		case framePaths:
 			e.updates, err = dec.decode(body)
+		case frameAnswer:
+			var a answer
+			if a, err = decodeAnswer(body, name); err == nil {
+				d.answered(a)
+			}
 		case frameReply:
 			var m replyMessage
 			if err = parse(body, &m); err == nil {
@@ -59,7 +65,7 @@ func (d *Driver) read(p *process, events chan<- event) error {
 		if err != nil {
 			return err
 		}
-		if t != frameReply {
+		if t != frameReply && t != frameAnswer {
 			events <- e
 		}
 	}

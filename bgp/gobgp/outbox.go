@@ -52,6 +52,11 @@ func (o *outbox) put(t frameType, v any) {
 	if err != nil {
 		panic(err) // our own message types can always be encoded
 	}
+	o.putRaw(t, body)
+}
+
+// putRaw is put for a body that is encoded already.
+func (o *outbox) putRaw(t frameType, body []byte) {
 	o.mu.Lock()
 	o.frames = append(o.frames, frame{t, body})
 	n := len(o.frames)

@@ -12,9 +12,9 @@ import (
 )
 
 // Daemon and child exchange frames over a socket pair: the length of the rest as 4 bytes
-// big-endian, one byte of type, and the body. Paths have a binary body, all others JSON. The
-// daemon does not trust the child, which parses data from strangers: sizes are limited, every
-// field is checked, and an invalid frame ends the child.
+// big-endian, one byte of type, and the body. Paths and answers have a binary body, all others
+// JSON. The daemon does not trust the child, which parses data from strangers: sizes are limited,
+// every field is checked, and an invalid frame ends the child.
 type frameType uint8
 
 const (
@@ -27,6 +27,8 @@ const (
 	framePaths                         // from the child: updates
 	frameEnd                           // from the child: endMessage
 	frameLog                           // from the child: logMessage
+	frameAsk                           // to the child: askMessage
+	frameAnswer                        // from the child: answer
 )
 
 const (

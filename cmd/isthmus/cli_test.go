@@ -64,6 +64,7 @@ func fill(r *apitest.Router) {
 		&isthmusv1.PeerStatus{
 			Name: "aws-0", Tunnel: "aws-0", Address: "169.254.10.1", Asn: 65002, State: "established", Since: ago(27 * time.Hour),
 			PrefixesReceived: 3, PrefixesAccepted: 2, PrefixesAnnounced: 4, MessagesReceived: 3021, MessagesSent: 3019, TimesUp: 2, HoldTime: durationpb.New(30 * time.Second),
+			Families: []string{"IPv4 unicast"}, MaxPrefixes: 1000, Limits: []string{"3 of at most 1000 prefixes received, 2 of them used"},
 		},
 		&isthmusv1.PeerStatus{Name: "azure-0", Tunnel: "azure-0", Address: "169.254.21.2", Asn: 65001, State: "quarantined", Since: ago(9 * time.Second), LastError: "ended the BGP process 3 times", NextTry: timestamppb.New(noon.Add(time.Minute))},
 	)
@@ -73,6 +74,20 @@ func fill(r *apitest.Router) {
 			Prefix: "172.16.0.0/16", Source: "bgp", AsPath: "65002 65100", Installed: true, Since: ago(61 * time.Second),
 			NextHops: []*isthmusv1.NextHop{{Tunnel: "aws-0", Interface: "ist1", Gateway: "169.254.10.1", Peer: "aws-0"}, {Tunnel: "aws-1", Gateway: "169.254.11.1", Peer: "aws-1", Dead: true}},
 		},
+	)
+	r.SetStarts(1)
+	r.SetPaths(
+		&isthmusv1.Path{
+			Prefix: "10.7.0.0/16", Peer: "aws-0", State: "refused", Reason: "not-allowed", Why: "no rule of import.allow contains it: 172.16.0.0/12 le 24\x1b[31m",
+			NextHop: "169.254.10.1", AsPath: "65002", Origin: "IGP", Communities: []string{"65002:7", "NO_EXPORT"}, LargeCommunities: []string{"65002:1:2"}, RouterId: "10.0.0.1", Since: ago(time.Minute),
+		},
+		&isthmusv1.Path{Prefix: "172.16.0.0/16", Peer: "aws-0", State: "used", NextHop: "169.254.10.1", AsPath: "65002 65100", Origin: "IGP", Med: new(uint32(0)), LocalPreference: new(uint32(200)), Since: ago(61 * time.Second)},
+		&isthmusv1.Path{
+			Prefix: "172.16.0.0/16", Peer: "azure-0", State: "unused", Reason: "local-pref", Winner: "aws-0", Why: "LOCAL_PREF 100 is lower than 200 of the path of peer aws-0",
+			NextHop: "169.254.21.2", AsPath: "65001 65100", Origin: "INCOMPLETE", Med: new(uint32(7)), LocalPreference: new(uint32(100)), Since: ago(time.Hour), Stale: true,
+		},
+		&isthmusv1.Path{Prefix: "10.200.0.0/16", State: "sent", NextHop: "169.254.10.2", AsPath: "64620", Origin: "IGP", Since: ago(27 * time.Hour)},
+		&isthmusv1.Path{Prefix: "172.20.0.0/16", State: "held back", Reason: "export-limit", Why: "held back: export.maxPrefixes is 1; put aggregates into announce, or raise it to what the peer takes"},
 	)
 	r.SetPolicies(&isthmusv1.PolicyStatus{
 		Name: "partner", Action: "snat", Pool: "main", PublicAddresses: []string{"198.51.100.7"}, Sources: []string{"172.16.0.0/16", "10.0.1.0/24"},

@@ -38,6 +38,7 @@ func TestCompletion(t *testing.T) {
 		"describe peers az":            "azure-0 " + none,
 		"describe route ":              "10.0.0.0/8 172.16.0.0/16 " + none,
 		"get routes --peer ":           "aws-0 azure-0 " + none,
+		"get routes --rejected ":       "aws-0 azure-0 " + none,
 		"get events --tunnel ":         "aws-0 site-0 vwan-1 " + none,
 		"get event --pool ":            "main " + none,
 		"get events --severity ":       "info warning error " + none,

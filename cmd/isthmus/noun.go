@@ -43,6 +43,8 @@ type nounCommands[T proto.Message] struct {
 	// find returns the object with a name, and none if there is none. Nil: a Get call of the API,
 	// or one of the list.
 	find func(ctx context.Context, conn *grpc.ClientConn, name string) ([]T, error)
+	// tell returns what "describe" shows for names. Nil: the objects.
+	tell func(ctx context.Context, conn *grpc.ClientConn, names []string) ([]proto.Message, error)
 	// rows returns the table of objects. Nil: a row of columns for each.
 	rows func(items []T) ([]look, [][]cell)
 	// more prints the rest of a List response below the table of all objects. Nil: there is none.
@@ -69,7 +71,13 @@ func (n nounCommands[T]) add(a *app, get, describe, watch *cobra.Command) *cobra
 
 // describeAs returns the command that shows everything about objects.
 func (n nounCommands[T]) describeAs(a *app, use string) *cobra.Command {
-	cmd := describeCommand(a, use+" "+n.word()+"...", n.describe, func(ctx context.Context, conn *grpc.ClientConn, names []string) ([]T, error) {
+	use += " " + n.word() + "..."
+	if n.tell != nil {
+		cmd := describeCommand(a, use, n.describe, n.tell)
+		cmd.ValidArgsFunction = names(a, false, n.words)
+		return cmd
+	}
+	cmd := describeCommand(a, use, n.describe, func(ctx context.Context, conn *grpc.ClientConn, names []string) ([]T, error) {
 		items, lacks, err := n.pick(ctx, conn, names)
 		return items, errors.Join(err, notFound(lacks))
 	})

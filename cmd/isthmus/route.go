@@ -59,7 +59,8 @@ func (a *app) addRoutes(_, get, describe, watch *cobra.Command) {
 		what:     "PREFIX|ADDRESS",
 		samples:  [2]string{"10.1.0.0/16", "10.2.3.4"},
 		list:     "List the kernel routes that isthmus owns",
-		describe: "Show everything about routes",
+		describe: "Show everything about routes, with all BGP paths to them",
+		tell:     describeRoutes,
 		watch:    "Follow the routes",
 		names:    func(r *isthmusv1.Route) []string { return []string{r.Prefix} },
 		match: func(r *isthmusv1.Route, name string) bool {
@@ -75,13 +76,16 @@ func (a *app) addRoutes(_, get, describe, watch *cobra.Command) {
 		},
 	}.add(a, get, describe, watch)
 	routes.Long = `List the kernel routes that isthmus owns: all of them, those of some prefixes, or for an address the one that its packets take
-(the longest match).`
-	routes.Example += "\n" + indented("isthmus get routes --within 10.0.0.0/8 --peer aws-0")
+(the longest match). For a single prefix or address, the BGP paths to it follow, with the reason why each one is not used.
+
+With --received, --accepted, --rejected or --advertised, list the BGP paths of a peer instead, as BGP has them now.`
+	routes.Example += "\n" + indented("isthmus get routes --within 10.0.0.0/8 --peer aws-0\nisthmus get routes --rejected aws-0\nisthmus get routes 10.2.3.4")
 	routes.Flags().StringVar(&request.Within, "within", "", "only routes inside this prefix")
 	routes.Flags().StringVar(&request.Peer, "peer", "", "only routes from this peer")
 	routes.MarkFlagsMutuallyExclusive("watch", "within")
 	routes.MarkFlagsMutuallyExclusive("watch", "peer")
 	completeFlag(routes, "peer", names(a, false, named((*isthmusv1.PeerStatus).GetName)))
+	a.addPaths(routes)
 }
 
 // findRoute returns the route of a prefix, or the longest match of an address.

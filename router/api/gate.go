@@ -10,7 +10,8 @@ import (
 	"github.com/isthmus-net/isthmus/router/auth"
 )
 
-// Bounds of calls that read a whole document. Each of them may cost a second and some 300 MB.
+// Bounds of calls that read a whole document or a table of BGP. Each of them may cost a second, and
+// one with a document some 300 MB.
 const (
 	// maxWaiting bounds the calls at a gate, and maxWaitingPerClient those of one client, so that
 	// one client cannot keep the others out.
@@ -18,9 +19,11 @@ const (
 	maxWaitingPerClient = 4
 )
 
-// gate lets one call in at a time. Calls that read and calls that change something have a gate
-// each: a reader never delays an operator, and at most two documents are processed at a time.
+// gate lets one call in at a time. Calls that read, calls that change something, and calls that
+// ask the BGP process have a gate each: a reader never delays an operator, at most two documents
+// are processed at a time, and a silent BGP process delays no other calls.
 type gate struct {
+	what string        // describes the calls
 	turn chan struct{} // holds one token
 
 	mu sync.Mutex
@@ -30,8 +33,8 @@ type gate struct {
 	total   int
 }
 
-func newGate() *gate {
-	g := &gate{turn: make(chan struct{}, 1), waiting: map[string]int{}}
+func newGate(what string) *gate {
+	g := &gate{what: what, turn: make(chan struct{}, 1), waiting: map[string]int{}}
 	g.turn <- struct{}{}
 	return g
 }
@@ -43,7 +46,7 @@ func (g *gate) enter(ctx context.Context) (leave func(), err error) {
 	// Root on the node is exempt from the total, so that clients cannot lock it out.
 	if g.waiting[who] >= maxWaitingPerClient || who != "" && g.total >= maxWaiting {
 		g.mu.Unlock()
-		return nil, status.Errorf(codes.ResourceExhausted, "too many calls with documents are waiting (at most %d of one client, %d of all clients); try again later", maxWaitingPerClient, maxWaiting)
+		return nil, status.Errorf(codes.ResourceExhausted, "too many calls %s are waiting (at most %d of one client, %d of all clients); try again later", g.what, maxWaitingPerClient, maxWaiting)
 	}
 	g.waiting[who]++
 	g.total++

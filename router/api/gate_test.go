@@ -19,7 +19,7 @@ func caller(ctx context.Context, serial string) context.Context {
 // TestGate checks that one call is in at a time and a bounded number waits, that one client cannot
 // take all places, that root is exempt from the total, and that a cancelled call leaves.
 func TestGate(t *testing.T) {
-	g := newGate()
+	g := newGate("with documents")
 	first, err := g.enter(caller(t.Context(), "a"))
 	if err != nil {
 		t.Fatal(err)

@@ -6,7 +6,9 @@ package api
 import (
 	"context"
 	"fmt"
+	"net/netip"
 
+	"github.com/isthmus-net/isthmus/bgp"
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/fault"
 )
@@ -37,6 +39,12 @@ type Router interface {
 	Changed() <-chan struct{}
 
 	ResetPeer(ctx context.Context, name string, soft bool) error
+	// Paths returns a page of the paths of a peer, and the query for the next page, whose Start is
+	// 0 if there is none.
+	Paths(ctx context.Context, q bgp.Query) (*isthmusv1.ListPathsResponse, bgp.Query, error)
+	// LookUp returns the route and the BGP paths to a prefix, or for a single address those of the
+	// longest match.
+	LookUp(ctx context.Context, destination netip.Prefix) (*isthmusv1.ListPathsResponse, error)
 	// EndFlows ends present flows through the node.
 	EndFlows(ctx context.Context, r *isthmusv1.EndFlowsRequest) (*isthmusv1.EndFlowsResponse, error)
 	// ProveEgress returns the addresses under which flows may be seen, and the violations.

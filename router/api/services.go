@@ -37,10 +37,11 @@ type services struct {
 	events    *event.Log
 	stopping  chan struct{} // closed when the server stops
 
-	reading, writing *gate
+	reading, writing, listing *gate
 
 	isthmusv1.UnimplementedSpecServiceServer
 	isthmusv1.UnimplementedBGPServiceServer
+	isthmusv1.UnimplementedRouteServiceServer
 	isthmusv1.UnimplementedNATServiceServer
 	isthmusv1.UnimplementedSystemServiceServer
 	isthmusv1.UnimplementedSecretServiceServer
@@ -52,6 +53,7 @@ func (s *services) register(server *grpc.Server) {
 	r := s.serveNouns(server)
 	isthmusv1.RegisterSpecServiceServer(r, s)
 	isthmusv1.RegisterBGPServiceServer(r, s)
+	isthmusv1.RegisterRouteServiceServer(r, s)
 	isthmusv1.RegisterNATServiceServer(r, s)
 	isthmusv1.RegisterSystemServiceServer(r, s)
 	isthmusv1.RegisterSecretServiceServer(r, s)

@@ -1,6 +1,7 @@
 package report
 
 import (
+	"fmt"
 	"time"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
@@ -47,7 +48,11 @@ func peerStatus(c bgp.Peer, s bgp.PeerState) *isthmusv1.PeerStatus {
 	if p.LastError != "" {
 		p.LastErrorTime = stamp(s.LastErrorAt)
 	}
-	p.MaxPrefixes, p.Passive = c.MaxPrefixes, c.Passive
+	p.MaxPrefixes, p.Passive, p.ExportMaxPrefixes = c.MaxPrefixes, c.Passive, c.Export.MaxPrefixes
+	p.Limits = limitsInUse(c, s)
+	if s.State == bgp.Established {
+		p.Families = []string{sessionFamily(c)}
+	}
 	p.Filter = &isthmusv1.PeerFilter{
 		Messages: s.Filtered.Messages, Withdrawn: s.Filtered.Withdrawn, Resets: s.Filtered.Resets, Note: s.Filtered.Note,
 	}
@@ -61,6 +66,30 @@ func peerStatus(c bgp.Peer, s bgp.PeerState) *isthmusv1.PeerStatus {
 		p.RouterId = s.RouterID.String()
 	}
 	return p
+}
+
+// sessionFamily returns the family of a session: the only one that both sides negotiate, since
+// bgp/filter refuses an OPEN without it and removes all others.
+func sessionFamily(c bgp.Peer) string {
+	if c.Address.Is4() {
+		return "IPv4 unicast"
+	}
+	return "IPv6 unicast"
+}
+
+// limitsInUse describes the limits of a session and their use.
+func limitsInUse(c bgp.Peer, s bgp.PeerState) (out []string) {
+	if c.MaxPrefixes > 0 {
+		out = append(out, fmt.Sprintf("%d of at most %d prefixes received, %d of them used", s.Received, c.MaxPrefixes, s.Accepted))
+	}
+	if c.Export.MaxPrefixes > 0 {
+		text := fmt.Sprintf("%d of at most %d prefixes announced", s.Announced, c.Export.MaxPrefixes)
+		if s.HeldBack > 0 {
+			text += fmt.Sprintf(", %d more held back", s.HeldBack)
+		}
+		out = append(out, text)
+	}
+	return out
 }
 
 // lastError returns the last error of a session that is not established: one of the past explains

@@ -97,6 +97,8 @@ type Options struct {
 	Observed  *observe.Observer
 	Store     *store.Store
 	BGP       bgp.Driver
+	// Tables reads the tables of BGP. Nil: there are none.
+	Tables    bgp.Tables
 	FIB       FIB
 	NAT       NAT
 	Addresses Addresses

@@ -106,3 +106,26 @@ func TestAccessOf(t *testing.T) {
 		}
 	}
 }
+
+// TestOtherFamily: rules of the family that a session does not carry are noted, and a document with
+// them is accepted, since those of former versions have them.
+func TestOtherFamily(t *testing.T) {
+	const tunnel = `tunnels: [{name: t, inside: [{local: 169.254.64.1/30}, {local: "fd00::1/126", remote: "fd00::2"}], wireguard: {privateKey: k, peerPublicKey: "aGVsbG8gd29ybGQgaGVsbG8gd29ybGQgaGVsbG8gISE=", listenPort: 51820}}]
+peers: [{name: p, tunnel: t, asn: 65001, address: "%s", import: {allow: [{prefix: 10.1.0.0/16}, {prefix: "2001:db8::/32", le: 48}]}, export: {allow: [{prefix: "2001:db8::/32"}, {prefix: 10.2.0.0/16}]}}]
+`
+	for address, want := range map[string][]string{
+		"169.254.64.2": {`peers[0].import.allow[1]: "2001:db8::/32 le 48" has no effect: the session carries only IPv4, the family of its address 169.254.64.2`, `peers[0].export.allow[0]: "2001:db8::/32" has no effect`},
+		"fd00::2":      {`peers[0].import.allow[0]: "10.1.0.0/16" has no effect: the session carries only IPv6, the family of its address fd00::2`, `peers[0].export.allow[1]: "10.2.0.0/16" has no effect`},
+	} {
+		problems, notes := sided(t, fmt.Sprintf(tunnel, address))
+		var got []string
+		for _, n := range notes {
+			if strings.Contains(n, "has no effect") {
+				got = append(got, n)
+			}
+		}
+		if len(problems) > 0 || !slices.EqualFunc(got, want, strings.Contains) {
+			t.Errorf("with %s: problems %q, notes %q", address, problems, got)
+		}
+	}
+}

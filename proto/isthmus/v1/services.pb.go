@@ -23,6 +23,66 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// PathView says which paths of a peer are listed.
+type PathView int32
+
+const (
+	PathView_PATH_VIEW_UNSPECIFIED PathView = 0
+	// Paths as the peer sent them, before the import policy.
+	PathView_PATH_VIEW_RECEIVED PathView = 1
+	// Those of them that the import policy accepts.
+	PathView_PATH_VIEW_ACCEPTED PathView = 2
+	// Those of them that the import policy refuses.
+	PathView_PATH_VIEW_REJECTED PathView = 3
+	// Paths that this node sends to the peer, and those that its export limit holds back.
+	PathView_PATH_VIEW_ADVERTISED PathView = 4
+)
+
+// Enum value maps for PathView.
+var (
+	PathView_name = map[int32]string{
+		0: "PATH_VIEW_UNSPECIFIED",
+		1: "PATH_VIEW_RECEIVED",
+		2: "PATH_VIEW_ACCEPTED",
+		3: "PATH_VIEW_REJECTED",
+		4: "PATH_VIEW_ADVERTISED",
+	}
+	PathView_value = map[string]int32{
+		"PATH_VIEW_UNSPECIFIED": 0,
+		"PATH_VIEW_RECEIVED":    1,
+		"PATH_VIEW_ACCEPTED":    2,
+		"PATH_VIEW_REJECTED":    3,
+		"PATH_VIEW_ADVERTISED":  4,
+	}
+)
+
+func (x PathView) Enum() *PathView {
+	p := new(PathView)
+	*p = x
+	return p
+}
+
+func (x PathView) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (PathView) Descriptor() protoreflect.EnumDescriptor {
+	return file_isthmus_v1_services_proto_enumTypes[0].Descriptor()
+}
+
+func (PathView) Type() protoreflect.EnumType {
+	return &file_isthmus_v1_services_proto_enumTypes[0]
+}
+
+func (x PathView) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use PathView.Descriptor instead.
+func (PathView) EnumDescriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{0}
+}
+
 // Action is the change of an object.
 type Change_Action int32
 
@@ -68,11 +128,11 @@ func (x Change_Action) String() string {
 }
 
 func (Change_Action) Descriptor() protoreflect.EnumDescriptor {
-	return file_isthmus_v1_services_proto_enumTypes[0].Descriptor()
+	return file_isthmus_v1_services_proto_enumTypes[1].Descriptor()
 }
 
 func (Change_Action) Type() protoreflect.EnumType {
-	return &file_isthmus_v1_services_proto_enumTypes[0]
+	return &file_isthmus_v1_services_proto_enumTypes[1]
 }
 
 func (x Change_Action) Number() protoreflect.EnumNumber {
@@ -2505,7 +2565,14 @@ type PeerStatus struct {
 	// Number of prefixes after which the session is closed.
 	MaxPrefixes uint32 `protobuf:"varint,23,opt,name=max_prefixes,json=maxPrefixes,proto3" json:"max_prefixes,omitempty"`
 	// Whether this side waits for the peer to open the connection.
-	Passive       bool `protobuf:"varint,24,opt,name=passive,proto3" json:"passive,omitempty"`
+	Passive bool `protobuf:"varint,24,opt,name=passive,proto3" json:"passive,omitempty"`
+	// Address families negotiated: "IPv4 unicast" or "IPv6 unicast". Empty while the session is not
+	// established.
+	Families []string `protobuf:"bytes,25,rep,name=families,proto3" json:"families,omitempty"`
+	// Number of prefixes that are announced at most; 0: no limit.
+	ExportMaxPrefixes uint32 `protobuf:"varint,26,opt,name=export_max_prefixes,json=exportMaxPrefixes,proto3" json:"export_max_prefixes,omitempty"`
+	// Use of the limits in words, as "812 of at most 1000 prefixes received, 810 of them used".
+	Limits        []string `protobuf:"bytes,27,rep,name=limits,proto3" json:"limits,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2706,6 +2773,27 @@ func (x *PeerStatus) GetPassive() bool {
 		return x.Passive
 	}
 	return false
+}
+
+func (x *PeerStatus) GetFamilies() []string {
+	if x != nil {
+		return x.Families
+	}
+	return nil
+}
+
+func (x *PeerStatus) GetExportMaxPrefixes() uint32 {
+	if x != nil {
+		return x.ExportMaxPrefixes
+	}
+	return 0
+}
+
+func (x *PeerStatus) GetLimits() []string {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
 }
 
 // PeerFilter counts how the messages of a peer were handled, since the daemon was started or the
@@ -3243,6 +3331,342 @@ func (x *NextHop) GetDead() bool {
 	return false
 }
 
+type ListPathsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At most so many, 1 to 10000. Default: 1000. Pages with large attributes have fewer.
+	PageSize  uint32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Name of a peer. Needs view.
+	Peer string   `protobuf:"bytes,3,opt,name=peer,proto3" json:"peer,omitempty"`
+	View PathView `protobuf:"varint,4,opt,name=view,proto3,enum=isthmus.v1.PathView" json:"view,omitempty"`
+	// A prefix, or an address for the route that its packets take (the longest match). Instead of
+	// peer and view. The answer has one page.
+	Destination   string `protobuf:"bytes,5,opt,name=destination,proto3" json:"destination,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListPathsRequest) Reset() {
+	*x = ListPathsRequest{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListPathsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListPathsRequest) ProtoMessage() {}
+
+func (x *ListPathsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListPathsRequest.ProtoReflect.Descriptor instead.
+func (*ListPathsRequest) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *ListPathsRequest) GetPageSize() uint32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListPathsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+func (x *ListPathsRequest) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+func (x *ListPathsRequest) GetView() PathView {
+	if x != nil {
+		return x.View
+	}
+	return PathView_PATH_VIEW_UNSPECIFIED
+}
+
+func (x *ListPathsRequest) GetDestination() string {
+	if x != nil {
+		return x.Destination
+	}
+	return ""
+}
+
+type ListPathsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The route to the destination. Not set: this node has none.
+	Route         *Route  `protobuf:"bytes,3,opt,name=route,proto3" json:"route,omitempty"`
+	Paths         []*Path `protobuf:"bytes,1,rep,name=paths,proto3" json:"paths,omitempty"`
+	NextPageToken string  `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// Facts on the first page without which the paths mislead, such as a session that is down.
+	Notes         []string `protobuf:"bytes,4,rep,name=notes,proto3" json:"notes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListPathsResponse) Reset() {
+	*x = ListPathsResponse{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListPathsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListPathsResponse) ProtoMessage() {}
+
+func (x *ListPathsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListPathsResponse.ProtoReflect.Descriptor instead.
+func (*ListPathsResponse) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *ListPathsResponse) GetRoute() *Route {
+	if x != nil {
+		return x.Route
+	}
+	return nil
+}
+
+func (x *ListPathsResponse) GetPaths() []*Path {
+	if x != nil {
+		return x.Paths
+	}
+	return nil
+}
+
+func (x *ListPathsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+func (x *ListPathsResponse) GetNotes() []string {
+	if x != nil {
+		return x.Notes
+	}
+	return nil
+}
+
+// Path is one BGP path to a prefix.
+type Path struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Prefix string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	// Name of the peer that sent it. Empty: this node announces the prefix itself.
+	Peer string `protobuf:"bytes,2,opt,name=peer,proto3" json:"peer,omitempty"`
+	// "used" for forwarding, "unused", "refused" by the import policy, "sent" to the peer, or "held
+	// back" from it.
+	State string `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
+	// Why it is unused, refused or held back, for programs. Refused: "family", "as-loop",
+	// "own-origin", "no-rules", "not-allowed", "less-specific" or "more-specific". Held back:
+	// "export-limit". Unused because another path is better: "local-pref", "own", "as-path",
+	// "origin", "med", "internal", "newer", "router-id" or "address". Unused although it is the best:
+	// "dead" (its tunnel or session is down), "withheld", "static" (a static route comes first),
+	// "outranked" (a route of the machine comes first) or "not-installed". "changing": the tables
+	// changed while they were read.
+	Reason string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The reason in words.
+	Why string `protobuf:"bytes,5,opt,name=why,proto3" json:"why,omitempty"`
+	// Name of the peer with the better path. Empty: none, or this node itself.
+	Winner  string `protobuf:"bytes,6,opt,name=winner,proto3" json:"winner,omitempty"`
+	NextHop string `protobuf:"bytes,7,opt,name=next_hop,json=nextHop,proto3" json:"next_hop,omitempty"`
+	// AS path as text (RFC 5396); sets are flattened at the end.
+	AsPath string `protobuf:"bytes,8,opt,name=as_path,json=asPath,proto3" json:"as_path,omitempty"`
+	// "IGP", "EGP" or "INCOMPLETE".
+	Origin string `protobuf:"bytes,9,opt,name=origin,proto3" json:"origin,omitempty"`
+	// MULTI_EXIT_DISC, as received or sent.
+	Med *uint32 `protobuf:"varint,10,opt,name=med,proto3,oneof" json:"med,omitempty"`
+	// LOCAL_PREF: of an accepted path after the import policy, else as received or sent.
+	LocalPreference *uint32 `protobuf:"varint,11,opt,name=local_preference,json=localPreference,proto3,oneof" json:"local_preference,omitempty"`
+	// As "65001:7" (RFC 1997), or "NO_EXPORT", "NO_ADVERTISE".
+	Communities []string `protobuf:"bytes,12,rep,name=communities,proto3" json:"communities,omitempty"`
+	// As "65001:1:2" (RFC 8092).
+	LargeCommunities []string `protobuf:"bytes,13,rep,name=large_communities,json=largeCommunities,proto3" json:"large_communities,omitempty"`
+	// BGP identifier of the peer.
+	RouterId string `protobuf:"bytes,14,opt,name=router_id,json=routerId,proto3" json:"router_id,omitempty"`
+	// When it arrived.
+	Since *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=since,proto3" json:"since,omitempty"`
+	// Whether it is kept while its peer restarts gracefully.
+	Stale         bool `protobuf:"varint,16,opt,name=stale,proto3" json:"stale,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Path) Reset() {
+	*x = Path{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Path) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Path) ProtoMessage() {}
+
+func (x *Path) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Path.ProtoReflect.Descriptor instead.
+func (*Path) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *Path) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+func (x *Path) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+func (x *Path) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Path) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Path) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+func (x *Path) GetWinner() string {
+	if x != nil {
+		return x.Winner
+	}
+	return ""
+}
+
+func (x *Path) GetNextHop() string {
+	if x != nil {
+		return x.NextHop
+	}
+	return ""
+}
+
+func (x *Path) GetAsPath() string {
+	if x != nil {
+		return x.AsPath
+	}
+	return ""
+}
+
+func (x *Path) GetOrigin() string {
+	if x != nil {
+		return x.Origin
+	}
+	return ""
+}
+
+func (x *Path) GetMed() uint32 {
+	if x != nil && x.Med != nil {
+		return *x.Med
+	}
+	return 0
+}
+
+func (x *Path) GetLocalPreference() uint32 {
+	if x != nil && x.LocalPreference != nil {
+		return *x.LocalPreference
+	}
+	return 0
+}
+
+func (x *Path) GetCommunities() []string {
+	if x != nil {
+		return x.Communities
+	}
+	return nil
+}
+
+func (x *Path) GetLargeCommunities() []string {
+	if x != nil {
+		return x.LargeCommunities
+	}
+	return nil
+}
+
+func (x *Path) GetRouterId() string {
+	if x != nil {
+		return x.RouterId
+	}
+	return ""
+}
+
+func (x *Path) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *Path) GetStale() bool {
+	if x != nil {
+		return x.Stale
+	}
+	return false
+}
+
 type ListPoliciesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// At most so many, 1 to 10000. Default: 1000.
@@ -3254,7 +3678,7 @@ type ListPoliciesRequest struct {
 
 func (x *ListPoliciesRequest) Reset() {
 	*x = ListPoliciesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[44]
+	mi := &file_isthmus_v1_services_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3266,7 +3690,7 @@ func (x *ListPoliciesRequest) String() string {
 func (*ListPoliciesRequest) ProtoMessage() {}
 
 func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[44]
+	mi := &file_isthmus_v1_services_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3279,7 +3703,7 @@ func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*ListPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{44}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ListPoliciesRequest) GetPageSize() uint32 {
@@ -3312,7 +3736,7 @@ type ListPoliciesResponse struct {
 
 func (x *ListPoliciesResponse) Reset() {
 	*x = ListPoliciesResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[45]
+	mi := &file_isthmus_v1_services_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3324,7 +3748,7 @@ func (x *ListPoliciesResponse) String() string {
 func (*ListPoliciesResponse) ProtoMessage() {}
 
 func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[45]
+	mi := &file_isthmus_v1_services_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3337,7 +3761,7 @@ func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesResponse.ProtoReflect.Descriptor instead.
 func (*ListPoliciesResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{45}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ListPoliciesResponse) GetPolicies() []*PolicyStatus {
@@ -3390,7 +3814,7 @@ type Drop struct {
 
 func (x *Drop) Reset() {
 	*x = Drop{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[46]
+	mi := &file_isthmus_v1_services_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3402,7 +3826,7 @@ func (x *Drop) String() string {
 func (*Drop) ProtoMessage() {}
 
 func (x *Drop) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[46]
+	mi := &file_isthmus_v1_services_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3415,7 +3839,7 @@ func (x *Drop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drop.ProtoReflect.Descriptor instead.
 func (*Drop) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{46}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Drop) GetReason() string {
@@ -3454,7 +3878,7 @@ type WatchPoliciesRequest struct {
 
 func (x *WatchPoliciesRequest) Reset() {
 	*x = WatchPoliciesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[47]
+	mi := &file_isthmus_v1_services_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3466,7 +3890,7 @@ func (x *WatchPoliciesRequest) String() string {
 func (*WatchPoliciesRequest) ProtoMessage() {}
 
 func (x *WatchPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[47]
+	mi := &file_isthmus_v1_services_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3479,7 +3903,7 @@ func (x *WatchPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*WatchPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{47}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{50}
 }
 
 type PolicyEvent struct {
@@ -3492,7 +3916,7 @@ type PolicyEvent struct {
 
 func (x *PolicyEvent) Reset() {
 	*x = PolicyEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[48]
+	mi := &file_isthmus_v1_services_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3504,7 +3928,7 @@ func (x *PolicyEvent) String() string {
 func (*PolicyEvent) ProtoMessage() {}
 
 func (x *PolicyEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[48]
+	mi := &file_isthmus_v1_services_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3517,7 +3941,7 @@ func (x *PolicyEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyEvent.ProtoReflect.Descriptor instead.
 func (*PolicyEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{48}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *PolicyEvent) GetType() EventType {
@@ -3558,7 +3982,7 @@ type ProveEgressRequest struct {
 
 func (x *ProveEgressRequest) Reset() {
 	*x = ProveEgressRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[49]
+	mi := &file_isthmus_v1_services_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3570,7 +3994,7 @@ func (x *ProveEgressRequest) String() string {
 func (*ProveEgressRequest) ProtoMessage() {}
 
 func (x *ProveEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[49]
+	mi := &file_isthmus_v1_services_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3583,7 +4007,7 @@ func (x *ProveEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProveEgressRequest.ProtoReflect.Descriptor instead.
 func (*ProveEgressRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{49}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ProveEgressRequest) GetDestinations() []string {
@@ -3636,7 +4060,7 @@ type ProveEgressResponse struct {
 
 func (x *ProveEgressResponse) Reset() {
 	*x = ProveEgressResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[50]
+	mi := &file_isthmus_v1_services_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3648,7 +4072,7 @@ func (x *ProveEgressResponse) String() string {
 func (*ProveEgressResponse) ProtoMessage() {}
 
 func (x *ProveEgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[50]
+	mi := &file_isthmus_v1_services_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3661,7 +4085,7 @@ func (x *ProveEgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProveEgressResponse.ProtoReflect.Descriptor instead.
 func (*ProveEgressResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{50}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ProveEgressResponse) GetProof() *EgressProof {
@@ -3720,7 +4144,7 @@ type EgressProof struct {
 
 func (x *EgressProof) Reset() {
 	*x = EgressProof{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[51]
+	mi := &file_isthmus_v1_services_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3732,7 +4156,7 @@ func (x *EgressProof) String() string {
 func (*EgressProof) ProtoMessage() {}
 
 func (x *EgressProof) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[51]
+	mi := &file_isthmus_v1_services_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3745,7 +4169,7 @@ func (x *EgressProof) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressProof.ProtoReflect.Descriptor instead.
 func (*EgressProof) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{51}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *EgressProof) GetNode() string {
@@ -3847,7 +4271,7 @@ type EgressProofState struct {
 
 func (x *EgressProofState) Reset() {
 	*x = EgressProofState{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[52]
+	mi := &file_isthmus_v1_services_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3859,7 +4283,7 @@ func (x *EgressProofState) String() string {
 func (*EgressProofState) ProtoMessage() {}
 
 func (x *EgressProofState) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[52]
+	mi := &file_isthmus_v1_services_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3872,7 +4296,7 @@ func (x *EgressProofState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressProofState.ProtoReflect.Descriptor instead.
 func (*EgressProofState) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{52}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *EgressProofState) GetName() string {
@@ -3914,7 +4338,7 @@ type CanaryResult struct {
 
 func (x *CanaryResult) Reset() {
 	*x = CanaryResult{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[53]
+	mi := &file_isthmus_v1_services_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3926,7 +4350,7 @@ func (x *CanaryResult) String() string {
 func (*CanaryResult) ProtoMessage() {}
 
 func (x *CanaryResult) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[53]
+	mi := &file_isthmus_v1_services_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3939,7 +4363,7 @@ func (x *CanaryResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CanaryResult.ProtoReflect.Descriptor instead.
 func (*CanaryResult) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{53}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *CanaryResult) GetAddress() string {
@@ -3999,7 +4423,7 @@ type PolicyStatus struct {
 
 func (x *PolicyStatus) Reset() {
 	*x = PolicyStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[54]
+	mi := &file_isthmus_v1_services_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4011,7 +4435,7 @@ func (x *PolicyStatus) String() string {
 func (*PolicyStatus) ProtoMessage() {}
 
 func (x *PolicyStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[54]
+	mi := &file_isthmus_v1_services_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4024,7 +4448,7 @@ func (x *PolicyStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyStatus.ProtoReflect.Descriptor instead.
 func (*PolicyStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{54}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *PolicyStatus) GetName() string {
@@ -4136,7 +4560,7 @@ type ListPoolsRequest struct {
 
 func (x *ListPoolsRequest) Reset() {
 	*x = ListPoolsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[55]
+	mi := &file_isthmus_v1_services_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4148,7 +4572,7 @@ func (x *ListPoolsRequest) String() string {
 func (*ListPoolsRequest) ProtoMessage() {}
 
 func (x *ListPoolsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[55]
+	mi := &file_isthmus_v1_services_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4161,7 +4585,7 @@ func (x *ListPoolsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoolsRequest.ProtoReflect.Descriptor instead.
 func (*ListPoolsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{55}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ListPoolsRequest) GetPageSize() uint32 {
@@ -4188,7 +4612,7 @@ type ListPoolsResponse struct {
 
 func (x *ListPoolsResponse) Reset() {
 	*x = ListPoolsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[56]
+	mi := &file_isthmus_v1_services_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4200,7 +4624,7 @@ func (x *ListPoolsResponse) String() string {
 func (*ListPoolsResponse) ProtoMessage() {}
 
 func (x *ListPoolsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[56]
+	mi := &file_isthmus_v1_services_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4213,7 +4637,7 @@ func (x *ListPoolsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoolsResponse.ProtoReflect.Descriptor instead.
 func (*ListPoolsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{56}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ListPoolsResponse) GetPools() []*PoolStatus {
@@ -4239,7 +4663,7 @@ type GetPoolRequest struct {
 
 func (x *GetPoolRequest) Reset() {
 	*x = GetPoolRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[57]
+	mi := &file_isthmus_v1_services_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4251,7 +4675,7 @@ func (x *GetPoolRequest) String() string {
 func (*GetPoolRequest) ProtoMessage() {}
 
 func (x *GetPoolRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[57]
+	mi := &file_isthmus_v1_services_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4264,7 +4688,7 @@ func (x *GetPoolRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPoolRequest.ProtoReflect.Descriptor instead.
 func (*GetPoolRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{57}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *GetPoolRequest) GetName() string {
@@ -4282,7 +4706,7 @@ type WatchPoolsRequest struct {
 
 func (x *WatchPoolsRequest) Reset() {
 	*x = WatchPoolsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[58]
+	mi := &file_isthmus_v1_services_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4294,7 +4718,7 @@ func (x *WatchPoolsRequest) String() string {
 func (*WatchPoolsRequest) ProtoMessage() {}
 
 func (x *WatchPoolsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[58]
+	mi := &file_isthmus_v1_services_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4307,7 +4731,7 @@ func (x *WatchPoolsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPoolsRequest.ProtoReflect.Descriptor instead.
 func (*WatchPoolsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{58}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{61}
 }
 
 type PoolEvent struct {
@@ -4320,7 +4744,7 @@ type PoolEvent struct {
 
 func (x *PoolEvent) Reset() {
 	*x = PoolEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[59]
+	mi := &file_isthmus_v1_services_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4332,7 +4756,7 @@ func (x *PoolEvent) String() string {
 func (*PoolEvent) ProtoMessage() {}
 
 func (x *PoolEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[59]
+	mi := &file_isthmus_v1_services_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4345,7 +4769,7 @@ func (x *PoolEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolEvent.ProtoReflect.Descriptor instead.
 func (*PoolEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{59}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *PoolEvent) GetType() EventType {
@@ -4379,7 +4803,7 @@ type PoolStatus struct {
 
 func (x *PoolStatus) Reset() {
 	*x = PoolStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[60]
+	mi := &file_isthmus_v1_services_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4391,7 +4815,7 @@ func (x *PoolStatus) String() string {
 func (*PoolStatus) ProtoMessage() {}
 
 func (x *PoolStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[60]
+	mi := &file_isthmus_v1_services_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4404,7 +4828,7 @@ func (x *PoolStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolStatus.ProtoReflect.Descriptor instead.
 func (*PoolStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{60}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *PoolStatus) GetName() string {
@@ -4464,7 +4888,7 @@ type PoolMember struct {
 
 func (x *PoolMember) Reset() {
 	*x = PoolMember{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[61]
+	mi := &file_isthmus_v1_services_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4476,7 +4900,7 @@ func (x *PoolMember) String() string {
 func (*PoolMember) ProtoMessage() {}
 
 func (x *PoolMember) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[61]
+	mi := &file_isthmus_v1_services_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4489,7 +4913,7 @@ func (x *PoolMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolMember.ProtoReflect.Descriptor instead.
 func (*PoolMember) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{61}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *PoolMember) GetAddress() string {
@@ -4566,7 +4990,7 @@ type ProbeTarget struct {
 
 func (x *ProbeTarget) Reset() {
 	*x = ProbeTarget{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[62]
+	mi := &file_isthmus_v1_services_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4578,7 +5002,7 @@ func (x *ProbeTarget) String() string {
 func (*ProbeTarget) ProtoMessage() {}
 
 func (x *ProbeTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[62]
+	mi := &file_isthmus_v1_services_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4591,7 +5015,7 @@ func (x *ProbeTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeTarget.ProtoReflect.Descriptor instead.
 func (*ProbeTarget) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{62}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ProbeTarget) GetTarget() string {
@@ -4640,7 +5064,7 @@ type ListNamesRequest struct {
 
 func (x *ListNamesRequest) Reset() {
 	*x = ListNamesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[63]
+	mi := &file_isthmus_v1_services_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4652,7 +5076,7 @@ func (x *ListNamesRequest) String() string {
 func (*ListNamesRequest) ProtoMessage() {}
 
 func (x *ListNamesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[63]
+	mi := &file_isthmus_v1_services_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4665,7 +5089,7 @@ func (x *ListNamesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNamesRequest.ProtoReflect.Descriptor instead.
 func (*ListNamesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{63}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ListNamesRequest) GetPageSize() uint32 {
@@ -4692,7 +5116,7 @@ type ListNamesResponse struct {
 
 func (x *ListNamesResponse) Reset() {
 	*x = ListNamesResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[64]
+	mi := &file_isthmus_v1_services_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4704,7 +5128,7 @@ func (x *ListNamesResponse) String() string {
 func (*ListNamesResponse) ProtoMessage() {}
 
 func (x *ListNamesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[64]
+	mi := &file_isthmus_v1_services_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4717,7 +5141,7 @@ func (x *ListNamesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNamesResponse.ProtoReflect.Descriptor instead.
 func (*ListNamesResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{64}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ListNamesResponse) GetNames() []*NameStatus {
@@ -4742,7 +5166,7 @@ type WatchNamesRequest struct {
 
 func (x *WatchNamesRequest) Reset() {
 	*x = WatchNamesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[65]
+	mi := &file_isthmus_v1_services_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4754,7 +5178,7 @@ func (x *WatchNamesRequest) String() string {
 func (*WatchNamesRequest) ProtoMessage() {}
 
 func (x *WatchNamesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[65]
+	mi := &file_isthmus_v1_services_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4767,7 +5191,7 @@ func (x *WatchNamesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchNamesRequest.ProtoReflect.Descriptor instead.
 func (*WatchNamesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{65}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{68}
 }
 
 type NameEvent struct {
@@ -4780,7 +5204,7 @@ type NameEvent struct {
 
 func (x *NameEvent) Reset() {
 	*x = NameEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[66]
+	mi := &file_isthmus_v1_services_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4792,7 +5216,7 @@ func (x *NameEvent) String() string {
 func (*NameEvent) ProtoMessage() {}
 
 func (x *NameEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[66]
+	mi := &file_isthmus_v1_services_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4805,7 +5229,7 @@ func (x *NameEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NameEvent.ProtoReflect.Descriptor instead.
 func (*NameEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{66}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *NameEvent) GetType() EventType {
@@ -4852,7 +5276,7 @@ type NameStatus struct {
 
 func (x *NameStatus) Reset() {
 	*x = NameStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[67]
+	mi := &file_isthmus_v1_services_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4864,7 +5288,7 @@ func (x *NameStatus) String() string {
 func (*NameStatus) ProtoMessage() {}
 
 func (x *NameStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[67]
+	mi := &file_isthmus_v1_services_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4877,7 +5301,7 @@ func (x *NameStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NameStatus.ProtoReflect.Descriptor instead.
 func (*NameStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{67}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *NameStatus) GetName() string {
@@ -4955,7 +5379,7 @@ type GoneAddress struct {
 
 func (x *GoneAddress) Reset() {
 	*x = GoneAddress{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[68]
+	mi := &file_isthmus_v1_services_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4967,7 +5391,7 @@ func (x *GoneAddress) String() string {
 func (*GoneAddress) ProtoMessage() {}
 
 func (x *GoneAddress) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[68]
+	mi := &file_isthmus_v1_services_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4980,7 +5404,7 @@ func (x *GoneAddress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GoneAddress.ProtoReflect.Descriptor instead.
 func (*GoneAddress) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{68}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *GoneAddress) GetAddress() string {
@@ -5011,7 +5435,7 @@ type SealRequest struct {
 
 func (x *SealRequest) Reset() {
 	*x = SealRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[69]
+	mi := &file_isthmus_v1_services_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5023,7 +5447,7 @@ func (x *SealRequest) String() string {
 func (*SealRequest) ProtoMessage() {}
 
 func (x *SealRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[69]
+	mi := &file_isthmus_v1_services_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5036,7 +5460,7 @@ func (x *SealRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealRequest.ProtoReflect.Descriptor instead.
 func (*SealRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{69}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *SealRequest) GetWith() string {
@@ -5063,7 +5487,7 @@ type SealResponse struct {
 
 func (x *SealResponse) Reset() {
 	*x = SealResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[70]
+	mi := &file_isthmus_v1_services_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5075,7 +5499,7 @@ func (x *SealResponse) String() string {
 func (*SealResponse) ProtoMessage() {}
 
 func (x *SealResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[70]
+	mi := &file_isthmus_v1_services_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5088,7 +5512,7 @@ func (x *SealResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealResponse.ProtoReflect.Descriptor instead.
 func (*SealResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{70}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *SealResponse) GetRecovery() string {
@@ -5108,7 +5532,7 @@ type UnsealRequest struct {
 
 func (x *UnsealRequest) Reset() {
 	*x = UnsealRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[71]
+	mi := &file_isthmus_v1_services_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5120,7 +5544,7 @@ func (x *UnsealRequest) String() string {
 func (*UnsealRequest) ProtoMessage() {}
 
 func (x *UnsealRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[71]
+	mi := &file_isthmus_v1_services_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5133,7 +5557,7 @@ func (x *UnsealRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnsealRequest.ProtoReflect.Descriptor instead.
 func (*UnsealRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{71}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *UnsealRequest) GetRecovery() string {
@@ -5154,7 +5578,7 @@ type UnsealResponse struct {
 
 func (x *UnsealResponse) Reset() {
 	*x = UnsealResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[72]
+	mi := &file_isthmus_v1_services_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5166,7 +5590,7 @@ func (x *UnsealResponse) String() string {
 func (*UnsealResponse) ProtoMessage() {}
 
 func (x *UnsealResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[72]
+	mi := &file_isthmus_v1_services_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5179,7 +5603,7 @@ func (x *UnsealResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnsealResponse.ProtoReflect.Descriptor instead.
 func (*UnsealResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{72}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *UnsealResponse) GetNotSealed() string {
@@ -5197,7 +5621,7 @@ type GetMachineRequest struct {
 
 func (x *GetMachineRequest) Reset() {
 	*x = GetMachineRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[73]
+	mi := &file_isthmus_v1_services_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5209,7 +5633,7 @@ func (x *GetMachineRequest) String() string {
 func (*GetMachineRequest) ProtoMessage() {}
 
 func (x *GetMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[73]
+	mi := &file_isthmus_v1_services_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5222,7 +5646,7 @@ func (x *GetMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMachineRequest.ProtoReflect.Descriptor instead.
 func (*GetMachineRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{73}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{76}
 }
 
 // Machine is the state of the machine that the router runs on.
@@ -5255,7 +5679,7 @@ type Machine struct {
 
 func (x *Machine) Reset() {
 	*x = Machine{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[74]
+	mi := &file_isthmus_v1_services_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5267,7 +5691,7 @@ func (x *Machine) String() string {
 func (*Machine) ProtoMessage() {}
 
 func (x *Machine) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[74]
+	mi := &file_isthmus_v1_services_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5280,7 +5704,7 @@ func (x *Machine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Machine.ProtoReflect.Descriptor instead.
 func (*Machine) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{74}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *Machine) GetSlots() []*Slot {
@@ -5380,7 +5804,7 @@ type Slot struct {
 
 func (x *Slot) Reset() {
 	*x = Slot{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[75]
+	mi := &file_isthmus_v1_services_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5392,7 +5816,7 @@ func (x *Slot) String() string {
 func (*Slot) ProtoMessage() {}
 
 func (x *Slot) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[75]
+	mi := &file_isthmus_v1_services_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5405,7 +5829,7 @@ func (x *Slot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Slot.ProtoReflect.Descriptor instead.
 func (*Slot) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{75}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *Slot) GetName() string {
@@ -5489,7 +5913,7 @@ type UpgradeRequest struct {
 
 func (x *UpgradeRequest) Reset() {
 	*x = UpgradeRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[76]
+	mi := &file_isthmus_v1_services_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5501,7 +5925,7 @@ func (x *UpgradeRequest) String() string {
 func (*UpgradeRequest) ProtoMessage() {}
 
 func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[76]
+	mi := &file_isthmus_v1_services_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5514,7 +5938,7 @@ func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeRequest.ProtoReflect.Descriptor instead.
 func (*UpgradeRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{76}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *UpgradeRequest) GetHeader() *UpgradeHeader {
@@ -5547,7 +5971,7 @@ type UpgradeHeader struct {
 
 func (x *UpgradeHeader) Reset() {
 	*x = UpgradeHeader{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[77]
+	mi := &file_isthmus_v1_services_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5559,7 +5983,7 @@ func (x *UpgradeHeader) String() string {
 func (*UpgradeHeader) ProtoMessage() {}
 
 func (x *UpgradeHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[77]
+	mi := &file_isthmus_v1_services_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5572,7 +5996,7 @@ func (x *UpgradeHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeHeader.ProtoReflect.Descriptor instead.
 func (*UpgradeHeader) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{77}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *UpgradeHeader) GetSize() int64 {
@@ -5615,7 +6039,7 @@ type UpgradeResponse struct {
 
 func (x *UpgradeResponse) Reset() {
 	*x = UpgradeResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[78]
+	mi := &file_isthmus_v1_services_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5627,7 +6051,7 @@ func (x *UpgradeResponse) String() string {
 func (*UpgradeResponse) ProtoMessage() {}
 
 func (x *UpgradeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[78]
+	mi := &file_isthmus_v1_services_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5640,7 +6064,7 @@ func (x *UpgradeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeResponse.ProtoReflect.Descriptor instead.
 func (*UpgradeResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{78}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *UpgradeResponse) GetSlot() string {
@@ -5672,7 +6096,7 @@ type RollbackSlotRequest struct {
 
 func (x *RollbackSlotRequest) Reset() {
 	*x = RollbackSlotRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[79]
+	mi := &file_isthmus_v1_services_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5684,7 +6108,7 @@ func (x *RollbackSlotRequest) String() string {
 func (*RollbackSlotRequest) ProtoMessage() {}
 
 func (x *RollbackSlotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[79]
+	mi := &file_isthmus_v1_services_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5697,7 +6121,7 @@ func (x *RollbackSlotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackSlotRequest.ProtoReflect.Descriptor instead.
 func (*RollbackSlotRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{79}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{82}
 }
 
 type RollbackSlotResponse struct {
@@ -5710,7 +6134,7 @@ type RollbackSlotResponse struct {
 
 func (x *RollbackSlotResponse) Reset() {
 	*x = RollbackSlotResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[80]
+	mi := &file_isthmus_v1_services_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5722,7 +6146,7 @@ func (x *RollbackSlotResponse) String() string {
 func (*RollbackSlotResponse) ProtoMessage() {}
 
 func (x *RollbackSlotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[80]
+	mi := &file_isthmus_v1_services_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5735,7 +6159,7 @@ func (x *RollbackSlotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackSlotResponse.ProtoReflect.Descriptor instead.
 func (*RollbackSlotResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{80}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *RollbackSlotResponse) GetSlot() string {
@@ -5753,7 +6177,7 @@ type RebootRequest struct {
 
 func (x *RebootRequest) Reset() {
 	*x = RebootRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[81]
+	mi := &file_isthmus_v1_services_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5765,7 +6189,7 @@ func (x *RebootRequest) String() string {
 func (*RebootRequest) ProtoMessage() {}
 
 func (x *RebootRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[81]
+	mi := &file_isthmus_v1_services_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5778,7 +6202,7 @@ func (x *RebootRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RebootRequest.ProtoReflect.Descriptor instead.
 func (*RebootRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{81}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{84}
 }
 
 type RebootResponse struct {
@@ -5789,7 +6213,7 @@ type RebootResponse struct {
 
 func (x *RebootResponse) Reset() {
 	*x = RebootResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[82]
+	mi := &file_isthmus_v1_services_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5801,7 +6225,7 @@ func (x *RebootResponse) String() string {
 func (*RebootResponse) ProtoMessage() {}
 
 func (x *RebootResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[82]
+	mi := &file_isthmus_v1_services_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5814,7 +6238,7 @@ func (x *RebootResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RebootResponse.ProtoReflect.Descriptor instead.
 func (*RebootResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{82}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{85}
 }
 
 type PowerOffRequest struct {
@@ -5825,7 +6249,7 @@ type PowerOffRequest struct {
 
 func (x *PowerOffRequest) Reset() {
 	*x = PowerOffRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[83]
+	mi := &file_isthmus_v1_services_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5837,7 +6261,7 @@ func (x *PowerOffRequest) String() string {
 func (*PowerOffRequest) ProtoMessage() {}
 
 func (x *PowerOffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[83]
+	mi := &file_isthmus_v1_services_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5850,7 +6274,7 @@ func (x *PowerOffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerOffRequest.ProtoReflect.Descriptor instead.
 func (*PowerOffRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{83}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{86}
 }
 
 type PowerOffResponse struct {
@@ -5861,7 +6285,7 @@ type PowerOffResponse struct {
 
 func (x *PowerOffResponse) Reset() {
 	*x = PowerOffResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[84]
+	mi := &file_isthmus_v1_services_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5873,7 +6297,7 @@ func (x *PowerOffResponse) String() string {
 func (*PowerOffResponse) ProtoMessage() {}
 
 func (x *PowerOffResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[84]
+	mi := &file_isthmus_v1_services_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5886,7 +6310,7 @@ func (x *PowerOffResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerOffResponse.ProtoReflect.Descriptor instead.
 func (*PowerOffResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{84}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{87}
 }
 
 type GetStatusRequest struct {
@@ -5897,7 +6321,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[85]
+	mi := &file_isthmus_v1_services_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5909,7 +6333,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[85]
+	mi := &file_isthmus_v1_services_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5922,7 +6346,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{85}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{88}
 }
 
 type SystemStatus struct {
@@ -5950,7 +6374,7 @@ type SystemStatus struct {
 
 func (x *SystemStatus) Reset() {
 	*x = SystemStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[86]
+	mi := &file_isthmus_v1_services_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5962,7 +6386,7 @@ func (x *SystemStatus) String() string {
 func (*SystemStatus) ProtoMessage() {}
 
 func (x *SystemStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[86]
+	mi := &file_isthmus_v1_services_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5975,7 +6399,7 @@ func (x *SystemStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SystemStatus.ProtoReflect.Descriptor instead.
 func (*SystemStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{86}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *SystemStatus) GetNode() string {
@@ -6087,7 +6511,7 @@ type Summary struct {
 
 func (x *Summary) Reset() {
 	*x = Summary{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[87]
+	mi := &file_isthmus_v1_services_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6099,7 +6523,7 @@ func (x *Summary) String() string {
 func (*Summary) ProtoMessage() {}
 
 func (x *Summary) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[87]
+	mi := &file_isthmus_v1_services_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6112,7 +6536,7 @@ func (x *Summary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Summary.ProtoReflect.Descriptor instead.
 func (*Summary) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{87}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *Summary) GetTunnels() uint32 {
@@ -6232,7 +6656,7 @@ type PlatformStatus struct {
 
 func (x *PlatformStatus) Reset() {
 	*x = PlatformStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[88]
+	mi := &file_isthmus_v1_services_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6244,7 +6668,7 @@ func (x *PlatformStatus) String() string {
 func (*PlatformStatus) ProtoMessage() {}
 
 func (x *PlatformStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[88]
+	mi := &file_isthmus_v1_services_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6257,7 +6681,7 @@ func (x *PlatformStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlatformStatus.ProtoReflect.Descriptor instead.
 func (*PlatformStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{88}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *PlatformStatus) GetPlatform() string {
@@ -6328,7 +6752,7 @@ type PlatformInterface struct {
 
 func (x *PlatformInterface) Reset() {
 	*x = PlatformInterface{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[89]
+	mi := &file_isthmus_v1_services_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6340,7 +6764,7 @@ func (x *PlatformInterface) String() string {
 func (*PlatformInterface) ProtoMessage() {}
 
 func (x *PlatformInterface) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[89]
+	mi := &file_isthmus_v1_services_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6353,7 +6777,7 @@ func (x *PlatformInterface) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlatformInterface.ProtoReflect.Descriptor instead.
 func (*PlatformInterface) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{89}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *PlatformInterface) GetName() string {
@@ -6419,7 +6843,7 @@ type Counters struct {
 
 func (x *Counters) Reset() {
 	*x = Counters{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[90]
+	mi := &file_isthmus_v1_services_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6431,7 +6855,7 @@ func (x *Counters) String() string {
 func (*Counters) ProtoMessage() {}
 
 func (x *Counters) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[90]
+	mi := &file_isthmus_v1_services_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6444,7 +6868,7 @@ func (x *Counters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counters.ProtoReflect.Descriptor instead.
 func (*Counters) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{90}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *Counters) GetViciWrites() uint64 {
@@ -6501,7 +6925,7 @@ type SetSecretRequest struct {
 
 func (x *SetSecretRequest) Reset() {
 	*x = SetSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[91]
+	mi := &file_isthmus_v1_services_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6513,7 +6937,7 @@ func (x *SetSecretRequest) String() string {
 func (*SetSecretRequest) ProtoMessage() {}
 
 func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[91]
+	mi := &file_isthmus_v1_services_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6526,7 +6950,7 @@ func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSecretRequest.ProtoReflect.Descriptor instead.
 func (*SetSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{91}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *SetSecretRequest) GetName() string {
@@ -6552,7 +6976,7 @@ type RollbackSecretRequest struct {
 
 func (x *RollbackSecretRequest) Reset() {
 	*x = RollbackSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[92]
+	mi := &file_isthmus_v1_services_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6564,7 +6988,7 @@ func (x *RollbackSecretRequest) String() string {
 func (*RollbackSecretRequest) ProtoMessage() {}
 
 func (x *RollbackSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[92]
+	mi := &file_isthmus_v1_services_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6577,7 +7001,7 @@ func (x *RollbackSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackSecretRequest.ProtoReflect.Descriptor instead.
 func (*RollbackSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{92}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *RollbackSecretRequest) GetName() string {
@@ -6598,7 +7022,7 @@ type ListSecretsRequest struct {
 
 func (x *ListSecretsRequest) Reset() {
 	*x = ListSecretsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[93]
+	mi := &file_isthmus_v1_services_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6610,7 +7034,7 @@ func (x *ListSecretsRequest) String() string {
 func (*ListSecretsRequest) ProtoMessage() {}
 
 func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[93]
+	mi := &file_isthmus_v1_services_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6623,7 +7047,7 @@ func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsRequest.ProtoReflect.Descriptor instead.
 func (*ListSecretsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{93}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *ListSecretsRequest) GetPageSize() uint32 {
@@ -6650,7 +7074,7 @@ type ListSecretsResponse struct {
 
 func (x *ListSecretsResponse) Reset() {
 	*x = ListSecretsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[94]
+	mi := &file_isthmus_v1_services_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6662,7 +7086,7 @@ func (x *ListSecretsResponse) String() string {
 func (*ListSecretsResponse) ProtoMessage() {}
 
 func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[94]
+	mi := &file_isthmus_v1_services_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6675,7 +7099,7 @@ func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsResponse.ProtoReflect.Descriptor instead.
 func (*ListSecretsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{94}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *ListSecretsResponse) GetSecrets() []*SecretInfo {
@@ -6711,7 +7135,7 @@ type SecretInfo struct {
 
 func (x *SecretInfo) Reset() {
 	*x = SecretInfo{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[95]
+	mi := &file_isthmus_v1_services_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6723,7 +7147,7 @@ func (x *SecretInfo) String() string {
 func (*SecretInfo) ProtoMessage() {}
 
 func (x *SecretInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[95]
+	mi := &file_isthmus_v1_services_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6736,7 +7160,7 @@ func (x *SecretInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretInfo.ProtoReflect.Descriptor instead.
 func (*SecretInfo) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{95}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *SecretInfo) GetName() string {
@@ -6783,7 +7207,7 @@ type DeleteSecretRequest struct {
 
 func (x *DeleteSecretRequest) Reset() {
 	*x = DeleteSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[96]
+	mi := &file_isthmus_v1_services_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6795,7 +7219,7 @@ func (x *DeleteSecretRequest) String() string {
 func (*DeleteSecretRequest) ProtoMessage() {}
 
 func (x *DeleteSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[96]
+	mi := &file_isthmus_v1_services_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6808,7 +7232,7 @@ func (x *DeleteSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSecretRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{96}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *DeleteSecretRequest) GetName() string {
@@ -6826,7 +7250,7 @@ type DeleteSecretResponse struct {
 
 func (x *DeleteSecretResponse) Reset() {
 	*x = DeleteSecretResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[97]
+	mi := &file_isthmus_v1_services_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6838,7 +7262,7 @@ func (x *DeleteSecretResponse) String() string {
 func (*DeleteSecretResponse) ProtoMessage() {}
 
 func (x *DeleteSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[97]
+	mi := &file_isthmus_v1_services_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6851,7 +7275,7 @@ func (x *DeleteSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSecretResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSecretResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{97}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{100}
 }
 
 type ListAuditRequest struct {
@@ -6873,7 +7297,7 @@ type ListAuditRequest struct {
 
 func (x *ListAuditRequest) Reset() {
 	*x = ListAuditRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[98]
+	mi := &file_isthmus_v1_services_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6885,7 +7309,7 @@ func (x *ListAuditRequest) String() string {
 func (*ListAuditRequest) ProtoMessage() {}
 
 func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[98]
+	mi := &file_isthmus_v1_services_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6898,7 +7322,7 @@ func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditRequest.ProtoReflect.Descriptor instead.
 func (*ListAuditRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{98}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *ListAuditRequest) GetPageSize() uint32 {
@@ -6956,7 +7380,7 @@ type ListAuditResponse struct {
 
 func (x *ListAuditResponse) Reset() {
 	*x = ListAuditResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[99]
+	mi := &file_isthmus_v1_services_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6968,7 +7392,7 @@ func (x *ListAuditResponse) String() string {
 func (*ListAuditResponse) ProtoMessage() {}
 
 func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[99]
+	mi := &file_isthmus_v1_services_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6981,7 +7405,7 @@ func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditResponse.ProtoReflect.Descriptor instead.
 func (*ListAuditResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{99}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *ListAuditResponse) GetEntries() []*AuditEntry {
@@ -7040,7 +7464,7 @@ type AuditEntry struct {
 
 func (x *AuditEntry) Reset() {
 	*x = AuditEntry{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[100]
+	mi := &file_isthmus_v1_services_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7052,7 +7476,7 @@ func (x *AuditEntry) String() string {
 func (*AuditEntry) ProtoMessage() {}
 
 func (x *AuditEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[100]
+	mi := &file_isthmus_v1_services_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7065,7 +7489,7 @@ func (x *AuditEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditEntry.ProtoReflect.Descriptor instead.
 func (*AuditEntry) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{100}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *AuditEntry) GetTime() *timestamppb.Timestamp {
@@ -7184,7 +7608,7 @@ type RenewAuthorityRequest struct {
 
 func (x *RenewAuthorityRequest) Reset() {
 	*x = RenewAuthorityRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[101]
+	mi := &file_isthmus_v1_services_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7196,7 +7620,7 @@ func (x *RenewAuthorityRequest) String() string {
 func (*RenewAuthorityRequest) ProtoMessage() {}
 
 func (x *RenewAuthorityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[101]
+	mi := &file_isthmus_v1_services_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7209,7 +7633,7 @@ func (x *RenewAuthorityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewAuthorityRequest.ProtoReflect.Descriptor instead.
 func (*RenewAuthorityRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{101}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *RenewAuthorityRequest) GetAtOnce() bool {
@@ -7231,7 +7655,7 @@ type RenewAuthorityResponse struct {
 
 func (x *RenewAuthorityResponse) Reset() {
 	*x = RenewAuthorityResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[102]
+	mi := &file_isthmus_v1_services_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7243,7 +7667,7 @@ func (x *RenewAuthorityResponse) String() string {
 func (*RenewAuthorityResponse) ProtoMessage() {}
 
 func (x *RenewAuthorityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[102]
+	mi := &file_isthmus_v1_services_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7256,7 +7680,7 @@ func (x *RenewAuthorityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewAuthorityResponse.ProtoReflect.Descriptor instead.
 func (*RenewAuthorityResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{102}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *RenewAuthorityResponse) GetAuthority() string {
@@ -7289,7 +7713,7 @@ type IssueClientRequest struct {
 
 func (x *IssueClientRequest) Reset() {
 	*x = IssueClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[103]
+	mi := &file_isthmus_v1_services_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7301,7 +7725,7 @@ func (x *IssueClientRequest) String() string {
 func (*IssueClientRequest) ProtoMessage() {}
 
 func (x *IssueClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[103]
+	mi := &file_isthmus_v1_services_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7314,7 +7738,7 @@ func (x *IssueClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueClientRequest.ProtoReflect.Descriptor instead.
 func (*IssueClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{103}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *IssueClientRequest) GetName() string {
@@ -7358,7 +7782,7 @@ type IssueClientResponse struct {
 
 func (x *IssueClientResponse) Reset() {
 	*x = IssueClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[104]
+	mi := &file_isthmus_v1_services_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7370,7 +7794,7 @@ func (x *IssueClientResponse) String() string {
 func (*IssueClientResponse) ProtoMessage() {}
 
 func (x *IssueClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[104]
+	mi := &file_isthmus_v1_services_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7383,7 +7807,7 @@ func (x *IssueClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueClientResponse.ProtoReflect.Descriptor instead.
 func (*IssueClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{104}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *IssueClientResponse) GetCertificate() string {
@@ -7418,7 +7842,7 @@ type RenewClientRequest struct {
 
 func (x *RenewClientRequest) Reset() {
 	*x = RenewClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[105]
+	mi := &file_isthmus_v1_services_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7430,7 +7854,7 @@ func (x *RenewClientRequest) String() string {
 func (*RenewClientRequest) ProtoMessage() {}
 
 func (x *RenewClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[105]
+	mi := &file_isthmus_v1_services_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7443,7 +7867,7 @@ func (x *RenewClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewClientRequest.ProtoReflect.Descriptor instead.
 func (*RenewClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{105}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *RenewClientRequest) GetCsr() []byte {
@@ -7466,7 +7890,7 @@ type RenewClientResponse struct {
 
 func (x *RenewClientResponse) Reset() {
 	*x = RenewClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[106]
+	mi := &file_isthmus_v1_services_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7478,7 +7902,7 @@ func (x *RenewClientResponse) String() string {
 func (*RenewClientResponse) ProtoMessage() {}
 
 func (x *RenewClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[106]
+	mi := &file_isthmus_v1_services_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7491,7 +7915,7 @@ func (x *RenewClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewClientResponse.ProtoReflect.Descriptor instead.
 func (*RenewClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{106}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *RenewClientResponse) GetCertificate() string {
@@ -7523,7 +7947,7 @@ type ListClientsRequest struct {
 
 func (x *ListClientsRequest) Reset() {
 	*x = ListClientsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[107]
+	mi := &file_isthmus_v1_services_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7535,7 +7959,7 @@ func (x *ListClientsRequest) String() string {
 func (*ListClientsRequest) ProtoMessage() {}
 
 func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[107]
+	mi := &file_isthmus_v1_services_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7548,7 +7972,7 @@ func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsRequest.ProtoReflect.Descriptor instead.
 func (*ListClientsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{107}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{110}
 }
 
 type ListClientsResponse struct {
@@ -7560,7 +7984,7 @@ type ListClientsResponse struct {
 
 func (x *ListClientsResponse) Reset() {
 	*x = ListClientsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[108]
+	mi := &file_isthmus_v1_services_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7572,7 +7996,7 @@ func (x *ListClientsResponse) String() string {
 func (*ListClientsResponse) ProtoMessage() {}
 
 func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[108]
+	mi := &file_isthmus_v1_services_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7585,7 +8009,7 @@ func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsResponse.ProtoReflect.Descriptor instead.
 func (*ListClientsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{108}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *ListClientsResponse) GetClients() []*Client {
@@ -7616,7 +8040,7 @@ type Client struct {
 
 func (x *Client) Reset() {
 	*x = Client{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[109]
+	mi := &file_isthmus_v1_services_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7628,7 +8052,7 @@ func (x *Client) String() string {
 func (*Client) ProtoMessage() {}
 
 func (x *Client) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[109]
+	mi := &file_isthmus_v1_services_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7641,7 +8065,7 @@ func (x *Client) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Client.ProtoReflect.Descriptor instead.
 func (*Client) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{109}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *Client) GetName() string {
@@ -7703,7 +8127,7 @@ type RevokeClientRequest struct {
 
 func (x *RevokeClientRequest) Reset() {
 	*x = RevokeClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[110]
+	mi := &file_isthmus_v1_services_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7715,7 +8139,7 @@ func (x *RevokeClientRequest) String() string {
 func (*RevokeClientRequest) ProtoMessage() {}
 
 func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[110]
+	mi := &file_isthmus_v1_services_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7728,7 +8152,7 @@ func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientRequest.ProtoReflect.Descriptor instead.
 func (*RevokeClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{110}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *RevokeClientRequest) GetSerial() string {
@@ -7746,7 +8170,7 @@ type RevokeClientResponse struct {
 
 func (x *RevokeClientResponse) Reset() {
 	*x = RevokeClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[111]
+	mi := &file_isthmus_v1_services_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7758,7 +8182,7 @@ func (x *RevokeClientResponse) String() string {
 func (*RevokeClientResponse) ProtoMessage() {}
 
 func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[111]
+	mi := &file_isthmus_v1_services_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7771,7 +8195,7 @@ func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientResponse.ProtoReflect.Descriptor instead.
 func (*RevokeClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{111}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{114}
 }
 
 type ListPortsRequest struct {
@@ -7785,7 +8209,7 @@ type ListPortsRequest struct {
 
 func (x *ListPortsRequest) Reset() {
 	*x = ListPortsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[112]
+	mi := &file_isthmus_v1_services_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7797,7 +8221,7 @@ func (x *ListPortsRequest) String() string {
 func (*ListPortsRequest) ProtoMessage() {}
 
 func (x *ListPortsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[112]
+	mi := &file_isthmus_v1_services_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7810,7 +8234,7 @@ func (x *ListPortsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPortsRequest.ProtoReflect.Descriptor instead.
 func (*ListPortsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{112}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *ListPortsRequest) GetPageSize() uint32 {
@@ -7847,7 +8271,7 @@ type ListPortsResponse struct {
 
 func (x *ListPortsResponse) Reset() {
 	*x = ListPortsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[113]
+	mi := &file_isthmus_v1_services_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7859,7 +8283,7 @@ func (x *ListPortsResponse) String() string {
 func (*ListPortsResponse) ProtoMessage() {}
 
 func (x *ListPortsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[113]
+	mi := &file_isthmus_v1_services_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7872,7 +8296,7 @@ func (x *ListPortsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPortsResponse.ProtoReflect.Descriptor instead.
 func (*ListPortsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{113}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *ListPortsResponse) GetPorts() []*PortUse {
@@ -7925,7 +8349,7 @@ type WatchPortsRequest struct {
 
 func (x *WatchPortsRequest) Reset() {
 	*x = WatchPortsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[114]
+	mi := &file_isthmus_v1_services_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7937,7 +8361,7 @@ func (x *WatchPortsRequest) String() string {
 func (*WatchPortsRequest) ProtoMessage() {}
 
 func (x *WatchPortsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[114]
+	mi := &file_isthmus_v1_services_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7950,7 +8374,7 @@ func (x *WatchPortsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPortsRequest.ProtoReflect.Descriptor instead.
 func (*WatchPortsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{114}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{117}
 }
 
 type PortEvent struct {
@@ -7963,7 +8387,7 @@ type PortEvent struct {
 
 func (x *PortEvent) Reset() {
 	*x = PortEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[115]
+	mi := &file_isthmus_v1_services_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7975,7 +8399,7 @@ func (x *PortEvent) String() string {
 func (*PortEvent) ProtoMessage() {}
 
 func (x *PortEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[115]
+	mi := &file_isthmus_v1_services_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7988,7 +8412,7 @@ func (x *PortEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortEvent.ProtoReflect.Descriptor instead.
 func (*PortEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{115}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *PortEvent) GetType() EventType {
@@ -8040,7 +8464,7 @@ type PortUse struct {
 
 func (x *PortUse) Reset() {
 	*x = PortUse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[116]
+	mi := &file_isthmus_v1_services_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8052,7 +8476,7 @@ func (x *PortUse) String() string {
 func (*PortUse) ProtoMessage() {}
 
 func (x *PortUse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[116]
+	mi := &file_isthmus_v1_services_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8065,7 +8489,7 @@ func (x *PortUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortUse.ProtoReflect.Descriptor instead.
 func (*PortUse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{116}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *PortUse) GetPool() string {
@@ -8174,7 +8598,7 @@ type AddressUse struct {
 
 func (x *AddressUse) Reset() {
 	*x = AddressUse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[117]
+	mi := &file_isthmus_v1_services_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8186,7 +8610,7 @@ func (x *AddressUse) String() string {
 func (*AddressUse) ProtoMessage() {}
 
 func (x *AddressUse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[117]
+	mi := &file_isthmus_v1_services_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8199,7 +8623,7 @@ func (x *AddressUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressUse.ProtoReflect.Descriptor instead.
 func (*AddressUse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{117}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{120}
 }
 
 func (x *AddressUse) GetPool() string {
@@ -8261,7 +8685,7 @@ type ConnectionTable struct {
 
 func (x *ConnectionTable) Reset() {
 	*x = ConnectionTable{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[118]
+	mi := &file_isthmus_v1_services_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8273,7 +8697,7 @@ func (x *ConnectionTable) String() string {
 func (*ConnectionTable) ProtoMessage() {}
 
 func (x *ConnectionTable) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[118]
+	mi := &file_isthmus_v1_services_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8286,7 +8710,7 @@ func (x *ConnectionTable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionTable.ProtoReflect.Descriptor instead.
 func (*ConnectionTable) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{118}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *ConnectionTable) GetEntries() uint32 {
@@ -8354,7 +8778,7 @@ type EndFlowsRequest struct {
 
 func (x *EndFlowsRequest) Reset() {
 	*x = EndFlowsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[119]
+	mi := &file_isthmus_v1_services_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8366,7 +8790,7 @@ func (x *EndFlowsRequest) String() string {
 func (*EndFlowsRequest) ProtoMessage() {}
 
 func (x *EndFlowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[119]
+	mi := &file_isthmus_v1_services_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8379,7 +8803,7 @@ func (x *EndFlowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndFlowsRequest.ProtoReflect.Descriptor instead.
 func (*EndFlowsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{119}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{122}
 }
 
 func (x *EndFlowsRequest) GetSource() string {
@@ -8420,7 +8844,7 @@ type EndFlowsResponse struct {
 
 func (x *EndFlowsResponse) Reset() {
 	*x = EndFlowsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[120]
+	mi := &file_isthmus_v1_services_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8432,7 +8856,7 @@ func (x *EndFlowsResponse) String() string {
 func (*EndFlowsResponse) ProtoMessage() {}
 
 func (x *EndFlowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[120]
+	mi := &file_isthmus_v1_services_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8445,7 +8869,7 @@ func (x *EndFlowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndFlowsResponse.ProtoReflect.Descriptor instead.
 func (*EndFlowsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{120}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{123}
 }
 
 func (x *EndFlowsResponse) GetFlows() uint64 {
@@ -8481,7 +8905,7 @@ type WhoRequest struct {
 
 func (x *WhoRequest) Reset() {
 	*x = WhoRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[121]
+	mi := &file_isthmus_v1_services_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8493,7 +8917,7 @@ func (x *WhoRequest) String() string {
 func (*WhoRequest) ProtoMessage() {}
 
 func (x *WhoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[121]
+	mi := &file_isthmus_v1_services_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8506,7 +8930,7 @@ func (x *WhoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoRequest.ProtoReflect.Descriptor instead.
 func (*WhoRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{121}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{124}
 }
 
 func (x *WhoRequest) GetAddress() string {
@@ -8575,7 +8999,7 @@ type WhoResponse struct {
 
 func (x *WhoResponse) Reset() {
 	*x = WhoResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[122]
+	mi := &file_isthmus_v1_services_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8587,7 +9011,7 @@ func (x *WhoResponse) String() string {
 func (*WhoResponse) ProtoMessage() {}
 
 func (x *WhoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[122]
+	mi := &file_isthmus_v1_services_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8600,7 +9024,7 @@ func (x *WhoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoResponse.ProtoReflect.Descriptor instead.
 func (*WhoResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{122}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{125}
 }
 
 func (x *WhoResponse) GetFlows() []*TranslatedFlow {
@@ -8663,7 +9087,7 @@ type TranslatedFlow struct {
 
 func (x *TranslatedFlow) Reset() {
 	*x = TranslatedFlow{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[123]
+	mi := &file_isthmus_v1_services_proto_msgTypes[126]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8675,7 +9099,7 @@ func (x *TranslatedFlow) String() string {
 func (*TranslatedFlow) ProtoMessage() {}
 
 func (x *TranslatedFlow) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[123]
+	mi := &file_isthmus_v1_services_proto_msgTypes[126]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8688,7 +9112,7 @@ func (x *TranslatedFlow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TranslatedFlow.ProtoReflect.Descriptor instead.
 func (*TranslatedFlow) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{123}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{126}
 }
 
 func (x *TranslatedFlow) GetStart() *timestamppb.Timestamp {
@@ -8795,7 +9219,7 @@ type EventFilter struct {
 
 func (x *EventFilter) Reset() {
 	*x = EventFilter{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[124]
+	mi := &file_isthmus_v1_services_proto_msgTypes[127]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8807,7 +9231,7 @@ func (x *EventFilter) String() string {
 func (*EventFilter) ProtoMessage() {}
 
 func (x *EventFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[124]
+	mi := &file_isthmus_v1_services_proto_msgTypes[127]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8820,7 +9244,7 @@ func (x *EventFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventFilter.ProtoReflect.Descriptor instead.
 func (*EventFilter) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{124}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{127}
 }
 
 func (x *EventFilter) GetSince() *timestamppb.Timestamp {
@@ -8870,7 +9294,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[125]
+	mi := &file_isthmus_v1_services_proto_msgTypes[128]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8882,7 +9306,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[125]
+	mi := &file_isthmus_v1_services_proto_msgTypes[128]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8895,7 +9319,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{125}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{128}
 }
 
 func (x *ListEventsRequest) GetPageSize() uint32 {
@@ -8930,7 +9354,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[126]
+	mi := &file_isthmus_v1_services_proto_msgTypes[129]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8942,7 +9366,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[126]
+	mi := &file_isthmus_v1_services_proto_msgTypes[129]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8955,7 +9379,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{126}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{129}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -8985,7 +9409,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[127]
+	mi := &file_isthmus_v1_services_proto_msgTypes[130]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8997,7 +9421,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[127]
+	mi := &file_isthmus_v1_services_proto_msgTypes[130]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9010,7 +9434,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{127}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{130}
 }
 
 func (x *WatchEventsRequest) GetResumeToken() string {
@@ -9043,7 +9467,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[128]
+	mi := &file_isthmus_v1_services_proto_msgTypes[131]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9055,7 +9479,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[128]
+	mi := &file_isthmus_v1_services_proto_msgTypes[131]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9068,7 +9492,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{128}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{131}
 }
 
 func (x *WatchEventsResponse) GetType() EventType {
@@ -9127,7 +9551,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[129]
+	mi := &file_isthmus_v1_services_proto_msgTypes[132]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9139,7 +9563,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[129]
+	mi := &file_isthmus_v1_services_proto_msgTypes[132]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9152,7 +9576,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{129}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{132}
 }
 
 func (x *Event) GetSequence() uint64 {
@@ -9426,7 +9850,7 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\x10ResetPeerRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04soft\x18\x02 \x01(\bR\x04soft\"\x13\n" +
-	"\x11ResetPeerResponse\"\xb3\a\n" +
+	"\x11ResetPeerResponse\"\x97\b\n" +
 	"\n" +
 	"PeerStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
@@ -9456,7 +9880,10 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\x06filter\x18\x15 \x01(\v2\x16.isthmus.v1.PeerFilterR\x06filter\x12B\n" +
 	"\x0flast_error_time\x18\x16 \x01(\v2\x1a.google.protobuf.TimestampR\rlastErrorTime\x12!\n" +
 	"\fmax_prefixes\x18\x17 \x01(\rR\vmaxPrefixes\x12\x18\n" +
-	"\apassive\x18\x18 \x01(\bR\apassive\"\xb0\x01\n" +
+	"\apassive\x18\x18 \x01(\bR\apassive\x12\x1a\n" +
+	"\bfamilies\x18\x19 \x03(\tR\bfamilies\x12.\n" +
+	"\x13export_max_prefixes\x18\x1a \x01(\rR\x11exportMaxPrefixes\x12\x16\n" +
+	"\x06limits\x18\x1b \x03(\tR\x06limits\"\xb0\x01\n" +
 	"\n" +
 	"PeerFilter\x12\x1a\n" +
 	"\bmessages\x18\x01 \x01(\x04R\bmessages\x12\x1c\n" +
@@ -9497,7 +9924,39 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\tinterface\x18\x02 \x01(\tR\tinterface\x12\x18\n" +
 	"\agateway\x18\x03 \x01(\tR\agateway\x12\x12\n" +
 	"\x04peer\x18\x04 \x01(\tR\x04peer\x12\x12\n" +
-	"\x04dead\x18\x05 \x01(\bR\x04dead\"Q\n" +
+	"\x04dead\x18\x05 \x01(\bR\x04dead\"\xae\x01\n" +
+	"\x10ListPathsRequest\x12\x1b\n" +
+	"\tpage_size\x18\x01 \x01(\rR\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x02 \x01(\tR\tpageToken\x12\x12\n" +
+	"\x04peer\x18\x03 \x01(\tR\x04peer\x12(\n" +
+	"\x04view\x18\x04 \x01(\x0e2\x14.isthmus.v1.PathViewR\x04view\x12 \n" +
+	"\vdestination\x18\x05 \x01(\tR\vdestination\"\xa2\x01\n" +
+	"\x11ListPathsResponse\x12'\n" +
+	"\x05route\x18\x03 \x01(\v2\x11.isthmus.v1.RouteR\x05route\x12&\n" +
+	"\x05paths\x18\x01 \x03(\v2\x10.isthmus.v1.PathR\x05paths\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x14\n" +
+	"\x05notes\x18\x04 \x03(\tR\x05notes\"\xee\x03\n" +
+	"\x04Path\x12\x16\n" +
+	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x12\n" +
+	"\x04peer\x18\x02 \x01(\tR\x04peer\x12\x14\n" +
+	"\x05state\x18\x03 \x01(\tR\x05state\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x10\n" +
+	"\x03why\x18\x05 \x01(\tR\x03why\x12\x16\n" +
+	"\x06winner\x18\x06 \x01(\tR\x06winner\x12\x19\n" +
+	"\bnext_hop\x18\a \x01(\tR\anextHop\x12\x17\n" +
+	"\aas_path\x18\b \x01(\tR\x06asPath\x12\x16\n" +
+	"\x06origin\x18\t \x01(\tR\x06origin\x12\x15\n" +
+	"\x03med\x18\n" +
+	" \x01(\rH\x00R\x03med\x88\x01\x01\x12.\n" +
+	"\x10local_preference\x18\v \x01(\rH\x01R\x0flocalPreference\x88\x01\x01\x12 \n" +
+	"\vcommunities\x18\f \x03(\tR\vcommunities\x12+\n" +
+	"\x11large_communities\x18\r \x03(\tR\x10largeCommunities\x12\x1b\n" +
+	"\trouter_id\x18\x0e \x01(\tR\brouterId\x120\n" +
+	"\x05since\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x14\n" +
+	"\x05stale\x18\x10 \x01(\bR\x05staleB\x06\n" +
+	"\x04_medB\x13\n" +
+	"\x11_local_preference\"Q\n" +
 	"\x13ListPoliciesRequest\x12\x1b\n" +
 	"\tpage_size\x18\x01 \x01(\rR\bpageSize\x12\x1d\n" +
 	"\n" +
@@ -9959,7 +10418,13 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\n" +
 	"generation\x18\n" +
 	" \x01(\x04R\n" +
-	"generation2\xd1\x05\n" +
+	"generation*\x87\x01\n" +
+	"\bPathView\x12\x19\n" +
+	"\x15PATH_VIEW_UNSPECIFIED\x10\x00\x12\x16\n" +
+	"\x12PATH_VIEW_RECEIVED\x10\x01\x12\x16\n" +
+	"\x12PATH_VIEW_ACCEPTED\x10\x02\x12\x16\n" +
+	"\x12PATH_VIEW_REJECTED\x10\x03\x12\x18\n" +
+	"\x14PATH_VIEW_ADVERTISED\x10\x042\xd1\x05\n" +
 	"\vSpecService\x12K\n" +
 	"\bValidate\x12\x1b.isthmus.v1.ValidateRequest\x1a\x1c.isthmus.v1.ValidateResponse\"\x04\xd0\xd3\x18\x01\x12?\n" +
 	"\x04Plan\x12\x17.isthmus.v1.PlanRequest\x1a\x18.isthmus.v1.PlanResponse\"\x04\xd0\xd3\x18\x01\x12F\n" +
@@ -9980,11 +10445,12 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\aGetPeer\x12\x1a.isthmus.v1.GetPeerRequest\x1a\x16.isthmus.v1.PeerStatus\"\x04\xd0\xd3\x18\x01\x12J\n" +
 	"\n" +
 	"WatchPeers\x12\x1d.isthmus.v1.WatchPeersRequest\x1a\x15.isthmus.v1.PeerEvent\"\x04\xd0\xd3\x18\x010\x01\x12R\n" +
-	"\tResetPeer\x12\x1c.isthmus.v1.ResetPeerRequest\x1a\x1d.isthmus.v1.ResetPeerResponse\"\b\xd0\xd3\x18\x02\xd8\xd3\x18\x012\xb0\x01\n" +
+	"\tResetPeer\x12\x1c.isthmus.v1.ResetPeerRequest\x1a\x1d.isthmus.v1.ResetPeerResponse\"\b\xd0\xd3\x18\x02\xd8\xd3\x18\x012\x80\x02\n" +
 	"\fRouteService\x12Q\n" +
 	"\n" +
 	"ListRoutes\x12\x1d.isthmus.v1.ListRoutesRequest\x1a\x1e.isthmus.v1.ListRoutesResponse\"\x04\xd0\xd3\x18\x01\x12M\n" +
-	"\vWatchRoutes\x12\x1e.isthmus.v1.WatchRoutesRequest\x1a\x16.isthmus.v1.RouteEvent\"\x04\xd0\xd3\x18\x010\x012\xa6\x03\n" +
+	"\vWatchRoutes\x12\x1e.isthmus.v1.WatchRoutesRequest\x1a\x16.isthmus.v1.RouteEvent\"\x04\xd0\xd3\x18\x010\x01\x12N\n" +
+	"\tListPaths\x12\x1c.isthmus.v1.ListPathsRequest\x1a\x1d.isthmus.v1.ListPathsResponse\"\x04\xd0\xd3\x18\x012\xa6\x03\n" +
 	"\n" +
 	"NATService\x12W\n" +
 	"\fListPolicies\x12\x1f.isthmus.v1.ListPoliciesRequest\x1a .isthmus.v1.ListPoliciesResponse\"\x04\xd0\xd3\x18\x01\x12R\n" +
@@ -10045,384 +10511,394 @@ func file_isthmus_v1_services_proto_rawDescGZIP() []byte {
 	return file_isthmus_v1_services_proto_rawDescData
 }
 
-var file_isthmus_v1_services_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 130)
+var file_isthmus_v1_services_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 133)
 var file_isthmus_v1_services_proto_goTypes = []any{
-	(Change_Action)(0),              // 0: isthmus.v1.Change.Action
-	(*Source)(nil),                  // 1: isthmus.v1.Source
-	(*Problems)(nil),                // 2: isthmus.v1.Problems
-	(*ValidateRequest)(nil),         // 3: isthmus.v1.ValidateRequest
-	(*ValidateResponse)(nil),        // 4: isthmus.v1.ValidateResponse
-	(*PlanRequest)(nil),             // 5: isthmus.v1.PlanRequest
-	(*Change)(nil),                  // 6: isthmus.v1.Change
-	(*PlanResponse)(nil),            // 7: isthmus.v1.PlanResponse
-	(*ApplyRequest)(nil),            // 8: isthmus.v1.ApplyRequest
-	(*ApplyResponse)(nil),           // 9: isthmus.v1.ApplyResponse
-	(*EditPoliciesRequest)(nil),     // 10: isthmus.v1.EditPoliciesRequest
-	(*ConfirmRequest)(nil),          // 11: isthmus.v1.ConfirmRequest
-	(*ConfirmResponse)(nil),         // 12: isthmus.v1.ConfirmResponse
-	(*GetSpecRequest)(nil),          // 13: isthmus.v1.GetSpecRequest
-	(*GetEffectiveSpecRequest)(nil), // 14: isthmus.v1.GetEffectiveSpecRequest
-	(*GetSpecResponse)(nil),         // 15: isthmus.v1.GetSpecResponse
-	(*ListHistoryRequest)(nil),      // 16: isthmus.v1.ListHistoryRequest
-	(*ListHistoryResponse)(nil),     // 17: isthmus.v1.ListHistoryResponse
-	(*Revision)(nil),                // 18: isthmus.v1.Revision
-	(*RollbackRequest)(nil),         // 19: isthmus.v1.RollbackRequest
-	(*ListTunnelsRequest)(nil),      // 20: isthmus.v1.ListTunnelsRequest
-	(*ListTunnelsResponse)(nil),     // 21: isthmus.v1.ListTunnelsResponse
-	(*GetTunnelRequest)(nil),        // 22: isthmus.v1.GetTunnelRequest
-	(*WatchTunnelsRequest)(nil),     // 23: isthmus.v1.WatchTunnelsRequest
-	(*TunnelEvent)(nil),             // 24: isthmus.v1.TunnelEvent
-	(*TunnelStatus)(nil),            // 25: isthmus.v1.TunnelStatus
-	(*WireGuardStatus)(nil),         // 26: isthmus.v1.WireGuardStatus
-	(*Explanation)(nil),             // 27: isthmus.v1.Explanation
-	(*StrayTunnel)(nil),             // 28: isthmus.v1.StrayTunnel
-	(*ListPeersRequest)(nil),        // 29: isthmus.v1.ListPeersRequest
-	(*ListPeersResponse)(nil),       // 30: isthmus.v1.ListPeersResponse
-	(*GetPeerRequest)(nil),          // 31: isthmus.v1.GetPeerRequest
-	(*WatchPeersRequest)(nil),       // 32: isthmus.v1.WatchPeersRequest
-	(*PeerEvent)(nil),               // 33: isthmus.v1.PeerEvent
-	(*ResetPeerRequest)(nil),        // 34: isthmus.v1.ResetPeerRequest
-	(*ResetPeerResponse)(nil),       // 35: isthmus.v1.ResetPeerResponse
-	(*PeerStatus)(nil),              // 36: isthmus.v1.PeerStatus
-	(*PeerFilter)(nil),              // 37: isthmus.v1.PeerFilter
-	(*DiscardedAttribute)(nil),      // 38: isthmus.v1.DiscardedAttribute
-	(*ListRoutesRequest)(nil),       // 39: isthmus.v1.ListRoutesRequest
-	(*ListRoutesResponse)(nil),      // 40: isthmus.v1.ListRoutesResponse
-	(*WatchRoutesRequest)(nil),      // 41: isthmus.v1.WatchRoutesRequest
-	(*RouteEvent)(nil),              // 42: isthmus.v1.RouteEvent
-	(*Route)(nil),                   // 43: isthmus.v1.Route
-	(*NextHop)(nil),                 // 44: isthmus.v1.NextHop
-	(*ListPoliciesRequest)(nil),     // 45: isthmus.v1.ListPoliciesRequest
-	(*ListPoliciesResponse)(nil),    // 46: isthmus.v1.ListPoliciesResponse
-	(*Drop)(nil),                    // 47: isthmus.v1.Drop
-	(*WatchPoliciesRequest)(nil),    // 48: isthmus.v1.WatchPoliciesRequest
-	(*PolicyEvent)(nil),             // 49: isthmus.v1.PolicyEvent
-	(*ProveEgressRequest)(nil),      // 50: isthmus.v1.ProveEgressRequest
-	(*ProveEgressResponse)(nil),     // 51: isthmus.v1.ProveEgressResponse
-	(*EgressProof)(nil),             // 52: isthmus.v1.EgressProof
-	(*EgressProofState)(nil),        // 53: isthmus.v1.EgressProofState
-	(*CanaryResult)(nil),            // 54: isthmus.v1.CanaryResult
-	(*PolicyStatus)(nil),            // 55: isthmus.v1.PolicyStatus
-	(*ListPoolsRequest)(nil),        // 56: isthmus.v1.ListPoolsRequest
-	(*ListPoolsResponse)(nil),       // 57: isthmus.v1.ListPoolsResponse
-	(*GetPoolRequest)(nil),          // 58: isthmus.v1.GetPoolRequest
-	(*WatchPoolsRequest)(nil),       // 59: isthmus.v1.WatchPoolsRequest
-	(*PoolEvent)(nil),               // 60: isthmus.v1.PoolEvent
-	(*PoolStatus)(nil),              // 61: isthmus.v1.PoolStatus
-	(*PoolMember)(nil),              // 62: isthmus.v1.PoolMember
-	(*ProbeTarget)(nil),             // 63: isthmus.v1.ProbeTarget
-	(*ListNamesRequest)(nil),        // 64: isthmus.v1.ListNamesRequest
-	(*ListNamesResponse)(nil),       // 65: isthmus.v1.ListNamesResponse
-	(*WatchNamesRequest)(nil),       // 66: isthmus.v1.WatchNamesRequest
-	(*NameEvent)(nil),               // 67: isthmus.v1.NameEvent
-	(*NameStatus)(nil),              // 68: isthmus.v1.NameStatus
-	(*GoneAddress)(nil),             // 69: isthmus.v1.GoneAddress
-	(*SealRequest)(nil),             // 70: isthmus.v1.SealRequest
-	(*SealResponse)(nil),            // 71: isthmus.v1.SealResponse
-	(*UnsealRequest)(nil),           // 72: isthmus.v1.UnsealRequest
-	(*UnsealResponse)(nil),          // 73: isthmus.v1.UnsealResponse
-	(*GetMachineRequest)(nil),       // 74: isthmus.v1.GetMachineRequest
-	(*Machine)(nil),                 // 75: isthmus.v1.Machine
-	(*Slot)(nil),                    // 76: isthmus.v1.Slot
-	(*UpgradeRequest)(nil),          // 77: isthmus.v1.UpgradeRequest
-	(*UpgradeHeader)(nil),           // 78: isthmus.v1.UpgradeHeader
-	(*UpgradeResponse)(nil),         // 79: isthmus.v1.UpgradeResponse
-	(*RollbackSlotRequest)(nil),     // 80: isthmus.v1.RollbackSlotRequest
-	(*RollbackSlotResponse)(nil),    // 81: isthmus.v1.RollbackSlotResponse
-	(*RebootRequest)(nil),           // 82: isthmus.v1.RebootRequest
-	(*RebootResponse)(nil),          // 83: isthmus.v1.RebootResponse
-	(*PowerOffRequest)(nil),         // 84: isthmus.v1.PowerOffRequest
-	(*PowerOffResponse)(nil),        // 85: isthmus.v1.PowerOffResponse
-	(*GetStatusRequest)(nil),        // 86: isthmus.v1.GetStatusRequest
-	(*SystemStatus)(nil),            // 87: isthmus.v1.SystemStatus
-	(*Summary)(nil),                 // 88: isthmus.v1.Summary
-	(*PlatformStatus)(nil),          // 89: isthmus.v1.PlatformStatus
-	(*PlatformInterface)(nil),       // 90: isthmus.v1.PlatformInterface
-	(*Counters)(nil),                // 91: isthmus.v1.Counters
-	(*SetSecretRequest)(nil),        // 92: isthmus.v1.SetSecretRequest
-	(*RollbackSecretRequest)(nil),   // 93: isthmus.v1.RollbackSecretRequest
-	(*ListSecretsRequest)(nil),      // 94: isthmus.v1.ListSecretsRequest
-	(*ListSecretsResponse)(nil),     // 95: isthmus.v1.ListSecretsResponse
-	(*SecretInfo)(nil),              // 96: isthmus.v1.SecretInfo
-	(*DeleteSecretRequest)(nil),     // 97: isthmus.v1.DeleteSecretRequest
-	(*DeleteSecretResponse)(nil),    // 98: isthmus.v1.DeleteSecretResponse
-	(*ListAuditRequest)(nil),        // 99: isthmus.v1.ListAuditRequest
-	(*ListAuditResponse)(nil),       // 100: isthmus.v1.ListAuditResponse
-	(*AuditEntry)(nil),              // 101: isthmus.v1.AuditEntry
-	(*RenewAuthorityRequest)(nil),   // 102: isthmus.v1.RenewAuthorityRequest
-	(*RenewAuthorityResponse)(nil),  // 103: isthmus.v1.RenewAuthorityResponse
-	(*IssueClientRequest)(nil),      // 104: isthmus.v1.IssueClientRequest
-	(*IssueClientResponse)(nil),     // 105: isthmus.v1.IssueClientResponse
-	(*RenewClientRequest)(nil),      // 106: isthmus.v1.RenewClientRequest
-	(*RenewClientResponse)(nil),     // 107: isthmus.v1.RenewClientResponse
-	(*ListClientsRequest)(nil),      // 108: isthmus.v1.ListClientsRequest
-	(*ListClientsResponse)(nil),     // 109: isthmus.v1.ListClientsResponse
-	(*Client)(nil),                  // 110: isthmus.v1.Client
-	(*RevokeClientRequest)(nil),     // 111: isthmus.v1.RevokeClientRequest
-	(*RevokeClientResponse)(nil),    // 112: isthmus.v1.RevokeClientResponse
-	(*ListPortsRequest)(nil),        // 113: isthmus.v1.ListPortsRequest
-	(*ListPortsResponse)(nil),       // 114: isthmus.v1.ListPortsResponse
-	(*WatchPortsRequest)(nil),       // 115: isthmus.v1.WatchPortsRequest
-	(*PortEvent)(nil),               // 116: isthmus.v1.PortEvent
-	(*PortUse)(nil),                 // 117: isthmus.v1.PortUse
-	(*AddressUse)(nil),              // 118: isthmus.v1.AddressUse
-	(*ConnectionTable)(nil),         // 119: isthmus.v1.ConnectionTable
-	(*EndFlowsRequest)(nil),         // 120: isthmus.v1.EndFlowsRequest
-	(*EndFlowsResponse)(nil),        // 121: isthmus.v1.EndFlowsResponse
-	(*WhoRequest)(nil),              // 122: isthmus.v1.WhoRequest
-	(*WhoResponse)(nil),             // 123: isthmus.v1.WhoResponse
-	(*TranslatedFlow)(nil),          // 124: isthmus.v1.TranslatedFlow
-	(*EventFilter)(nil),             // 125: isthmus.v1.EventFilter
-	(*ListEventsRequest)(nil),       // 126: isthmus.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),      // 127: isthmus.v1.ListEventsResponse
-	(*WatchEventsRequest)(nil),      // 128: isthmus.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),     // 129: isthmus.v1.WatchEventsResponse
-	(*Event)(nil),                   // 130: isthmus.v1.Event
-	(*Spec)(nil),                    // 131: isthmus.v1.Spec
-	(*Problem)(nil),                 // 132: isthmus.v1.Problem
-	(*durationpb.Duration)(nil),     // 133: google.protobuf.Duration
-	(*EgressPolicy)(nil),            // 134: isthmus.v1.EgressPolicy
-	(*timestamppb.Timestamp)(nil),   // 135: google.protobuf.Timestamp
-	(EventType)(0),                  // 136: isthmus.v1.EventType
-	(*Inside)(nil),                  // 137: isthmus.v1.Inside
-	(*Condition)(nil),               // 138: isthmus.v1.Condition
+	(PathView)(0),                   // 0: isthmus.v1.PathView
+	(Change_Action)(0),              // 1: isthmus.v1.Change.Action
+	(*Source)(nil),                  // 2: isthmus.v1.Source
+	(*Problems)(nil),                // 3: isthmus.v1.Problems
+	(*ValidateRequest)(nil),         // 4: isthmus.v1.ValidateRequest
+	(*ValidateResponse)(nil),        // 5: isthmus.v1.ValidateResponse
+	(*PlanRequest)(nil),             // 6: isthmus.v1.PlanRequest
+	(*Change)(nil),                  // 7: isthmus.v1.Change
+	(*PlanResponse)(nil),            // 8: isthmus.v1.PlanResponse
+	(*ApplyRequest)(nil),            // 9: isthmus.v1.ApplyRequest
+	(*ApplyResponse)(nil),           // 10: isthmus.v1.ApplyResponse
+	(*EditPoliciesRequest)(nil),     // 11: isthmus.v1.EditPoliciesRequest
+	(*ConfirmRequest)(nil),          // 12: isthmus.v1.ConfirmRequest
+	(*ConfirmResponse)(nil),         // 13: isthmus.v1.ConfirmResponse
+	(*GetSpecRequest)(nil),          // 14: isthmus.v1.GetSpecRequest
+	(*GetEffectiveSpecRequest)(nil), // 15: isthmus.v1.GetEffectiveSpecRequest
+	(*GetSpecResponse)(nil),         // 16: isthmus.v1.GetSpecResponse
+	(*ListHistoryRequest)(nil),      // 17: isthmus.v1.ListHistoryRequest
+	(*ListHistoryResponse)(nil),     // 18: isthmus.v1.ListHistoryResponse
+	(*Revision)(nil),                // 19: isthmus.v1.Revision
+	(*RollbackRequest)(nil),         // 20: isthmus.v1.RollbackRequest
+	(*ListTunnelsRequest)(nil),      // 21: isthmus.v1.ListTunnelsRequest
+	(*ListTunnelsResponse)(nil),     // 22: isthmus.v1.ListTunnelsResponse
+	(*GetTunnelRequest)(nil),        // 23: isthmus.v1.GetTunnelRequest
+	(*WatchTunnelsRequest)(nil),     // 24: isthmus.v1.WatchTunnelsRequest
+	(*TunnelEvent)(nil),             // 25: isthmus.v1.TunnelEvent
+	(*TunnelStatus)(nil),            // 26: isthmus.v1.TunnelStatus
+	(*WireGuardStatus)(nil),         // 27: isthmus.v1.WireGuardStatus
+	(*Explanation)(nil),             // 28: isthmus.v1.Explanation
+	(*StrayTunnel)(nil),             // 29: isthmus.v1.StrayTunnel
+	(*ListPeersRequest)(nil),        // 30: isthmus.v1.ListPeersRequest
+	(*ListPeersResponse)(nil),       // 31: isthmus.v1.ListPeersResponse
+	(*GetPeerRequest)(nil),          // 32: isthmus.v1.GetPeerRequest
+	(*WatchPeersRequest)(nil),       // 33: isthmus.v1.WatchPeersRequest
+	(*PeerEvent)(nil),               // 34: isthmus.v1.PeerEvent
+	(*ResetPeerRequest)(nil),        // 35: isthmus.v1.ResetPeerRequest
+	(*ResetPeerResponse)(nil),       // 36: isthmus.v1.ResetPeerResponse
+	(*PeerStatus)(nil),              // 37: isthmus.v1.PeerStatus
+	(*PeerFilter)(nil),              // 38: isthmus.v1.PeerFilter
+	(*DiscardedAttribute)(nil),      // 39: isthmus.v1.DiscardedAttribute
+	(*ListRoutesRequest)(nil),       // 40: isthmus.v1.ListRoutesRequest
+	(*ListRoutesResponse)(nil),      // 41: isthmus.v1.ListRoutesResponse
+	(*WatchRoutesRequest)(nil),      // 42: isthmus.v1.WatchRoutesRequest
+	(*RouteEvent)(nil),              // 43: isthmus.v1.RouteEvent
+	(*Route)(nil),                   // 44: isthmus.v1.Route
+	(*NextHop)(nil),                 // 45: isthmus.v1.NextHop
+	(*ListPathsRequest)(nil),        // 46: isthmus.v1.ListPathsRequest
+	(*ListPathsResponse)(nil),       // 47: isthmus.v1.ListPathsResponse
+	(*Path)(nil),                    // 48: isthmus.v1.Path
+	(*ListPoliciesRequest)(nil),     // 49: isthmus.v1.ListPoliciesRequest
+	(*ListPoliciesResponse)(nil),    // 50: isthmus.v1.ListPoliciesResponse
+	(*Drop)(nil),                    // 51: isthmus.v1.Drop
+	(*WatchPoliciesRequest)(nil),    // 52: isthmus.v1.WatchPoliciesRequest
+	(*PolicyEvent)(nil),             // 53: isthmus.v1.PolicyEvent
+	(*ProveEgressRequest)(nil),      // 54: isthmus.v1.ProveEgressRequest
+	(*ProveEgressResponse)(nil),     // 55: isthmus.v1.ProveEgressResponse
+	(*EgressProof)(nil),             // 56: isthmus.v1.EgressProof
+	(*EgressProofState)(nil),        // 57: isthmus.v1.EgressProofState
+	(*CanaryResult)(nil),            // 58: isthmus.v1.CanaryResult
+	(*PolicyStatus)(nil),            // 59: isthmus.v1.PolicyStatus
+	(*ListPoolsRequest)(nil),        // 60: isthmus.v1.ListPoolsRequest
+	(*ListPoolsResponse)(nil),       // 61: isthmus.v1.ListPoolsResponse
+	(*GetPoolRequest)(nil),          // 62: isthmus.v1.GetPoolRequest
+	(*WatchPoolsRequest)(nil),       // 63: isthmus.v1.WatchPoolsRequest
+	(*PoolEvent)(nil),               // 64: isthmus.v1.PoolEvent
+	(*PoolStatus)(nil),              // 65: isthmus.v1.PoolStatus
+	(*PoolMember)(nil),              // 66: isthmus.v1.PoolMember
+	(*ProbeTarget)(nil),             // 67: isthmus.v1.ProbeTarget
+	(*ListNamesRequest)(nil),        // 68: isthmus.v1.ListNamesRequest
+	(*ListNamesResponse)(nil),       // 69: isthmus.v1.ListNamesResponse
+	(*WatchNamesRequest)(nil),       // 70: isthmus.v1.WatchNamesRequest
+	(*NameEvent)(nil),               // 71: isthmus.v1.NameEvent
+	(*NameStatus)(nil),              // 72: isthmus.v1.NameStatus
+	(*GoneAddress)(nil),             // 73: isthmus.v1.GoneAddress
+	(*SealRequest)(nil),             // 74: isthmus.v1.SealRequest
+	(*SealResponse)(nil),            // 75: isthmus.v1.SealResponse
+	(*UnsealRequest)(nil),           // 76: isthmus.v1.UnsealRequest
+	(*UnsealResponse)(nil),          // 77: isthmus.v1.UnsealResponse
+	(*GetMachineRequest)(nil),       // 78: isthmus.v1.GetMachineRequest
+	(*Machine)(nil),                 // 79: isthmus.v1.Machine
+	(*Slot)(nil),                    // 80: isthmus.v1.Slot
+	(*UpgradeRequest)(nil),          // 81: isthmus.v1.UpgradeRequest
+	(*UpgradeHeader)(nil),           // 82: isthmus.v1.UpgradeHeader
+	(*UpgradeResponse)(nil),         // 83: isthmus.v1.UpgradeResponse
+	(*RollbackSlotRequest)(nil),     // 84: isthmus.v1.RollbackSlotRequest
+	(*RollbackSlotResponse)(nil),    // 85: isthmus.v1.RollbackSlotResponse
+	(*RebootRequest)(nil),           // 86: isthmus.v1.RebootRequest
+	(*RebootResponse)(nil),          // 87: isthmus.v1.RebootResponse
+	(*PowerOffRequest)(nil),         // 88: isthmus.v1.PowerOffRequest
+	(*PowerOffResponse)(nil),        // 89: isthmus.v1.PowerOffResponse
+	(*GetStatusRequest)(nil),        // 90: isthmus.v1.GetStatusRequest
+	(*SystemStatus)(nil),            // 91: isthmus.v1.SystemStatus
+	(*Summary)(nil),                 // 92: isthmus.v1.Summary
+	(*PlatformStatus)(nil),          // 93: isthmus.v1.PlatformStatus
+	(*PlatformInterface)(nil),       // 94: isthmus.v1.PlatformInterface
+	(*Counters)(nil),                // 95: isthmus.v1.Counters
+	(*SetSecretRequest)(nil),        // 96: isthmus.v1.SetSecretRequest
+	(*RollbackSecretRequest)(nil),   // 97: isthmus.v1.RollbackSecretRequest
+	(*ListSecretsRequest)(nil),      // 98: isthmus.v1.ListSecretsRequest
+	(*ListSecretsResponse)(nil),     // 99: isthmus.v1.ListSecretsResponse
+	(*SecretInfo)(nil),              // 100: isthmus.v1.SecretInfo
+	(*DeleteSecretRequest)(nil),     // 101: isthmus.v1.DeleteSecretRequest
+	(*DeleteSecretResponse)(nil),    // 102: isthmus.v1.DeleteSecretResponse
+	(*ListAuditRequest)(nil),        // 103: isthmus.v1.ListAuditRequest
+	(*ListAuditResponse)(nil),       // 104: isthmus.v1.ListAuditResponse
+	(*AuditEntry)(nil),              // 105: isthmus.v1.AuditEntry
+	(*RenewAuthorityRequest)(nil),   // 106: isthmus.v1.RenewAuthorityRequest
+	(*RenewAuthorityResponse)(nil),  // 107: isthmus.v1.RenewAuthorityResponse
+	(*IssueClientRequest)(nil),      // 108: isthmus.v1.IssueClientRequest
+	(*IssueClientResponse)(nil),     // 109: isthmus.v1.IssueClientResponse
+	(*RenewClientRequest)(nil),      // 110: isthmus.v1.RenewClientRequest
+	(*RenewClientResponse)(nil),     // 111: isthmus.v1.RenewClientResponse
+	(*ListClientsRequest)(nil),      // 112: isthmus.v1.ListClientsRequest
+	(*ListClientsResponse)(nil),     // 113: isthmus.v1.ListClientsResponse
+	(*Client)(nil),                  // 114: isthmus.v1.Client
+	(*RevokeClientRequest)(nil),     // 115: isthmus.v1.RevokeClientRequest
+	(*RevokeClientResponse)(nil),    // 116: isthmus.v1.RevokeClientResponse
+	(*ListPortsRequest)(nil),        // 117: isthmus.v1.ListPortsRequest
+	(*ListPortsResponse)(nil),       // 118: isthmus.v1.ListPortsResponse
+	(*WatchPortsRequest)(nil),       // 119: isthmus.v1.WatchPortsRequest
+	(*PortEvent)(nil),               // 120: isthmus.v1.PortEvent
+	(*PortUse)(nil),                 // 121: isthmus.v1.PortUse
+	(*AddressUse)(nil),              // 122: isthmus.v1.AddressUse
+	(*ConnectionTable)(nil),         // 123: isthmus.v1.ConnectionTable
+	(*EndFlowsRequest)(nil),         // 124: isthmus.v1.EndFlowsRequest
+	(*EndFlowsResponse)(nil),        // 125: isthmus.v1.EndFlowsResponse
+	(*WhoRequest)(nil),              // 126: isthmus.v1.WhoRequest
+	(*WhoResponse)(nil),             // 127: isthmus.v1.WhoResponse
+	(*TranslatedFlow)(nil),          // 128: isthmus.v1.TranslatedFlow
+	(*EventFilter)(nil),             // 129: isthmus.v1.EventFilter
+	(*ListEventsRequest)(nil),       // 130: isthmus.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),      // 131: isthmus.v1.ListEventsResponse
+	(*WatchEventsRequest)(nil),      // 132: isthmus.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),     // 133: isthmus.v1.WatchEventsResponse
+	(*Event)(nil),                   // 134: isthmus.v1.Event
+	(*Spec)(nil),                    // 135: isthmus.v1.Spec
+	(*Problem)(nil),                 // 136: isthmus.v1.Problem
+	(*durationpb.Duration)(nil),     // 137: google.protobuf.Duration
+	(*EgressPolicy)(nil),            // 138: isthmus.v1.EgressPolicy
+	(*timestamppb.Timestamp)(nil),   // 139: google.protobuf.Timestamp
+	(EventType)(0),                  // 140: isthmus.v1.EventType
+	(*Inside)(nil),                  // 141: isthmus.v1.Inside
+	(*Condition)(nil),               // 142: isthmus.v1.Condition
 }
 var file_isthmus_v1_services_proto_depIdxs = []int32{
-	131, // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
-	132, // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
-	1,   // 2: isthmus.v1.ValidateRequest.source:type_name -> isthmus.v1.Source
-	132, // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
-	132, // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
-	1,   // 5: isthmus.v1.PlanRequest.source:type_name -> isthmus.v1.Source
-	0,   // 6: isthmus.v1.Change.action:type_name -> isthmus.v1.Change.Action
-	6,   // 7: isthmus.v1.PlanResponse.changes:type_name -> isthmus.v1.Change
-	132, // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
-	1,   // 9: isthmus.v1.ApplyRequest.source:type_name -> isthmus.v1.Source
-	133, // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
-	6,   // 11: isthmus.v1.ApplyResponse.changes:type_name -> isthmus.v1.Change
-	132, // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
-	133, // 13: isthmus.v1.ApplyResponse.goes_back_in:type_name -> google.protobuf.Duration
-	134, // 14: isthmus.v1.EditPoliciesRequest.set:type_name -> isthmus.v1.EgressPolicy
-	133, // 15: isthmus.v1.EditPoliciesRequest.confirm_within:type_name -> google.protobuf.Duration
-	131, // 16: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
-	18,  // 17: isthmus.v1.ListHistoryResponse.revisions:type_name -> isthmus.v1.Revision
-	135, // 18: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
-	133, // 19: isthmus.v1.RollbackRequest.confirm_within:type_name -> google.protobuf.Duration
-	25,  // 20: isthmus.v1.ListTunnelsResponse.tunnels:type_name -> isthmus.v1.TunnelStatus
-	28,  // 21: isthmus.v1.ListTunnelsResponse.strays:type_name -> isthmus.v1.StrayTunnel
-	136, // 22: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
-	25,  // 23: isthmus.v1.TunnelEvent.tunnel:type_name -> isthmus.v1.TunnelStatus
-	135, // 24: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
-	137, // 25: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
-	135, // 26: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
-	135, // 27: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
-	135, // 28: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
-	138, // 29: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
-	27,  // 30: isthmus.v1.TunnelStatus.explanation:type_name -> isthmus.v1.Explanation
-	135, // 31: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
-	135, // 32: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
-	135, // 33: isthmus.v1.TunnelStatus.last_error_since:type_name -> google.protobuf.Timestamp
-	135, // 34: isthmus.v1.TunnelStatus.data_received:type_name -> google.protobuf.Timestamp
-	26,  // 35: isthmus.v1.TunnelStatus.wireguard:type_name -> isthmus.v1.WireGuardStatus
-	135, // 36: isthmus.v1.WireGuardStatus.last_handshake:type_name -> google.protobuf.Timestamp
-	133, // 37: isthmus.v1.WireGuardStatus.keepalive:type_name -> google.protobuf.Duration
-	135, // 38: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
-	135, // 39: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
-	135, // 40: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
-	36,  // 41: isthmus.v1.ListPeersResponse.peers:type_name -> isthmus.v1.PeerStatus
-	136, // 42: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
-	36,  // 43: isthmus.v1.PeerEvent.peer:type_name -> isthmus.v1.PeerStatus
-	135, // 44: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
-	133, // 45: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
-	138, // 46: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
-	135, // 47: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
-	37,  // 48: isthmus.v1.PeerStatus.filter:type_name -> isthmus.v1.PeerFilter
-	135, // 49: isthmus.v1.PeerStatus.last_error_time:type_name -> google.protobuf.Timestamp
-	38,  // 50: isthmus.v1.PeerFilter.discarded:type_name -> isthmus.v1.DiscardedAttribute
-	43,  // 51: isthmus.v1.ListRoutesResponse.routes:type_name -> isthmus.v1.Route
-	136, // 52: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
-	43,  // 53: isthmus.v1.RouteEvent.route:type_name -> isthmus.v1.Route
-	44,  // 54: isthmus.v1.Route.next_hops:type_name -> isthmus.v1.NextHop
-	135, // 55: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
-	138, // 56: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
-	55,  // 57: isthmus.v1.ListPoliciesResponse.policies:type_name -> isthmus.v1.PolicyStatus
-	47,  // 58: isthmus.v1.ListPoliciesResponse.drops:type_name -> isthmus.v1.Drop
-	136, // 59: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
-	55,  // 60: isthmus.v1.PolicyEvent.policy:type_name -> isthmus.v1.PolicyStatus
-	52,  // 61: isthmus.v1.ProveEgressResponse.proof:type_name -> isthmus.v1.EgressProof
-	135, // 62: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
-	53,  // 63: isthmus.v1.EgressProof.states:type_name -> isthmus.v1.EgressProofState
-	54,  // 64: isthmus.v1.EgressProof.canaries:type_name -> isthmus.v1.CanaryResult
-	61,  // 65: isthmus.v1.ListPoolsResponse.pools:type_name -> isthmus.v1.PoolStatus
-	136, // 66: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
-	61,  // 67: isthmus.v1.PoolEvent.pool:type_name -> isthmus.v1.PoolStatus
-	62,  // 68: isthmus.v1.PoolStatus.members:type_name -> isthmus.v1.PoolMember
-	135, // 69: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
-	63,  // 70: isthmus.v1.PoolMember.targets:type_name -> isthmus.v1.ProbeTarget
-	135, // 71: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
-	135, // 72: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
-	68,  // 73: isthmus.v1.ListNamesResponse.names:type_name -> isthmus.v1.NameStatus
-	136, // 74: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
-	68,  // 75: isthmus.v1.NameEvent.name:type_name -> isthmus.v1.NameStatus
-	135, // 76: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
-	135, // 77: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
-	69,  // 78: isthmus.v1.NameStatus.gone:type_name -> isthmus.v1.GoneAddress
-	135, // 79: isthmus.v1.NameStatus.differs:type_name -> google.protobuf.Timestamp
-	135, // 80: isthmus.v1.GoneAddress.since:type_name -> google.protobuf.Timestamp
-	76,  // 81: isthmus.v1.Machine.slots:type_name -> isthmus.v1.Slot
-	135, // 82: isthmus.v1.Slot.deadline:type_name -> google.protobuf.Timestamp
-	78,  // 83: isthmus.v1.UpgradeRequest.header:type_name -> isthmus.v1.UpgradeHeader
-	135, // 84: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
-	135, // 85: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
-	138, // 86: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
-	91,  // 87: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
-	89,  // 88: isthmus.v1.SystemStatus.platform:type_name -> isthmus.v1.PlatformStatus
-	88,  // 89: isthmus.v1.SystemStatus.summary:type_name -> isthmus.v1.Summary
-	117, // 90: isthmus.v1.Summary.ports:type_name -> isthmus.v1.PortUse
-	90,  // 91: isthmus.v1.PlatformStatus.interfaces:type_name -> isthmus.v1.PlatformInterface
-	135, // 92: isthmus.v1.PlatformStatus.read:type_name -> google.protobuf.Timestamp
-	96,  // 93: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
-	135, // 94: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
-	135, // 95: isthmus.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
-	135, // 96: isthmus.v1.ListAuditRequest.until:type_name -> google.protobuf.Timestamp
-	101, // 97: isthmus.v1.ListAuditResponse.entries:type_name -> isthmus.v1.AuditEntry
-	135, // 98: isthmus.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
-	135, // 99: isthmus.v1.RenewAuthorityResponse.former_until:type_name -> google.protobuf.Timestamp
-	133, // 100: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
-	110, // 101: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
-	110, // 102: isthmus.v1.RenewClientResponse.client:type_name -> isthmus.v1.Client
-	110, // 103: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
-	135, // 104: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
-	135, // 105: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
-	117, // 106: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
-	118, // 107: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
-	119, // 108: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
-	135, // 109: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
-	136, // 110: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
-	117, // 111: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
-	133, // 112: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
-	135, // 113: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
-	133, // 114: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
-	124, // 115: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
-	135, // 116: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
-	135, // 117: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
-	135, // 118: isthmus.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
-	135, // 119: isthmus.v1.EventFilter.until:type_name -> google.protobuf.Timestamp
-	125, // 120: isthmus.v1.ListEventsRequest.filter:type_name -> isthmus.v1.EventFilter
-	130, // 121: isthmus.v1.ListEventsResponse.events:type_name -> isthmus.v1.Event
-	125, // 122: isthmus.v1.WatchEventsRequest.filter:type_name -> isthmus.v1.EventFilter
-	136, // 123: isthmus.v1.WatchEventsResponse.type:type_name -> isthmus.v1.EventType
-	130, // 124: isthmus.v1.WatchEventsResponse.event:type_name -> isthmus.v1.Event
-	135, // 125: isthmus.v1.Event.time:type_name -> google.protobuf.Timestamp
-	133, // 126: isthmus.v1.Event.lasted:type_name -> google.protobuf.Duration
-	3,   // 127: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
-	5,   // 128: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
-	8,   // 129: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
-	10,  // 130: isthmus.v1.SpecService.EditPolicies:input_type -> isthmus.v1.EditPoliciesRequest
-	11,  // 131: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
-	13,  // 132: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
-	14,  // 133: isthmus.v1.SpecService.GetEffectiveSpec:input_type -> isthmus.v1.GetEffectiveSpecRequest
-	16,  // 134: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
-	19,  // 135: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
-	20,  // 136: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
-	22,  // 137: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
-	23,  // 138: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
-	29,  // 139: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
-	31,  // 140: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
-	32,  // 141: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
-	34,  // 142: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
-	39,  // 143: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
-	41,  // 144: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
-	45,  // 145: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
-	48,  // 146: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
-	50,  // 147: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
-	122, // 148: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
-	120, // 149: isthmus.v1.NATService.EndFlows:input_type -> isthmus.v1.EndFlowsRequest
-	56,  // 150: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
-	58,  // 151: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
-	59,  // 152: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
-	64,  // 153: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
-	66,  // 154: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
-	86,  // 155: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
-	74,  // 156: isthmus.v1.SystemService.GetMachine:input_type -> isthmus.v1.GetMachineRequest
-	77,  // 157: isthmus.v1.SystemService.Upgrade:input_type -> isthmus.v1.UpgradeRequest
-	80,  // 158: isthmus.v1.SystemService.RollbackSlot:input_type -> isthmus.v1.RollbackSlotRequest
-	82,  // 159: isthmus.v1.SystemService.Reboot:input_type -> isthmus.v1.RebootRequest
-	84,  // 160: isthmus.v1.SystemService.PowerOff:input_type -> isthmus.v1.PowerOffRequest
-	70,  // 161: isthmus.v1.SystemService.Seal:input_type -> isthmus.v1.SealRequest
-	72,  // 162: isthmus.v1.SystemService.Unseal:input_type -> isthmus.v1.UnsealRequest
-	92,  // 163: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
-	92,  // 164: isthmus.v1.SecretService.AddSecret:input_type -> isthmus.v1.SetSecretRequest
-	93,  // 165: isthmus.v1.SecretService.RollbackSecret:input_type -> isthmus.v1.RollbackSecretRequest
-	94,  // 166: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
-	97,  // 167: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
-	104, // 168: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
-	108, // 169: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
-	111, // 170: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
-	106, // 171: isthmus.v1.AccessService.RenewClient:input_type -> isthmus.v1.RenewClientRequest
-	102, // 172: isthmus.v1.AccessService.RenewAuthority:input_type -> isthmus.v1.RenewAuthorityRequest
-	99,  // 173: isthmus.v1.AccessService.ListAudit:input_type -> isthmus.v1.ListAuditRequest
-	113, // 174: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
-	115, // 175: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
-	126, // 176: isthmus.v1.EventService.ListEvents:input_type -> isthmus.v1.ListEventsRequest
-	128, // 177: isthmus.v1.EventService.WatchEvents:input_type -> isthmus.v1.WatchEventsRequest
-	4,   // 178: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
-	7,   // 179: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
-	9,   // 180: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
-	9,   // 181: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
-	12,  // 182: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
-	15,  // 183: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
-	15,  // 184: isthmus.v1.SpecService.GetEffectiveSpec:output_type -> isthmus.v1.GetSpecResponse
-	17,  // 185: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
-	9,   // 186: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
-	21,  // 187: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
-	25,  // 188: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
-	24,  // 189: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
-	30,  // 190: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
-	36,  // 191: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
-	33,  // 192: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
-	35,  // 193: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
-	40,  // 194: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
-	42,  // 195: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
-	46,  // 196: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
-	49,  // 197: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
-	51,  // 198: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
-	123, // 199: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
-	121, // 200: isthmus.v1.NATService.EndFlows:output_type -> isthmus.v1.EndFlowsResponse
-	57,  // 201: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
-	61,  // 202: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
-	60,  // 203: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
-	65,  // 204: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
-	67,  // 205: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
-	87,  // 206: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
-	75,  // 207: isthmus.v1.SystemService.GetMachine:output_type -> isthmus.v1.Machine
-	79,  // 208: isthmus.v1.SystemService.Upgrade:output_type -> isthmus.v1.UpgradeResponse
-	81,  // 209: isthmus.v1.SystemService.RollbackSlot:output_type -> isthmus.v1.RollbackSlotResponse
-	83,  // 210: isthmus.v1.SystemService.Reboot:output_type -> isthmus.v1.RebootResponse
-	85,  // 211: isthmus.v1.SystemService.PowerOff:output_type -> isthmus.v1.PowerOffResponse
-	71,  // 212: isthmus.v1.SystemService.Seal:output_type -> isthmus.v1.SealResponse
-	73,  // 213: isthmus.v1.SystemService.Unseal:output_type -> isthmus.v1.UnsealResponse
-	96,  // 214: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
-	96,  // 215: isthmus.v1.SecretService.AddSecret:output_type -> isthmus.v1.SecretInfo
-	96,  // 216: isthmus.v1.SecretService.RollbackSecret:output_type -> isthmus.v1.SecretInfo
-	95,  // 217: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
-	98,  // 218: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
-	105, // 219: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
-	109, // 220: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
-	112, // 221: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
-	107, // 222: isthmus.v1.AccessService.RenewClient:output_type -> isthmus.v1.RenewClientResponse
-	103, // 223: isthmus.v1.AccessService.RenewAuthority:output_type -> isthmus.v1.RenewAuthorityResponse
-	100, // 224: isthmus.v1.AccessService.ListAudit:output_type -> isthmus.v1.ListAuditResponse
-	114, // 225: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
-	116, // 226: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
-	127, // 227: isthmus.v1.EventService.ListEvents:output_type -> isthmus.v1.ListEventsResponse
-	129, // 228: isthmus.v1.EventService.WatchEvents:output_type -> isthmus.v1.WatchEventsResponse
-	178, // [178:229] is the sub-list for method output_type
-	127, // [127:178] is the sub-list for method input_type
-	127, // [127:127] is the sub-list for extension type_name
-	127, // [127:127] is the sub-list for extension extendee
-	0,   // [0:127] is the sub-list for field type_name
+	135, // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
+	136, // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
+	2,   // 2: isthmus.v1.ValidateRequest.source:type_name -> isthmus.v1.Source
+	136, // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
+	136, // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
+	2,   // 5: isthmus.v1.PlanRequest.source:type_name -> isthmus.v1.Source
+	1,   // 6: isthmus.v1.Change.action:type_name -> isthmus.v1.Change.Action
+	7,   // 7: isthmus.v1.PlanResponse.changes:type_name -> isthmus.v1.Change
+	136, // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
+	2,   // 9: isthmus.v1.ApplyRequest.source:type_name -> isthmus.v1.Source
+	137, // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
+	7,   // 11: isthmus.v1.ApplyResponse.changes:type_name -> isthmus.v1.Change
+	136, // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
+	137, // 13: isthmus.v1.ApplyResponse.goes_back_in:type_name -> google.protobuf.Duration
+	138, // 14: isthmus.v1.EditPoliciesRequest.set:type_name -> isthmus.v1.EgressPolicy
+	137, // 15: isthmus.v1.EditPoliciesRequest.confirm_within:type_name -> google.protobuf.Duration
+	135, // 16: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
+	19,  // 17: isthmus.v1.ListHistoryResponse.revisions:type_name -> isthmus.v1.Revision
+	139, // 18: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
+	137, // 19: isthmus.v1.RollbackRequest.confirm_within:type_name -> google.protobuf.Duration
+	26,  // 20: isthmus.v1.ListTunnelsResponse.tunnels:type_name -> isthmus.v1.TunnelStatus
+	29,  // 21: isthmus.v1.ListTunnelsResponse.strays:type_name -> isthmus.v1.StrayTunnel
+	140, // 22: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
+	26,  // 23: isthmus.v1.TunnelEvent.tunnel:type_name -> isthmus.v1.TunnelStatus
+	139, // 24: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
+	141, // 25: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
+	139, // 26: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
+	139, // 27: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
+	139, // 28: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
+	142, // 29: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
+	28,  // 30: isthmus.v1.TunnelStatus.explanation:type_name -> isthmus.v1.Explanation
+	139, // 31: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
+	139, // 32: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
+	139, // 33: isthmus.v1.TunnelStatus.last_error_since:type_name -> google.protobuf.Timestamp
+	139, // 34: isthmus.v1.TunnelStatus.data_received:type_name -> google.protobuf.Timestamp
+	27,  // 35: isthmus.v1.TunnelStatus.wireguard:type_name -> isthmus.v1.WireGuardStatus
+	139, // 36: isthmus.v1.WireGuardStatus.last_handshake:type_name -> google.protobuf.Timestamp
+	137, // 37: isthmus.v1.WireGuardStatus.keepalive:type_name -> google.protobuf.Duration
+	139, // 38: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
+	139, // 39: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
+	139, // 40: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
+	37,  // 41: isthmus.v1.ListPeersResponse.peers:type_name -> isthmus.v1.PeerStatus
+	140, // 42: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
+	37,  // 43: isthmus.v1.PeerEvent.peer:type_name -> isthmus.v1.PeerStatus
+	139, // 44: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
+	137, // 45: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
+	142, // 46: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
+	139, // 47: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
+	38,  // 48: isthmus.v1.PeerStatus.filter:type_name -> isthmus.v1.PeerFilter
+	139, // 49: isthmus.v1.PeerStatus.last_error_time:type_name -> google.protobuf.Timestamp
+	39,  // 50: isthmus.v1.PeerFilter.discarded:type_name -> isthmus.v1.DiscardedAttribute
+	44,  // 51: isthmus.v1.ListRoutesResponse.routes:type_name -> isthmus.v1.Route
+	140, // 52: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
+	44,  // 53: isthmus.v1.RouteEvent.route:type_name -> isthmus.v1.Route
+	45,  // 54: isthmus.v1.Route.next_hops:type_name -> isthmus.v1.NextHop
+	139, // 55: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
+	142, // 56: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
+	0,   // 57: isthmus.v1.ListPathsRequest.view:type_name -> isthmus.v1.PathView
+	44,  // 58: isthmus.v1.ListPathsResponse.route:type_name -> isthmus.v1.Route
+	48,  // 59: isthmus.v1.ListPathsResponse.paths:type_name -> isthmus.v1.Path
+	139, // 60: isthmus.v1.Path.since:type_name -> google.protobuf.Timestamp
+	59,  // 61: isthmus.v1.ListPoliciesResponse.policies:type_name -> isthmus.v1.PolicyStatus
+	51,  // 62: isthmus.v1.ListPoliciesResponse.drops:type_name -> isthmus.v1.Drop
+	140, // 63: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
+	59,  // 64: isthmus.v1.PolicyEvent.policy:type_name -> isthmus.v1.PolicyStatus
+	56,  // 65: isthmus.v1.ProveEgressResponse.proof:type_name -> isthmus.v1.EgressProof
+	139, // 66: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
+	57,  // 67: isthmus.v1.EgressProof.states:type_name -> isthmus.v1.EgressProofState
+	58,  // 68: isthmus.v1.EgressProof.canaries:type_name -> isthmus.v1.CanaryResult
+	65,  // 69: isthmus.v1.ListPoolsResponse.pools:type_name -> isthmus.v1.PoolStatus
+	140, // 70: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
+	65,  // 71: isthmus.v1.PoolEvent.pool:type_name -> isthmus.v1.PoolStatus
+	66,  // 72: isthmus.v1.PoolStatus.members:type_name -> isthmus.v1.PoolMember
+	139, // 73: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
+	67,  // 74: isthmus.v1.PoolMember.targets:type_name -> isthmus.v1.ProbeTarget
+	139, // 75: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
+	139, // 76: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
+	72,  // 77: isthmus.v1.ListNamesResponse.names:type_name -> isthmus.v1.NameStatus
+	140, // 78: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
+	72,  // 79: isthmus.v1.NameEvent.name:type_name -> isthmus.v1.NameStatus
+	139, // 80: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
+	139, // 81: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
+	73,  // 82: isthmus.v1.NameStatus.gone:type_name -> isthmus.v1.GoneAddress
+	139, // 83: isthmus.v1.NameStatus.differs:type_name -> google.protobuf.Timestamp
+	139, // 84: isthmus.v1.GoneAddress.since:type_name -> google.protobuf.Timestamp
+	80,  // 85: isthmus.v1.Machine.slots:type_name -> isthmus.v1.Slot
+	139, // 86: isthmus.v1.Slot.deadline:type_name -> google.protobuf.Timestamp
+	82,  // 87: isthmus.v1.UpgradeRequest.header:type_name -> isthmus.v1.UpgradeHeader
+	139, // 88: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
+	139, // 89: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
+	142, // 90: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
+	95,  // 91: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
+	93,  // 92: isthmus.v1.SystemStatus.platform:type_name -> isthmus.v1.PlatformStatus
+	92,  // 93: isthmus.v1.SystemStatus.summary:type_name -> isthmus.v1.Summary
+	121, // 94: isthmus.v1.Summary.ports:type_name -> isthmus.v1.PortUse
+	94,  // 95: isthmus.v1.PlatformStatus.interfaces:type_name -> isthmus.v1.PlatformInterface
+	139, // 96: isthmus.v1.PlatformStatus.read:type_name -> google.protobuf.Timestamp
+	100, // 97: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
+	139, // 98: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
+	139, // 99: isthmus.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
+	139, // 100: isthmus.v1.ListAuditRequest.until:type_name -> google.protobuf.Timestamp
+	105, // 101: isthmus.v1.ListAuditResponse.entries:type_name -> isthmus.v1.AuditEntry
+	139, // 102: isthmus.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
+	139, // 103: isthmus.v1.RenewAuthorityResponse.former_until:type_name -> google.protobuf.Timestamp
+	137, // 104: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
+	114, // 105: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
+	114, // 106: isthmus.v1.RenewClientResponse.client:type_name -> isthmus.v1.Client
+	114, // 107: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
+	139, // 108: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
+	139, // 109: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
+	121, // 110: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
+	122, // 111: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
+	123, // 112: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
+	139, // 113: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
+	140, // 114: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
+	121, // 115: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
+	137, // 116: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
+	139, // 117: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
+	137, // 118: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
+	128, // 119: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
+	139, // 120: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
+	139, // 121: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
+	139, // 122: isthmus.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
+	139, // 123: isthmus.v1.EventFilter.until:type_name -> google.protobuf.Timestamp
+	129, // 124: isthmus.v1.ListEventsRequest.filter:type_name -> isthmus.v1.EventFilter
+	134, // 125: isthmus.v1.ListEventsResponse.events:type_name -> isthmus.v1.Event
+	129, // 126: isthmus.v1.WatchEventsRequest.filter:type_name -> isthmus.v1.EventFilter
+	140, // 127: isthmus.v1.WatchEventsResponse.type:type_name -> isthmus.v1.EventType
+	134, // 128: isthmus.v1.WatchEventsResponse.event:type_name -> isthmus.v1.Event
+	139, // 129: isthmus.v1.Event.time:type_name -> google.protobuf.Timestamp
+	137, // 130: isthmus.v1.Event.lasted:type_name -> google.protobuf.Duration
+	4,   // 131: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
+	6,   // 132: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
+	9,   // 133: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
+	11,  // 134: isthmus.v1.SpecService.EditPolicies:input_type -> isthmus.v1.EditPoliciesRequest
+	12,  // 135: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
+	14,  // 136: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
+	15,  // 137: isthmus.v1.SpecService.GetEffectiveSpec:input_type -> isthmus.v1.GetEffectiveSpecRequest
+	17,  // 138: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
+	20,  // 139: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
+	21,  // 140: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
+	23,  // 141: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
+	24,  // 142: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
+	30,  // 143: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
+	32,  // 144: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
+	33,  // 145: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
+	35,  // 146: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
+	40,  // 147: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
+	42,  // 148: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
+	46,  // 149: isthmus.v1.RouteService.ListPaths:input_type -> isthmus.v1.ListPathsRequest
+	49,  // 150: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
+	52,  // 151: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
+	54,  // 152: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
+	126, // 153: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
+	124, // 154: isthmus.v1.NATService.EndFlows:input_type -> isthmus.v1.EndFlowsRequest
+	60,  // 155: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
+	62,  // 156: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
+	63,  // 157: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
+	68,  // 158: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
+	70,  // 159: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
+	90,  // 160: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
+	78,  // 161: isthmus.v1.SystemService.GetMachine:input_type -> isthmus.v1.GetMachineRequest
+	81,  // 162: isthmus.v1.SystemService.Upgrade:input_type -> isthmus.v1.UpgradeRequest
+	84,  // 163: isthmus.v1.SystemService.RollbackSlot:input_type -> isthmus.v1.RollbackSlotRequest
+	86,  // 164: isthmus.v1.SystemService.Reboot:input_type -> isthmus.v1.RebootRequest
+	88,  // 165: isthmus.v1.SystemService.PowerOff:input_type -> isthmus.v1.PowerOffRequest
+	74,  // 166: isthmus.v1.SystemService.Seal:input_type -> isthmus.v1.SealRequest
+	76,  // 167: isthmus.v1.SystemService.Unseal:input_type -> isthmus.v1.UnsealRequest
+	96,  // 168: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
+	96,  // 169: isthmus.v1.SecretService.AddSecret:input_type -> isthmus.v1.SetSecretRequest
+	97,  // 170: isthmus.v1.SecretService.RollbackSecret:input_type -> isthmus.v1.RollbackSecretRequest
+	98,  // 171: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
+	101, // 172: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
+	108, // 173: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
+	112, // 174: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
+	115, // 175: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
+	110, // 176: isthmus.v1.AccessService.RenewClient:input_type -> isthmus.v1.RenewClientRequest
+	106, // 177: isthmus.v1.AccessService.RenewAuthority:input_type -> isthmus.v1.RenewAuthorityRequest
+	103, // 178: isthmus.v1.AccessService.ListAudit:input_type -> isthmus.v1.ListAuditRequest
+	117, // 179: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
+	119, // 180: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
+	130, // 181: isthmus.v1.EventService.ListEvents:input_type -> isthmus.v1.ListEventsRequest
+	132, // 182: isthmus.v1.EventService.WatchEvents:input_type -> isthmus.v1.WatchEventsRequest
+	5,   // 183: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
+	8,   // 184: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
+	10,  // 185: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
+	10,  // 186: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
+	13,  // 187: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
+	16,  // 188: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
+	16,  // 189: isthmus.v1.SpecService.GetEffectiveSpec:output_type -> isthmus.v1.GetSpecResponse
+	18,  // 190: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
+	10,  // 191: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
+	22,  // 192: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
+	26,  // 193: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
+	25,  // 194: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
+	31,  // 195: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
+	37,  // 196: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
+	34,  // 197: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
+	36,  // 198: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
+	41,  // 199: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
+	43,  // 200: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
+	47,  // 201: isthmus.v1.RouteService.ListPaths:output_type -> isthmus.v1.ListPathsResponse
+	50,  // 202: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
+	53,  // 203: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
+	55,  // 204: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
+	127, // 205: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
+	125, // 206: isthmus.v1.NATService.EndFlows:output_type -> isthmus.v1.EndFlowsResponse
+	61,  // 207: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
+	65,  // 208: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
+	64,  // 209: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
+	69,  // 210: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
+	71,  // 211: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
+	91,  // 212: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
+	79,  // 213: isthmus.v1.SystemService.GetMachine:output_type -> isthmus.v1.Machine
+	83,  // 214: isthmus.v1.SystemService.Upgrade:output_type -> isthmus.v1.UpgradeResponse
+	85,  // 215: isthmus.v1.SystemService.RollbackSlot:output_type -> isthmus.v1.RollbackSlotResponse
+	87,  // 216: isthmus.v1.SystemService.Reboot:output_type -> isthmus.v1.RebootResponse
+	89,  // 217: isthmus.v1.SystemService.PowerOff:output_type -> isthmus.v1.PowerOffResponse
+	75,  // 218: isthmus.v1.SystemService.Seal:output_type -> isthmus.v1.SealResponse
+	77,  // 219: isthmus.v1.SystemService.Unseal:output_type -> isthmus.v1.UnsealResponse
+	100, // 220: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
+	100, // 221: isthmus.v1.SecretService.AddSecret:output_type -> isthmus.v1.SecretInfo
+	100, // 222: isthmus.v1.SecretService.RollbackSecret:output_type -> isthmus.v1.SecretInfo
+	99,  // 223: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
+	102, // 224: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
+	109, // 225: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
+	113, // 226: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
+	116, // 227: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
+	111, // 228: isthmus.v1.AccessService.RenewClient:output_type -> isthmus.v1.RenewClientResponse
+	107, // 229: isthmus.v1.AccessService.RenewAuthority:output_type -> isthmus.v1.RenewAuthorityResponse
+	104, // 230: isthmus.v1.AccessService.ListAudit:output_type -> isthmus.v1.ListAuditResponse
+	118, // 231: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
+	120, // 232: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
+	131, // 233: isthmus.v1.EventService.ListEvents:output_type -> isthmus.v1.ListEventsResponse
+	133, // 234: isthmus.v1.EventService.WatchEvents:output_type -> isthmus.v1.WatchEventsResponse
+	183, // [183:235] is the sub-list for method output_type
+	131, // [131:183] is the sub-list for method input_type
+	131, // [131:131] is the sub-list for extension type_name
+	131, // [131:131] is the sub-list for extension extendee
+	0,   // [0:131] is the sub-list for field type_name
 }
 
 func init() { file_isthmus_v1_services_proto_init() }
@@ -10439,13 +10915,14 @@ func file_isthmus_v1_services_proto_init() {
 	file_isthmus_v1_services_proto_msgTypes[7].OneofWrappers = []any{}
 	file_isthmus_v1_services_proto_msgTypes[9].OneofWrappers = []any{}
 	file_isthmus_v1_services_proto_msgTypes[18].OneofWrappers = []any{}
+	file_isthmus_v1_services_proto_msgTypes[46].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isthmus_v1_services_proto_rawDesc), len(file_isthmus_v1_services_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   130,
+			NumEnums:      2,
+			NumMessages:   133,
 			NumExtensions: 0,
 			NumServices:   12,
 		},

@@ -891,6 +891,7 @@ var BGPService_ServiceDesc = grpc.ServiceDesc{
 const (
 	RouteService_ListRoutes_FullMethodName  = "/isthmus.v1.RouteService/ListRoutes"
 	RouteService_WatchRoutes_FullMethodName = "/isthmus.v1.RouteService/WatchRoutes"
+	RouteService_ListPaths_FullMethodName   = "/isthmus.v1.RouteService/ListPaths"
 )
 
 // RouteServiceClient is the client API for RouteService service.
@@ -903,6 +904,11 @@ type RouteServiceClient interface {
 	ListRoutes(ctx context.Context, in *ListRoutesRequest, opts ...grpc.CallOption) (*ListRoutesResponse, error)
 	// WatchRoutes follows the routes.
 	WatchRoutes(ctx context.Context, in *WatchRoutesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RouteEvent], error)
+	// ListPaths returns BGP paths of one peer, in the order of their prefixes, or all paths to one
+	// destination. It reads the tables of BGP at the time of the call. Errors: NOT_FOUND for an
+	// unknown peer or a destination without a route and a path; UNAVAILABLE while BGP does not run;
+	// ABORTED when it restarted since the former page; DEADLINE_EXCEEDED when it does not answer.
+	ListPaths(ctx context.Context, in *ListPathsRequest, opts ...grpc.CallOption) (*ListPathsResponse, error)
 }
 
 type routeServiceClient struct {
@@ -942,6 +948,16 @@ func (c *routeServiceClient) WatchRoutes(ctx context.Context, in *WatchRoutesReq
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type RouteService_WatchRoutesClient = grpc.ServerStreamingClient[RouteEvent]
 
+func (c *routeServiceClient) ListPaths(ctx context.Context, in *ListPathsRequest, opts ...grpc.CallOption) (*ListPathsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListPathsResponse)
+	err := c.cc.Invoke(ctx, RouteService_ListPaths_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // RouteServiceServer is the server API for RouteService service.
 // All implementations must embed UnimplementedRouteServiceServer
 // for forward compatibility.
@@ -952,6 +968,11 @@ type RouteServiceServer interface {
 	ListRoutes(context.Context, *ListRoutesRequest) (*ListRoutesResponse, error)
 	// WatchRoutes follows the routes.
 	WatchRoutes(*WatchRoutesRequest, grpc.ServerStreamingServer[RouteEvent]) error
+	// ListPaths returns BGP paths of one peer, in the order of their prefixes, or all paths to one
+	// destination. It reads the tables of BGP at the time of the call. Errors: NOT_FOUND for an
+	// unknown peer or a destination without a route and a path; UNAVAILABLE while BGP does not run;
+	// ABORTED when it restarted since the former page; DEADLINE_EXCEEDED when it does not answer.
+	ListPaths(context.Context, *ListPathsRequest) (*ListPathsResponse, error)
 	mustEmbedUnimplementedRouteServiceServer()
 }
 
@@ -967,6 +988,9 @@ func (UnimplementedRouteServiceServer) ListRoutes(context.Context, *ListRoutesRe
 }
 func (UnimplementedRouteServiceServer) WatchRoutes(*WatchRoutesRequest, grpc.ServerStreamingServer[RouteEvent]) error {
 	return status.Error(codes.Unimplemented, "method WatchRoutes not implemented")
+}
+func (UnimplementedRouteServiceServer) ListPaths(context.Context, *ListPathsRequest) (*ListPathsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListPaths not implemented")
 }
 func (UnimplementedRouteServiceServer) mustEmbedUnimplementedRouteServiceServer() {}
 func (UnimplementedRouteServiceServer) testEmbeddedByValue()                      {}
@@ -1018,6 +1042,24 @@ func _RouteService_WatchRoutes_Handler(srv interface{}, stream grpc.ServerStream
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type RouteService_WatchRoutesServer = grpc.ServerStreamingServer[RouteEvent]
 
+func _RouteService_ListPaths_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListPathsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RouteServiceServer).ListPaths(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RouteService_ListPaths_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RouteServiceServer).ListPaths(ctx, req.(*ListPathsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // RouteService_ServiceDesc is the grpc.ServiceDesc for RouteService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -1028,6 +1070,10 @@ var RouteService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListRoutes",
 			Handler:    _RouteService_ListRoutes_Handler,
+		},
+		{
+			MethodName: "ListPaths",
+			Handler:    _RouteService_ListPaths_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -34,6 +34,8 @@ type Router struct {
 	strays    []*isthmusv1.StrayTunnel
 	peers     []*isthmusv1.PeerStatus
 	routes    []*isthmusv1.Route
+	paths     []*isthmusv1.Path
+	starts    uint64 // of BGP
 	policies  []*isthmusv1.PolicyStatus
 	pools     []*isthmusv1.PoolStatus
 	names     []*isthmusv1.NameStatus
@@ -61,6 +63,18 @@ func (r *Router) SetStrays(all ...*isthmusv1.StrayTunnel) { r.strays = all }
 
 func (r *Router) SetPeers(all ...*isthmusv1.PeerStatus) { set(r, &r.peers, all) }
 func (r *Router) SetRoutes(all ...*isthmusv1.Route)     { set(r, &r.routes, all) }
+
+// SetPaths replaces the paths that peers send and that are sent to them, which must be in the order
+// of prefixes. A sent path is listed for every peer.
+func (r *Router) SetPaths(all ...*isthmusv1.Path) { set(r, &r.paths, all) }
+
+// SetStarts sets how often BGP has been started; 0: it does not run.
+func (r *Router) SetStarts(n uint64) {
+	r.mu.Lock()
+	r.starts = n
+	r.mu.Unlock()
+}
+
 func (r *Router) SetPolicies(all ...*isthmusv1.PolicyStatus) {
 	set(r, &r.policies, all)
 }
