@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"time"
 
 	api "github.com/osrg/gobgp/v3/api"
 	"github.com/osrg/gobgp/v3/pkg/server"
@@ -75,6 +76,11 @@ func runChild() error {
 	}
 	defer runtime.KeepAlive(make([]byte, ballast))
 	c := newChild()
+	go func() {
+		for ; ; time.Sleep(aliveInterval) {
+			c.out.putRaw(frameAlive, nil)
+		}
+	}()
 	go func() {
 		// The daemon has ended or killed the connection: exit without closing a session.
 		c.out.run(conn)

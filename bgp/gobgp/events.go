@@ -32,7 +32,11 @@ func (d *Driver) read(p *process, events chan<- event) error {
 			return err
 		}
 		e := event{t: t}
+		p.silent.Store(0)
 		switch t {
+		case frameAlive:
+			p.beats.Store(true)
+			continue
 		case framePaths:
 			e.updates, err = dec.decode(body)
 		case frameAnswer:

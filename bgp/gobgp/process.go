@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -30,11 +31,26 @@ type process struct {
 	conn io.ReadWriteCloser
 	kill func()          // SIGKILL, so that no session is closed with a NOTIFICATION
 	done <-chan struct{} // closed when it has ended
-	end  func() crash    // only after done
+	// silent counts the seconds in which nothing came from it; see hangs.
+	silent atomic.Int32
+	beats  atomic.Bool  // it has sent frameAlive
+	end    func() crash // only after done
 	// dial opens a connection from one address to another in the network namespace of the child;
 	// nil: the child has none.
 	dial func(ctx context.Context, from, to netip.Addr) (net.Conn, error)
 }
+
+const (
+	// aliveInterval is how often the child shows that it runs.
+	aliveInterval = 2 * time.Second
+	// mostSilent is how many seconds nothing may come from it. Sessions of a child that hangs would
+	// seem to be established, while the peers have given them up.
+	mostSilent = 15
+)
+
+// hangs is called every second, and reports whether the child has been silent for too long. Seconds
+// are counted, because those in which the daemon itself did not run say nothing about the child.
+func (p *process) hangs() bool { return p.beats.Load() && p.silent.Add(1) > mostSilent }
 
 // startWait is how long a child may take to confine itself.
 const startWait = 20 * time.Second

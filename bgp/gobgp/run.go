@@ -3,6 +3,7 @@ package gobgp
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -94,6 +95,8 @@ func (d *Driver) session(ctx context.Context, r bgp.Reporter, p *process, restar
 	worked := false
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	watch, hung := time.NewTicker(time.Second), false
+	defer watch.Stop()
 	readmit, waiting := time.NewTimer(time.Hour), false
 	defer readmit.Stop()
 	stop := ctx.Done()
@@ -119,6 +122,10 @@ func (d *Driver) session(ctx context.Context, r bgp.Reporter, p *process, restar
 				if e.t == frameState || e.t == frameEnd || e.t == frameCounters {
 					timer.Reset(0)
 				}
+			}
+		case <-watch.C:
+			if hung = hung || p.hangs(); hung {
+				p.kill()
 			}
 		case <-d.wake:
 			timer.Reset(0)
@@ -147,6 +154,8 @@ func (d *Driver) session(ctx context.Context, r bgp.Reporter, p *process, restar
 	end := p.end()
 	if malformed != nil {
 		end = crash{reason: malformed.Error()}
+	} else if hung {
+		end.reason = fmt.Sprintf("it hung and was killed: nothing came from it for %d seconds", mostSilent)
 	}
 	if ctx.Err() != nil {
 		d.mu.Lock()

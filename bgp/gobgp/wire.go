@@ -29,6 +29,7 @@ const (
 	frameLog                           // from the child: logMessage
 	frameAsk                           // to the child: askMessage
 	frameAnswer                        // from the child: answer
+	frameAlive                         // from the child, every aliveInterval: empty
 )
 
 const (
