@@ -170,6 +170,18 @@ var (
 		Cause:   "The disk was copied or moved.",
 		Remedy:  "If it is a copy, set new secrets on one of the two nodes and run `isthmus authority renew` there.",
 	}
+	InterfaceDown = &Kind{
+		Name: "InterfaceDown", Of: "node", Severities: []Severity{Error},
+		Meaning: "An interface that the document names is set down, or has no carrier.",
+		Cause:   "An operator has set it down, or the other end of its link is gone.",
+		Remedy:  "`ip link set NAME up`, or repair the link.",
+	}
+	InterfaceMissing = &Kind{
+		Name: "InterfaceMissing", Of: "node", Severities: []Severity{Error},
+		Meaning: "The machine does not have an interface that the document names.",
+		Cause:   "The interface was removed from the machine, or has another name after a start.",
+		Remedy:  "Compare the names in the document with `ip link`, and attach the interface again, or change the document.",
+	}
 	NameDiffers = &Kind{
 		Name: "NameDiffers", Of: "node", Severities: []Severity{Warning},
 		Meaning: "A name has different addresses in each answer, so clients that ask another resolver get addresses that are not allowed.",
@@ -514,6 +526,8 @@ var All = []*Kind{
 	GuardMissing,
 	GuardWasMissing,
 	InstanceChanged,
+	InterfaceDown,
+	InterfaceMissing,
 	NameDiffers,
 	NameShared,
 	NameTooLarge,

@@ -27,6 +27,9 @@ const Canary = "canary0"
 type Device struct {
 	Index uint32
 	MTU   int // bytes
+	// Down means that it is set down, or has no carrier (RFC 2863: down, lowerLayerDown or
+	// notPresent).
+	Down bool
 }
 
 // Assigned is an address of an interface with its prefix length.

@@ -3,6 +3,7 @@ package link
 import (
 	"encoding/binary"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -31,7 +32,7 @@ func (l *Links) Surroundings() (fib.Surroundings, error) {
 			continue
 		}
 		names[link.Attrs().Index] = link.Attrs().Name
-		s.Devices[link.Attrs().Name] = fib.Device{Index: uint32(link.Attrs().Index), MTU: link.Attrs().MTU}
+		s.Devices[link.Attrs().Name] = fib.Device{Index: uint32(link.Attrs().Index), MTU: link.Attrs().MTU, Down: isDown(link.Attrs())}
 		if x := link.Attrs().Xdp; x != nil && x.Attached {
 			s.Filters = append(s.Filters, fmt.Sprintf("interface %s has an XDP program", link.Attrs().Name))
 		}
@@ -193,4 +194,14 @@ func parseRule(m []byte) (r fib.Rule, ok bool) {
 		}
 	}
 	return r, true
+}
+
+// isDown reports whether an interface cannot carry packets. Many virtual ones have no operational
+// state.
+func isDown(a *netlink.LinkAttrs) bool {
+	switch a.OperState {
+	case netlink.OperDown, netlink.OperLowerLayerDown, netlink.OperNotPresent:
+		return true
+	}
+	return a.Flags&net.FlagUp == 0
 }

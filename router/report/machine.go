@@ -10,6 +10,31 @@ import (
 	"github.com/isthmus-net/isthmus/router/plan"
 )
 
+// interfaceConditions reports interfaces of the document that the machine does not have, or that
+// are down.
+func interfaceConditions(t plan.Target, seen fib.Surroundings) (out []*isthmusv1.Condition) {
+	if len(seen.Devices) == 0 {
+		return nil // the machine has not been read yet
+	}
+	look := func(of, name string) {
+		switch link, there := seen.Devices[name]; {
+		case !there:
+			out = append(out, condition.InterfaceMissing.Error(time.Time{}, "interface %s of %s is not on this machine; compare with `ip link`", name, of))
+		case link.Down:
+			out = append(out, condition.InterfaceDown.Error(time.Time{}, "interface %s of %s is down or has no carrier: nothing passes there", name, of))
+		}
+	}
+	if t.Underlay.Interface != "" {
+		look("the underlay", t.Underlay.Interface)
+	}
+	for _, a := range t.Attachments {
+		if _, tunnel := t.Tunnel(a.Name); !tunnel && a.Interface != t.Underlay.Interface {
+			look("attachment "+a.Name, a.Interface)
+		}
+	}
+	return out
+}
+
 // wayConditions reports outside addresses of peers that the kernel does not reach through the
 // underlay.
 func wayConditions(t plan.Target, seen fib.Surroundings) (out []*isthmusv1.Condition) {

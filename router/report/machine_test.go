@@ -3,6 +3,7 @@ package report
 import (
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/isthmus-net/isthmus/router/fib"
@@ -46,5 +47,27 @@ func TestWayConditions(t *testing.T) {
 	target.Underlay.Address = netip.MustParseAddr("10.9.0.5")
 	if got := types(); !slices.Equal(got, []string{"NoUnderlayAddress", "UnderlayMTU", "NotByUnderlay"}) {
 		t.Errorf("conditions %q", got)
+	}
+}
+
+func TestInterfaceConditions(t *testing.T) {
+	target := plan.Target{Underlay: spec.Underlay{Interface: "eth0"}, Tunnels: []tunnel.Config{{Name: "site"}},
+		Attachments: []plan.Attachment{{Name: "lan", Interface: "eth1"}, {Name: "near", Interface: "eth0"}, {Name: "site", Interface: "t-site"}}}
+	for _, k := range []struct {
+		seen map[string]fib.Device
+		want string
+	}{
+		{nil, ""},
+		{map[string]fib.Device{"eth0": {}, "eth1": {}}, ""},
+		{map[string]fib.Device{"eth0": {}, "eth1": {Down: true}}, "interface eth1 of attachment lan is down or has no carrier: nothing passes there"},
+		{map[string]fib.Device{"lo": {}, "eth1": {}}, "interface eth0 of the underlay is not on this machine; compare with `ip link`"},
+	} {
+		var got []string
+		for _, c := range interfaceConditions(target, fib.Surroundings{Devices: k.seen}) {
+			got = append(got, c.Message)
+		}
+		if strings.Join(got, "; ") != k.want {
+			t.Errorf("%v: %q, want %q", k.seen, got, k.want)
+		}
 	}
 }

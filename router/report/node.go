@@ -104,6 +104,7 @@ func (r *Report) nodeConditions() (out []*isthmusv1.Condition) {
 	}
 	out = append(out, r.charonConditions()...)
 	out = append(out, r.guardConditions()...)
+	out = append(out, interfaceConditions(r.Observed.Target(), r.Observed.Machine())...)
 	out = append(out, wayConditions(r.Observed.Target(), r.Observed.Machine())...)
 	for _, c := range r.Capabilities {
 		if c.Conditions != nil {

@@ -7,13 +7,9 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/isthmus-net/isthmus/router/condition"
 	"github.com/isthmus-net/isthmus/test/e2e/daemon"
@@ -56,26 +52,6 @@ func (w *world) filter(rules string) {
 	w.ok(err)
 }
 
-// children sends a signal to the BGP process of the hub.
-func (w *world) children(s unix.Signal) {
-	w.Helper()
-	lists, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", w.hub.Process.Pid()))
-	w.ok(err)
-	sent := 0
-	for _, list := range lists {
-		text, _ := os.ReadFile(list) // the thread may have ended
-		for _, child := range strings.Fields(string(text)) {
-			pid, err := strconv.Atoi(child)
-			w.ok(err)
-			w.ok(unix.Kill(pid, s))
-			sent++
-		}
-	}
-	if sent != 1 {
-		w.Fatalf("%d children, want one", sent)
-	}
-}
-
 func (w *world) run(n *lab.Node, command string) {
 	w.Helper()
 	_, err := n.Exec(w.Context(), strings.Fields(command)...)
@@ -102,6 +78,8 @@ egress:
   pools: [{name: partner, addresses: [{address: 192.0.2.110}], probes: {targets: ["icmp://203.0.113.1"], interval: 1s, timeout: 1s, rise: 1, fall: 2, holdDown: 0s}}]
   policies: [{name: spokes, sources: [172.16.0.0/16], pool: partner}]
 `
+
+const lanAttachment = "attachments: [{name: lan, interface: lan, sources: [10.50.0.0/24]}]\n"
 
 const siteDocument = `node: {name: site, asn: 64601}
 underlay: {interface: wan, address: 198.51.100.101}
@@ -181,8 +159,14 @@ var faults = []fault{
 		w.ok(w.hub.Do(func() (err error) { w.taken, err = net.ListenPacket("udp4", ":51830"); return err }))
 		w.apply(w.hub, w.hubDoc, "peers:", "- {name: second, inside: [{local: 169.254.80.4/31}], sources: [10.7.0.0/16], wireguard: {privateKey: lane, peerPublicKey: \""+otherKey+"\", listenPort: 51830}}\npeers:")
 	}, func(w *world) { w.taken.Close(); w.apply(w.hub, w.hubDoc) }, condition.NotApplied, []string{"tunnel/second", "address already in use"}},
-	{"the BGP process hangs", func(w *world) { w.children(unix.SIGSTOP) }, func(w *world) { w.children(unix.SIGCONT) },
-		condition.BGPDown, []string{"the BGP process does not run"}},
+	{"the interface of a LAN is set down", func(w *world) {
+		w.apply(w.hub, w.hubDoc+lanAttachment)
+		w.run(w.hub.Node, "ip link set lan down")
+	}, func(w *world) { w.run(w.hub.Node, "ip link set lan up"); w.apply(w.hub, w.hubDoc) }, condition.InterfaceDown, []string{"interface lan of attachment lan is down"}},
+	{"the interface of a LAN is not there", func(w *world) {
+		w.apply(w.hub, w.hubDoc+strings.Replace(lanAttachment, "interface: lan", "interface: lan9", 1))
+	}, nil,
+		condition.InterfaceMissing, []string{"interface lan9 of attachment lan is not on this machine"}},
 	{"another program flushes the ruleset", func(w *world) { w.run(w.hub.Node, "nft flush ruleset") }, unmended,
 		condition.GuardWasMissing, []string{"another process removed the rules"}},
 }
