@@ -9,7 +9,8 @@ type Driver interface {
 	Observe(ctx context.Context) ([]State, error)
 
 	// Apply brings one tunnel to its configuration and touches no other. It writes only
-	// differences. A peer that does not answer is not an error; it shows in the state.
+	// differences. Disabled tunnels are removed, not applied. A peer that does not answer is not an
+	// error; it shows in the state.
 	Apply(ctx context.Context, c Config) error
 
 	// Remove removes a tunnel with its interface. Removing a missing tunnel is not an error.

@@ -24,6 +24,7 @@ type Router interface {
 	Plan(ctx context.Context, source *isthmusv1.Source) (*isthmusv1.PlanResponse, error)
 	Apply(ctx context.Context, author string, r *isthmusv1.ApplyRequest) (*isthmusv1.ApplyResponse, error)
 	EditPolicies(ctx context.Context, author string, r *isthmusv1.EditPoliciesRequest) (*isthmusv1.ApplyResponse, error)
+	SetDisabled(ctx context.Context, author string, r *isthmusv1.SetDisabledRequest) (*isthmusv1.ApplyResponse, error)
 	Confirm(ctx context.Context, author string, generation uint64) error
 	Rollback(ctx context.Context, author string, r *isthmusv1.RollbackRequest) (*isthmusv1.ApplyResponse, error)
 	// Spec returns an accepted document; generation 0 is the present one.

@@ -196,7 +196,7 @@ func TestHandshake(t *testing.T) {
 func TestRoles(t *testing.T) {
 	s := apitest.Serve(t, time.Now, apitest.New(time.Now))
 	minimum := map[string]auth.Role{}
-	for _, m := range []string{"Apply", "EditPolicies", "Confirm", "Rollback", "ResetPeer", "SetSecret", "AddSecret", "RollbackSecret", "DeleteSecret", "ProveEgress", "Who", "EndFlows"} {
+	for _, m := range []string{"Apply", "EditPolicies", "SetDisabled", "Confirm", "Rollback", "ResetPeer", "SetSecret", "AddSecret", "RollbackSecret", "DeleteSecret", "ProveEgress", "Who", "EndFlows"} {
 		minimum[m] = auth.Operator
 	}
 	for _, m := range []string{"IssueClient", "ListClients", "ListAudit", "RevokeClient", "RenewAuthority", "RollbackSlot", "Reboot", "PowerOff", "Seal", "Unseal"} {
@@ -345,6 +345,15 @@ func TestErrors(t *testing.T) {
 	edit := func(what string, r *isthmusv1.EditPoliciesRequest, want codes.Code) {
 		_, err := specs.EditPolicies(ctx, r)
 		wantCode(t, what, err, want)
+	}
+	for what, r := range map[string]*isthmusv1.SetDisabledRequest{
+		"no name":        {},
+		"too many names": {Tunnels: make([]string, 999), Peers: make([]string, 2)},
+		"two lines":      {Tunnels: []string{"a"}, Message: "a\nb"},
+		"too soon":       {Tunnels: []string{"a"}, ConfirmWithin: durationpb.New(time.Second)},
+	} {
+		_, err := specs.SetDisabled(ctx, r)
+		wantCode(t, what, err, codes.InvalidArgument)
 	}
 	edit("no edit", &isthmusv1.EditPoliciesRequest{}, codes.InvalidArgument)
 	edit("set and text", &isthmusv1.EditPoliciesRequest{Set: []*isthmusv1.EgressPolicy{{Name: "a"}}, Text: "b"}, codes.InvalidArgument)

@@ -109,6 +109,22 @@ func describe(request any) auth.Subject {
 			subject.Digest = hash(data)
 		}
 		return subject
+	case *isthmusv1.SetDisabledRequest:
+		dry, verb := "", "enable"
+		if r.DryRun {
+			dry = "dry run"
+		}
+		if r.Disabled {
+			verb = "disable"
+		}
+		parts := []string{dry, trial(r.ConfirmWithin), why(r.Message)}
+		for _, name := range r.Tunnels {
+			parts = append(parts, verb+" tunnel "+name)
+		}
+		for _, name := range r.Peers {
+			parts = append(parts, verb+" peer "+name)
+		}
+		return auth.Subject{Object: joined(parts...)}
 	case *isthmusv1.ConfirmRequest:
 		return auth.Subject{Object: fmt.Sprintf("generation %d", r.Generation)}
 	case *isthmusv1.RollbackRequest:
@@ -264,6 +280,25 @@ func (s *services) EditPolicies(ctx context.Context, r *isthmusv1.EditPoliciesRe
 	}
 	defer leave()
 	a, err := s.router.EditPolicies(ctx, author(ctx), r)
+	return a, statusOf(err)
+}
+
+// maxDisabled bounds the objects of one SetDisabled.
+const maxDisabled = 1000
+
+func (s *services) SetDisabled(ctx context.Context, r *isthmusv1.SetDisabledRequest) (*isthmusv1.ApplyResponse, error) {
+	if n := len(r.Tunnels) + len(r.Peers); n < 1 || n > maxDisabled {
+		return nil, status.Errorf(codes.InvalidArgument, "tunnels: %d names with those of peers, must be 1 to %d", n, maxDisabled)
+	}
+	if err := cmp.Or(checkConfirm(r.ConfirmWithin), checkMessage(r.Message)); err != nil {
+		return nil, err
+	}
+	leave, err := s.writing.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	a, err := s.router.SetDisabled(ctx, author(ctx), r)
 	return a, statusOf(err)
 }
 

@@ -33,7 +33,7 @@ func (m *Manager) routed(changes []plan.Change, from, to plan.Target) []plan.Cha
 		}
 		is, ok := peerNamed(to, c.Name)
 		r := rerouting{from: from, to: to, learned: learned}
-		if was, had := peerNamed(from, c.Name); had && ok {
+		if was, had := peerNamed(from, c.Name); had && ok && !is.Disabled {
 			r.peer(&was, &is)
 		} else if had {
 			r.peer(&was, nil)

@@ -40,6 +40,7 @@ type Documents interface {
 	Preview(ctx context.Context, caller netip.Addr, src *isthmusv1.Source) (uint64, []plan.Change, spec.Problems, error)
 	Apply(ctx context.Context, c document.Change, src *isthmusv1.Source) (uint64, []plan.Change, error)
 	Edit(ctx context.Context, c document.Change, e spec.Edit, dry bool) (uint64, []plan.Change, error)
+	SetDisabled(ctx context.Context, c document.Change, e spec.Disabling) (uint64, []plan.Change, error)
 	Confirm(generation uint64) error
 	Rollback(ctx context.Context, c document.Change, generation uint64) (uint64, []plan.Change, error)
 	Document(generation uint64) (uint64, *isthmusv1.Spec, string, error)
@@ -163,6 +164,17 @@ func (r *Report) EditPolicies(ctx context.Context, author string, q *isthmusv1.E
 		e.Read([]byte(q.GetText()))
 	}
 	generation, changes, err := r.Documents.Edit(ctx, change(ctx, author, q.ExpectedGeneration, q.GetConfirmWithin().AsDuration()), e, q.GetDryRun())
+	if err != nil {
+		return nil, refusal(err)
+	}
+	return &isthmusv1.ApplyResponse{Generation: generation, Changes: changeMessages(changes), GoesBackIn: r.goesBackIn()}, nil
+}
+
+// SetDisabled implements api.Router.
+func (r *Report) SetDisabled(ctx context.Context, author string, q *isthmusv1.SetDisabledRequest) (*isthmusv1.ApplyResponse, error) {
+	c := change(ctx, author, q.ExpectedGeneration, q.GetConfirmWithin().AsDuration())
+	c.Message, c.Dry = q.GetMessage(), q.GetDryRun()
+	generation, changes, err := r.Documents.SetDisabled(ctx, c, spec.Disabling{Tunnels: q.GetTunnels(), Peers: q.GetPeers(), Disabled: q.GetDisabled()})
 	if err != nil {
 		return nil, refusal(err)
 	}

@@ -742,6 +742,104 @@ func (x *EditPoliciesRequest) GetDryRun() bool {
 	return false
 }
 
+type SetDisabledRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Names of tunnels and of peers. At least one, at most 1000 together.
+	Tunnels []string `protobuf:"bytes,1,rep,name=tunnels,proto3" json:"tunnels,omitempty"`
+	Peers   []string `protobuf:"bytes,2,rep,name=peers,proto3" json:"peers,omitempty"`
+	// True shuts them down, false takes them back.
+	Disabled bool `protobuf:"varint,3,opt,name=disabled,proto3" json:"disabled,omitempty"`
+	// As in ApplyRequest.
+	ExpectedGeneration *uint64 `protobuf:"varint,4,opt,name=expected_generation,json=expectedGeneration,proto3,oneof" json:"expected_generation,omitempty"`
+	// As in ApplyRequest.
+	ConfirmWithin *durationpb.Duration `protobuf:"bytes,5,opt,name=confirm_within,json=confirmWithin,proto3" json:"confirm_within,omitempty"`
+	// Only report what would change. The generation of the answer is the present one.
+	DryRun bool `protobuf:"varint,6,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	// As in ApplyRequest. Peers that are shut down receive its first 255 bytes (RFC 9003).
+	Message       string `protobuf:"bytes,7,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetDisabledRequest) Reset() {
+	*x = SetDisabledRequest{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetDisabledRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetDisabledRequest) ProtoMessage() {}
+
+func (x *SetDisabledRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetDisabledRequest.ProtoReflect.Descriptor instead.
+func (*SetDisabledRequest) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *SetDisabledRequest) GetTunnels() []string {
+	if x != nil {
+		return x.Tunnels
+	}
+	return nil
+}
+
+func (x *SetDisabledRequest) GetPeers() []string {
+	if x != nil {
+		return x.Peers
+	}
+	return nil
+}
+
+func (x *SetDisabledRequest) GetDisabled() bool {
+	if x != nil {
+		return x.Disabled
+	}
+	return false
+}
+
+func (x *SetDisabledRequest) GetExpectedGeneration() uint64 {
+	if x != nil && x.ExpectedGeneration != nil {
+		return *x.ExpectedGeneration
+	}
+	return 0
+}
+
+func (x *SetDisabledRequest) GetConfirmWithin() *durationpb.Duration {
+	if x != nil {
+		return x.ConfirmWithin
+	}
+	return nil
+}
+
+func (x *SetDisabledRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *SetDisabledRequest) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
 type ConfirmRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The generation to keep.
@@ -752,7 +850,7 @@ type ConfirmRequest struct {
 
 func (x *ConfirmRequest) Reset() {
 	*x = ConfirmRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[10]
+	mi := &file_isthmus_v1_services_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -764,7 +862,7 @@ func (x *ConfirmRequest) String() string {
 func (*ConfirmRequest) ProtoMessage() {}
 
 func (x *ConfirmRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[10]
+	mi := &file_isthmus_v1_services_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -777,7 +875,7 @@ func (x *ConfirmRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmRequest.ProtoReflect.Descriptor instead.
 func (*ConfirmRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{10}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ConfirmRequest) GetGeneration() uint64 {
@@ -795,7 +893,7 @@ type ConfirmResponse struct {
 
 func (x *ConfirmResponse) Reset() {
 	*x = ConfirmResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[11]
+	mi := &file_isthmus_v1_services_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -807,7 +905,7 @@ func (x *ConfirmResponse) String() string {
 func (*ConfirmResponse) ProtoMessage() {}
 
 func (x *ConfirmResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[11]
+	mi := &file_isthmus_v1_services_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -820,7 +918,7 @@ func (x *ConfirmResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmResponse.ProtoReflect.Descriptor instead.
 func (*ConfirmResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{11}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{12}
 }
 
 type GetSpecRequest struct {
@@ -833,7 +931,7 @@ type GetSpecRequest struct {
 
 func (x *GetSpecRequest) Reset() {
 	*x = GetSpecRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[12]
+	mi := &file_isthmus_v1_services_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -845,7 +943,7 @@ func (x *GetSpecRequest) String() string {
 func (*GetSpecRequest) ProtoMessage() {}
 
 func (x *GetSpecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[12]
+	mi := &file_isthmus_v1_services_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -858,7 +956,7 @@ func (x *GetSpecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSpecRequest.ProtoReflect.Descriptor instead.
 func (*GetSpecRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{12}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *GetSpecRequest) GetGeneration() uint64 {
@@ -881,7 +979,7 @@ type GetSpecResponse struct {
 
 func (x *GetSpecResponse) Reset() {
 	*x = GetSpecResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[13]
+	mi := &file_isthmus_v1_services_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -893,7 +991,7 @@ func (x *GetSpecResponse) String() string {
 func (*GetSpecResponse) ProtoMessage() {}
 
 func (x *GetSpecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[13]
+	mi := &file_isthmus_v1_services_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -906,7 +1004,7 @@ func (x *GetSpecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSpecResponse.ProtoReflect.Descriptor instead.
 func (*GetSpecResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{13}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *GetSpecResponse) GetGeneration() uint64 {
@@ -942,7 +1040,7 @@ type ListHistoryRequest struct {
 
 func (x *ListHistoryRequest) Reset() {
 	*x = ListHistoryRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[14]
+	mi := &file_isthmus_v1_services_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -954,7 +1052,7 @@ func (x *ListHistoryRequest) String() string {
 func (*ListHistoryRequest) ProtoMessage() {}
 
 func (x *ListHistoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[14]
+	mi := &file_isthmus_v1_services_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -967,7 +1065,7 @@ func (x *ListHistoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHistoryRequest.ProtoReflect.Descriptor instead.
 func (*ListHistoryRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{14}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ListHistoryRequest) GetPageSize() uint32 {
@@ -995,7 +1093,7 @@ type ListHistoryResponse struct {
 
 func (x *ListHistoryResponse) Reset() {
 	*x = ListHistoryResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[15]
+	mi := &file_isthmus_v1_services_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1007,7 +1105,7 @@ func (x *ListHistoryResponse) String() string {
 func (*ListHistoryResponse) ProtoMessage() {}
 
 func (x *ListHistoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[15]
+	mi := &file_isthmus_v1_services_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1020,7 +1118,7 @@ func (x *ListHistoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHistoryResponse.ProtoReflect.Descriptor instead.
 func (*ListHistoryResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{15}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListHistoryResponse) GetRevisions() []*Revision {
@@ -1058,7 +1156,7 @@ type Revision struct {
 
 func (x *Revision) Reset() {
 	*x = Revision{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[16]
+	mi := &file_isthmus_v1_services_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1070,7 +1168,7 @@ func (x *Revision) String() string {
 func (*Revision) ProtoMessage() {}
 
 func (x *Revision) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[16]
+	mi := &file_isthmus_v1_services_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1083,7 +1181,7 @@ func (x *Revision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revision.ProtoReflect.Descriptor instead.
 func (*Revision) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{16}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Revision) GetGeneration() uint64 {
@@ -1146,7 +1244,7 @@ type RollbackRequest struct {
 
 func (x *RollbackRequest) Reset() {
 	*x = RollbackRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[17]
+	mi := &file_isthmus_v1_services_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1158,7 +1256,7 @@ func (x *RollbackRequest) String() string {
 func (*RollbackRequest) ProtoMessage() {}
 
 func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[17]
+	mi := &file_isthmus_v1_services_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1171,7 +1269,7 @@ func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackRequest.ProtoReflect.Descriptor instead.
 func (*RollbackRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{17}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RollbackRequest) GetToGeneration() uint64 {
@@ -1220,7 +1318,7 @@ type ListTunnelsRequest struct {
 
 func (x *ListTunnelsRequest) Reset() {
 	*x = ListTunnelsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[18]
+	mi := &file_isthmus_v1_services_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1232,7 +1330,7 @@ func (x *ListTunnelsRequest) String() string {
 func (*ListTunnelsRequest) ProtoMessage() {}
 
 func (x *ListTunnelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[18]
+	mi := &file_isthmus_v1_services_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1245,7 +1343,7 @@ func (x *ListTunnelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTunnelsRequest.ProtoReflect.Descriptor instead.
 func (*ListTunnelsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{18}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ListTunnelsRequest) GetPageSize() uint32 {
@@ -1275,7 +1373,7 @@ type ListTunnelsResponse struct {
 
 func (x *ListTunnelsResponse) Reset() {
 	*x = ListTunnelsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[19]
+	mi := &file_isthmus_v1_services_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1287,7 +1385,7 @@ func (x *ListTunnelsResponse) String() string {
 func (*ListTunnelsResponse) ProtoMessage() {}
 
 func (x *ListTunnelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[19]
+	mi := &file_isthmus_v1_services_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1300,7 +1398,7 @@ func (x *ListTunnelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTunnelsResponse.ProtoReflect.Descriptor instead.
 func (*ListTunnelsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{19}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListTunnelsResponse) GetTunnels() []*TunnelStatus {
@@ -1333,7 +1431,7 @@ type GetTunnelRequest struct {
 
 func (x *GetTunnelRequest) Reset() {
 	*x = GetTunnelRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[20]
+	mi := &file_isthmus_v1_services_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1345,7 +1443,7 @@ func (x *GetTunnelRequest) String() string {
 func (*GetTunnelRequest) ProtoMessage() {}
 
 func (x *GetTunnelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[20]
+	mi := &file_isthmus_v1_services_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1358,7 +1456,7 @@ func (x *GetTunnelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTunnelRequest.ProtoReflect.Descriptor instead.
 func (*GetTunnelRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{20}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *GetTunnelRequest) GetName() string {
@@ -1376,7 +1474,7 @@ type WatchTunnelsRequest struct {
 
 func (x *WatchTunnelsRequest) Reset() {
 	*x = WatchTunnelsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[21]
+	mi := &file_isthmus_v1_services_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1388,7 +1486,7 @@ func (x *WatchTunnelsRequest) String() string {
 func (*WatchTunnelsRequest) ProtoMessage() {}
 
 func (x *WatchTunnelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[21]
+	mi := &file_isthmus_v1_services_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1401,7 +1499,7 @@ func (x *WatchTunnelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchTunnelsRequest.ProtoReflect.Descriptor instead.
 func (*WatchTunnelsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{21}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{22}
 }
 
 type TunnelEvent struct {
@@ -1414,7 +1512,7 @@ type TunnelEvent struct {
 
 func (x *TunnelEvent) Reset() {
 	*x = TunnelEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[22]
+	mi := &file_isthmus_v1_services_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1426,7 +1524,7 @@ func (x *TunnelEvent) String() string {
 func (*TunnelEvent) ProtoMessage() {}
 
 func (x *TunnelEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[22]
+	mi := &file_isthmus_v1_services_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1439,7 +1537,7 @@ func (x *TunnelEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TunnelEvent.ProtoReflect.Descriptor instead.
 func (*TunnelEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{22}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *TunnelEvent) GetType() EventType {
@@ -1462,10 +1560,10 @@ type TunnelStatus struct {
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// "ipsec" or "wireguard".
 	Kind string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
-	// "up", "suspect", "down", "connecting", "dead" or "unknown". The keys of a suspect tunnel are
-	// negotiated, but nothing shows that data passes both ways; routes do not use it. A dead tunnel
-	// is down and cannot come up with the document and its cloud's gateway as they are. explanation
-	// says why.
+	// "up", "suspect", "down", "connecting", "dead", "disabled" or "unknown". The keys of a suspect
+	// tunnel are negotiated, but nothing shows that data passes both ways; routes do not use it. A
+	// dead tunnel is down and cannot come up with the document and its cloud's gateway as they are.
+	// explanation says why. A disabled tunnel is shut down by the document, which is not an error.
 	State string `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
 	// Since when it is in that state.
 	Since *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=since,proto3" json:"since,omitempty"`
@@ -1520,7 +1618,7 @@ type TunnelStatus struct {
 
 func (x *TunnelStatus) Reset() {
 	*x = TunnelStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[23]
+	mi := &file_isthmus_v1_services_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1532,7 +1630,7 @@ func (x *TunnelStatus) String() string {
 func (*TunnelStatus) ProtoMessage() {}
 
 func (x *TunnelStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[23]
+	mi := &file_isthmus_v1_services_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1545,7 +1643,7 @@ func (x *TunnelStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TunnelStatus.ProtoReflect.Descriptor instead.
 func (*TunnelStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{23}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *TunnelStatus) GetName() string {
@@ -1766,7 +1864,7 @@ type WireGuardStatus struct {
 
 func (x *WireGuardStatus) Reset() {
 	*x = WireGuardStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[24]
+	mi := &file_isthmus_v1_services_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1778,7 +1876,7 @@ func (x *WireGuardStatus) String() string {
 func (*WireGuardStatus) ProtoMessage() {}
 
 func (x *WireGuardStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[24]
+	mi := &file_isthmus_v1_services_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1791,7 +1889,7 @@ func (x *WireGuardStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WireGuardStatus.ProtoReflect.Descriptor instead.
 func (*WireGuardStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{24}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *WireGuardStatus) GetPublicKey() string {
@@ -1876,7 +1974,7 @@ type Explanation struct {
 
 func (x *Explanation) Reset() {
 	*x = Explanation{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[25]
+	mi := &file_isthmus_v1_services_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1888,7 +1986,7 @@ func (x *Explanation) String() string {
 func (*Explanation) ProtoMessage() {}
 
 func (x *Explanation) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[25]
+	mi := &file_isthmus_v1_services_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1901,7 +1999,7 @@ func (x *Explanation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Explanation.ProtoReflect.Descriptor instead.
 func (*Explanation) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{25}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Explanation) GetReason() string {
@@ -1997,7 +2095,7 @@ type StrayTunnel struct {
 
 func (x *StrayTunnel) Reset() {
 	*x = StrayTunnel{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[26]
+	mi := &file_isthmus_v1_services_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2009,7 +2107,7 @@ func (x *StrayTunnel) String() string {
 func (*StrayTunnel) ProtoMessage() {}
 
 func (x *StrayTunnel) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[26]
+	mi := &file_isthmus_v1_services_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2022,7 +2120,7 @@ func (x *StrayTunnel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StrayTunnel.ProtoReflect.Descriptor instead.
 func (*StrayTunnel) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{26}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *StrayTunnel) GetAddress() string {
@@ -2113,7 +2211,7 @@ type ListPeersRequest struct {
 
 func (x *ListPeersRequest) Reset() {
 	*x = ListPeersRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[27]
+	mi := &file_isthmus_v1_services_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2125,7 +2223,7 @@ func (x *ListPeersRequest) String() string {
 func (*ListPeersRequest) ProtoMessage() {}
 
 func (x *ListPeersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[27]
+	mi := &file_isthmus_v1_services_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2138,7 +2236,7 @@ func (x *ListPeersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPeersRequest.ProtoReflect.Descriptor instead.
 func (*ListPeersRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{27}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ListPeersRequest) GetPageSize() uint32 {
@@ -2165,7 +2263,7 @@ type ListPeersResponse struct {
 
 func (x *ListPeersResponse) Reset() {
 	*x = ListPeersResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[28]
+	mi := &file_isthmus_v1_services_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2177,7 +2275,7 @@ func (x *ListPeersResponse) String() string {
 func (*ListPeersResponse) ProtoMessage() {}
 
 func (x *ListPeersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[28]
+	mi := &file_isthmus_v1_services_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2190,7 +2288,7 @@ func (x *ListPeersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPeersResponse.ProtoReflect.Descriptor instead.
 func (*ListPeersResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{28}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ListPeersResponse) GetPeers() []*PeerStatus {
@@ -2216,7 +2314,7 @@ type GetPeerRequest struct {
 
 func (x *GetPeerRequest) Reset() {
 	*x = GetPeerRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[29]
+	mi := &file_isthmus_v1_services_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2228,7 +2326,7 @@ func (x *GetPeerRequest) String() string {
 func (*GetPeerRequest) ProtoMessage() {}
 
 func (x *GetPeerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[29]
+	mi := &file_isthmus_v1_services_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2241,7 +2339,7 @@ func (x *GetPeerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPeerRequest.ProtoReflect.Descriptor instead.
 func (*GetPeerRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{29}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *GetPeerRequest) GetName() string {
@@ -2259,7 +2357,7 @@ type WatchPeersRequest struct {
 
 func (x *WatchPeersRequest) Reset() {
 	*x = WatchPeersRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[30]
+	mi := &file_isthmus_v1_services_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2271,7 +2369,7 @@ func (x *WatchPeersRequest) String() string {
 func (*WatchPeersRequest) ProtoMessage() {}
 
 func (x *WatchPeersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[30]
+	mi := &file_isthmus_v1_services_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2284,7 +2382,7 @@ func (x *WatchPeersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPeersRequest.ProtoReflect.Descriptor instead.
 func (*WatchPeersRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{30}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{31}
 }
 
 type PeerEvent struct {
@@ -2297,7 +2395,7 @@ type PeerEvent struct {
 
 func (x *PeerEvent) Reset() {
 	*x = PeerEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[31]
+	mi := &file_isthmus_v1_services_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2309,7 +2407,7 @@ func (x *PeerEvent) String() string {
 func (*PeerEvent) ProtoMessage() {}
 
 func (x *PeerEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[31]
+	mi := &file_isthmus_v1_services_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2322,7 +2420,7 @@ func (x *PeerEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerEvent.ProtoReflect.Descriptor instead.
 func (*PeerEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{31}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *PeerEvent) GetType() EventType {
@@ -2349,7 +2447,7 @@ type ResetPeerRequest struct {
 
 func (x *ResetPeerRequest) Reset() {
 	*x = ResetPeerRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[32]
+	mi := &file_isthmus_v1_services_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2361,7 +2459,7 @@ func (x *ResetPeerRequest) String() string {
 func (*ResetPeerRequest) ProtoMessage() {}
 
 func (x *ResetPeerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[32]
+	mi := &file_isthmus_v1_services_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2374,7 +2472,7 @@ func (x *ResetPeerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetPeerRequest.ProtoReflect.Descriptor instead.
 func (*ResetPeerRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{32}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ResetPeerRequest) GetName() string {
@@ -2399,7 +2497,7 @@ type ResetPeerResponse struct {
 
 func (x *ResetPeerResponse) Reset() {
 	*x = ResetPeerResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[33]
+	mi := &file_isthmus_v1_services_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2411,7 +2509,7 @@ func (x *ResetPeerResponse) String() string {
 func (*ResetPeerResponse) ProtoMessage() {}
 
 func (x *ResetPeerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[33]
+	mi := &file_isthmus_v1_services_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2424,7 +2522,7 @@ func (x *ResetPeerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetPeerResponse.ProtoReflect.Descriptor instead.
 func (*ResetPeerResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{33}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{34}
 }
 
 // PeerStatus is the observed state of a BGP session.
@@ -2436,7 +2534,8 @@ type PeerStatus struct {
 	LocalAddress string                 `protobuf:"bytes,4,opt,name=local_address,json=localAddress,proto3" json:"local_address,omitempty"`
 	Asn          uint32                 `protobuf:"varint,5,opt,name=asn,proto3" json:"asn,omitempty"`
 	// "idle", "connect", "active", "opensent", "openconfirm", "established" (RFC 4271 section 8.2.2),
-	// "quarantined", "prefix-limit" or "unknown".
+	// "quarantined", "prefix-limit", "disabled" (by the document, which is not an error) or
+	// "unknown".
 	State string `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"`
 	// Since when it is in that state.
 	Since *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=since,proto3" json:"since,omitempty"`
@@ -2476,7 +2575,7 @@ type PeerStatus struct {
 
 func (x *PeerStatus) Reset() {
 	*x = PeerStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[34]
+	mi := &file_isthmus_v1_services_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2488,7 +2587,7 @@ func (x *PeerStatus) String() string {
 func (*PeerStatus) ProtoMessage() {}
 
 func (x *PeerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[34]
+	mi := &file_isthmus_v1_services_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2501,7 +2600,7 @@ func (x *PeerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerStatus.ProtoReflect.Descriptor instead.
 func (*PeerStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{34}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *PeerStatus) GetName() string {
@@ -2693,7 +2792,7 @@ type PeerFilter struct {
 
 func (x *PeerFilter) Reset() {
 	*x = PeerFilter{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[35]
+	mi := &file_isthmus_v1_services_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2705,7 +2804,7 @@ func (x *PeerFilter) String() string {
 func (*PeerFilter) ProtoMessage() {}
 
 func (x *PeerFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[35]
+	mi := &file_isthmus_v1_services_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2718,7 +2817,7 @@ func (x *PeerFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerFilter.ProtoReflect.Descriptor instead.
 func (*PeerFilter) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{35}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *PeerFilter) GetMessages() uint64 {
@@ -2768,7 +2867,7 @@ type DiscardedAttribute struct {
 
 func (x *DiscardedAttribute) Reset() {
 	*x = DiscardedAttribute{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[36]
+	mi := &file_isthmus_v1_services_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2780,7 +2879,7 @@ func (x *DiscardedAttribute) String() string {
 func (*DiscardedAttribute) ProtoMessage() {}
 
 func (x *DiscardedAttribute) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[36]
+	mi := &file_isthmus_v1_services_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2793,7 +2892,7 @@ func (x *DiscardedAttribute) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiscardedAttribute.ProtoReflect.Descriptor instead.
 func (*DiscardedAttribute) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{36}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *DiscardedAttribute) GetType() uint32 {
@@ -2825,7 +2924,7 @@ type ListRoutesRequest struct {
 
 func (x *ListRoutesRequest) Reset() {
 	*x = ListRoutesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[37]
+	mi := &file_isthmus_v1_services_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2837,7 +2936,7 @@ func (x *ListRoutesRequest) String() string {
 func (*ListRoutesRequest) ProtoMessage() {}
 
 func (x *ListRoutesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[37]
+	mi := &file_isthmus_v1_services_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2850,7 +2949,7 @@ func (x *ListRoutesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRoutesRequest.ProtoReflect.Descriptor instead.
 func (*ListRoutesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{37}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ListRoutesRequest) GetPageSize() uint32 {
@@ -2891,7 +2990,7 @@ type ListRoutesResponse struct {
 
 func (x *ListRoutesResponse) Reset() {
 	*x = ListRoutesResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[38]
+	mi := &file_isthmus_v1_services_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2903,7 +3002,7 @@ func (x *ListRoutesResponse) String() string {
 func (*ListRoutesResponse) ProtoMessage() {}
 
 func (x *ListRoutesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[38]
+	mi := &file_isthmus_v1_services_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2916,7 +3015,7 @@ func (x *ListRoutesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRoutesResponse.ProtoReflect.Descriptor instead.
 func (*ListRoutesResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{38}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ListRoutesResponse) GetRoutes() []*Route {
@@ -2941,7 +3040,7 @@ type WatchRoutesRequest struct {
 
 func (x *WatchRoutesRequest) Reset() {
 	*x = WatchRoutesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[39]
+	mi := &file_isthmus_v1_services_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2953,7 +3052,7 @@ func (x *WatchRoutesRequest) String() string {
 func (*WatchRoutesRequest) ProtoMessage() {}
 
 func (x *WatchRoutesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[39]
+	mi := &file_isthmus_v1_services_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2966,7 +3065,7 @@ func (x *WatchRoutesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRoutesRequest.ProtoReflect.Descriptor instead.
 func (*WatchRoutesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{39}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{40}
 }
 
 type RouteEvent struct {
@@ -2979,7 +3078,7 @@ type RouteEvent struct {
 
 func (x *RouteEvent) Reset() {
 	*x = RouteEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[40]
+	mi := &file_isthmus_v1_services_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2991,7 +3090,7 @@ func (x *RouteEvent) String() string {
 func (*RouteEvent) ProtoMessage() {}
 
 func (x *RouteEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[40]
+	mi := &file_isthmus_v1_services_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3004,7 +3103,7 @@ func (x *RouteEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteEvent.ProtoReflect.Descriptor instead.
 func (*RouteEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{40}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *RouteEvent) GetType() EventType {
@@ -3044,7 +3143,7 @@ type Route struct {
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[41]
+	mi := &file_isthmus_v1_services_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3056,7 +3155,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[41]
+	mi := &file_isthmus_v1_services_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3069,7 +3168,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{41}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Route) GetPrefix() string {
@@ -3144,7 +3243,7 @@ type NextHop struct {
 
 func (x *NextHop) Reset() {
 	*x = NextHop{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[42]
+	mi := &file_isthmus_v1_services_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3156,7 +3255,7 @@ func (x *NextHop) String() string {
 func (*NextHop) ProtoMessage() {}
 
 func (x *NextHop) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[42]
+	mi := &file_isthmus_v1_services_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3169,7 +3268,7 @@ func (x *NextHop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NextHop.ProtoReflect.Descriptor instead.
 func (*NextHop) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{42}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *NextHop) GetTunnel() string {
@@ -3218,7 +3317,7 @@ type ListPoliciesRequest struct {
 
 func (x *ListPoliciesRequest) Reset() {
 	*x = ListPoliciesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[43]
+	mi := &file_isthmus_v1_services_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3230,7 +3329,7 @@ func (x *ListPoliciesRequest) String() string {
 func (*ListPoliciesRequest) ProtoMessage() {}
 
 func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[43]
+	mi := &file_isthmus_v1_services_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3243,7 +3342,7 @@ func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*ListPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{43}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ListPoliciesRequest) GetPageSize() uint32 {
@@ -3276,7 +3375,7 @@ type ListPoliciesResponse struct {
 
 func (x *ListPoliciesResponse) Reset() {
 	*x = ListPoliciesResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[44]
+	mi := &file_isthmus_v1_services_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3288,7 +3387,7 @@ func (x *ListPoliciesResponse) String() string {
 func (*ListPoliciesResponse) ProtoMessage() {}
 
 func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[44]
+	mi := &file_isthmus_v1_services_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3301,7 +3400,7 @@ func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesResponse.ProtoReflect.Descriptor instead.
 func (*ListPoliciesResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{44}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ListPoliciesResponse) GetPolicies() []*PolicyStatus {
@@ -3354,7 +3453,7 @@ type Drop struct {
 
 func (x *Drop) Reset() {
 	*x = Drop{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[45]
+	mi := &file_isthmus_v1_services_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3366,7 +3465,7 @@ func (x *Drop) String() string {
 func (*Drop) ProtoMessage() {}
 
 func (x *Drop) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[45]
+	mi := &file_isthmus_v1_services_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3379,7 +3478,7 @@ func (x *Drop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drop.ProtoReflect.Descriptor instead.
 func (*Drop) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{45}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Drop) GetReason() string {
@@ -3418,7 +3517,7 @@ type WatchPoliciesRequest struct {
 
 func (x *WatchPoliciesRequest) Reset() {
 	*x = WatchPoliciesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[46]
+	mi := &file_isthmus_v1_services_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3430,7 +3529,7 @@ func (x *WatchPoliciesRequest) String() string {
 func (*WatchPoliciesRequest) ProtoMessage() {}
 
 func (x *WatchPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[46]
+	mi := &file_isthmus_v1_services_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3443,7 +3542,7 @@ func (x *WatchPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*WatchPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{46}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{47}
 }
 
 type PolicyEvent struct {
@@ -3456,7 +3555,7 @@ type PolicyEvent struct {
 
 func (x *PolicyEvent) Reset() {
 	*x = PolicyEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[47]
+	mi := &file_isthmus_v1_services_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3468,7 +3567,7 @@ func (x *PolicyEvent) String() string {
 func (*PolicyEvent) ProtoMessage() {}
 
 func (x *PolicyEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[47]
+	mi := &file_isthmus_v1_services_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3481,7 +3580,7 @@ func (x *PolicyEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyEvent.ProtoReflect.Descriptor instead.
 func (*PolicyEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{47}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *PolicyEvent) GetType() EventType {
@@ -3522,7 +3621,7 @@ type ProveEgressRequest struct {
 
 func (x *ProveEgressRequest) Reset() {
 	*x = ProveEgressRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[48]
+	mi := &file_isthmus_v1_services_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3534,7 +3633,7 @@ func (x *ProveEgressRequest) String() string {
 func (*ProveEgressRequest) ProtoMessage() {}
 
 func (x *ProveEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[48]
+	mi := &file_isthmus_v1_services_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3547,7 +3646,7 @@ func (x *ProveEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProveEgressRequest.ProtoReflect.Descriptor instead.
 func (*ProveEgressRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{48}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ProveEgressRequest) GetDestinations() []string {
@@ -3600,7 +3699,7 @@ type ProveEgressResponse struct {
 
 func (x *ProveEgressResponse) Reset() {
 	*x = ProveEgressResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[49]
+	mi := &file_isthmus_v1_services_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3612,7 +3711,7 @@ func (x *ProveEgressResponse) String() string {
 func (*ProveEgressResponse) ProtoMessage() {}
 
 func (x *ProveEgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[49]
+	mi := &file_isthmus_v1_services_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3625,7 +3724,7 @@ func (x *ProveEgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProveEgressResponse.ProtoReflect.Descriptor instead.
 func (*ProveEgressResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{49}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ProveEgressResponse) GetProof() *EgressProof {
@@ -3684,7 +3783,7 @@ type EgressProof struct {
 
 func (x *EgressProof) Reset() {
 	*x = EgressProof{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[50]
+	mi := &file_isthmus_v1_services_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3696,7 +3795,7 @@ func (x *EgressProof) String() string {
 func (*EgressProof) ProtoMessage() {}
 
 func (x *EgressProof) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[50]
+	mi := &file_isthmus_v1_services_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3709,7 +3808,7 @@ func (x *EgressProof) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressProof.ProtoReflect.Descriptor instead.
 func (*EgressProof) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{50}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *EgressProof) GetNode() string {
@@ -3811,7 +3910,7 @@ type EgressProofState struct {
 
 func (x *EgressProofState) Reset() {
 	*x = EgressProofState{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[51]
+	mi := &file_isthmus_v1_services_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3823,7 +3922,7 @@ func (x *EgressProofState) String() string {
 func (*EgressProofState) ProtoMessage() {}
 
 func (x *EgressProofState) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[51]
+	mi := &file_isthmus_v1_services_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3836,7 +3935,7 @@ func (x *EgressProofState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressProofState.ProtoReflect.Descriptor instead.
 func (*EgressProofState) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{51}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *EgressProofState) GetName() string {
@@ -3878,7 +3977,7 @@ type CanaryResult struct {
 
 func (x *CanaryResult) Reset() {
 	*x = CanaryResult{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[52]
+	mi := &file_isthmus_v1_services_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3890,7 +3989,7 @@ func (x *CanaryResult) String() string {
 func (*CanaryResult) ProtoMessage() {}
 
 func (x *CanaryResult) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[52]
+	mi := &file_isthmus_v1_services_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3903,7 +4002,7 @@ func (x *CanaryResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CanaryResult.ProtoReflect.Descriptor instead.
 func (*CanaryResult) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{52}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *CanaryResult) GetAddress() string {
@@ -3963,7 +4062,7 @@ type PolicyStatus struct {
 
 func (x *PolicyStatus) Reset() {
 	*x = PolicyStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[53]
+	mi := &file_isthmus_v1_services_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3975,7 +4074,7 @@ func (x *PolicyStatus) String() string {
 func (*PolicyStatus) ProtoMessage() {}
 
 func (x *PolicyStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[53]
+	mi := &file_isthmus_v1_services_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3988,7 +4087,7 @@ func (x *PolicyStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyStatus.ProtoReflect.Descriptor instead.
 func (*PolicyStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{53}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *PolicyStatus) GetName() string {
@@ -4100,7 +4199,7 @@ type ListPoolsRequest struct {
 
 func (x *ListPoolsRequest) Reset() {
 	*x = ListPoolsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[54]
+	mi := &file_isthmus_v1_services_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4112,7 +4211,7 @@ func (x *ListPoolsRequest) String() string {
 func (*ListPoolsRequest) ProtoMessage() {}
 
 func (x *ListPoolsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[54]
+	mi := &file_isthmus_v1_services_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4125,7 +4224,7 @@ func (x *ListPoolsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoolsRequest.ProtoReflect.Descriptor instead.
 func (*ListPoolsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{54}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ListPoolsRequest) GetPageSize() uint32 {
@@ -4152,7 +4251,7 @@ type ListPoolsResponse struct {
 
 func (x *ListPoolsResponse) Reset() {
 	*x = ListPoolsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[55]
+	mi := &file_isthmus_v1_services_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4164,7 +4263,7 @@ func (x *ListPoolsResponse) String() string {
 func (*ListPoolsResponse) ProtoMessage() {}
 
 func (x *ListPoolsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[55]
+	mi := &file_isthmus_v1_services_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4177,7 +4276,7 @@ func (x *ListPoolsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoolsResponse.ProtoReflect.Descriptor instead.
 func (*ListPoolsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{55}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ListPoolsResponse) GetPools() []*PoolStatus {
@@ -4203,7 +4302,7 @@ type GetPoolRequest struct {
 
 func (x *GetPoolRequest) Reset() {
 	*x = GetPoolRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[56]
+	mi := &file_isthmus_v1_services_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4215,7 +4314,7 @@ func (x *GetPoolRequest) String() string {
 func (*GetPoolRequest) ProtoMessage() {}
 
 func (x *GetPoolRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[56]
+	mi := &file_isthmus_v1_services_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4228,7 +4327,7 @@ func (x *GetPoolRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPoolRequest.ProtoReflect.Descriptor instead.
 func (*GetPoolRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{56}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *GetPoolRequest) GetName() string {
@@ -4246,7 +4345,7 @@ type WatchPoolsRequest struct {
 
 func (x *WatchPoolsRequest) Reset() {
 	*x = WatchPoolsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[57]
+	mi := &file_isthmus_v1_services_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4258,7 +4357,7 @@ func (x *WatchPoolsRequest) String() string {
 func (*WatchPoolsRequest) ProtoMessage() {}
 
 func (x *WatchPoolsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[57]
+	mi := &file_isthmus_v1_services_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4271,7 +4370,7 @@ func (x *WatchPoolsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPoolsRequest.ProtoReflect.Descriptor instead.
 func (*WatchPoolsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{57}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{58}
 }
 
 type PoolEvent struct {
@@ -4284,7 +4383,7 @@ type PoolEvent struct {
 
 func (x *PoolEvent) Reset() {
 	*x = PoolEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[58]
+	mi := &file_isthmus_v1_services_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4296,7 +4395,7 @@ func (x *PoolEvent) String() string {
 func (*PoolEvent) ProtoMessage() {}
 
 func (x *PoolEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[58]
+	mi := &file_isthmus_v1_services_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4309,7 +4408,7 @@ func (x *PoolEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolEvent.ProtoReflect.Descriptor instead.
 func (*PoolEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{58}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *PoolEvent) GetType() EventType {
@@ -4343,7 +4442,7 @@ type PoolStatus struct {
 
 func (x *PoolStatus) Reset() {
 	*x = PoolStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[59]
+	mi := &file_isthmus_v1_services_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4355,7 +4454,7 @@ func (x *PoolStatus) String() string {
 func (*PoolStatus) ProtoMessage() {}
 
 func (x *PoolStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[59]
+	mi := &file_isthmus_v1_services_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4368,7 +4467,7 @@ func (x *PoolStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolStatus.ProtoReflect.Descriptor instead.
 func (*PoolStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{59}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *PoolStatus) GetName() string {
@@ -4428,7 +4527,7 @@ type PoolMember struct {
 
 func (x *PoolMember) Reset() {
 	*x = PoolMember{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[60]
+	mi := &file_isthmus_v1_services_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4440,7 +4539,7 @@ func (x *PoolMember) String() string {
 func (*PoolMember) ProtoMessage() {}
 
 func (x *PoolMember) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[60]
+	mi := &file_isthmus_v1_services_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4453,7 +4552,7 @@ func (x *PoolMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolMember.ProtoReflect.Descriptor instead.
 func (*PoolMember) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{60}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *PoolMember) GetAddress() string {
@@ -4530,7 +4629,7 @@ type ProbeTarget struct {
 
 func (x *ProbeTarget) Reset() {
 	*x = ProbeTarget{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[61]
+	mi := &file_isthmus_v1_services_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4542,7 +4641,7 @@ func (x *ProbeTarget) String() string {
 func (*ProbeTarget) ProtoMessage() {}
 
 func (x *ProbeTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[61]
+	mi := &file_isthmus_v1_services_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4555,7 +4654,7 @@ func (x *ProbeTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeTarget.ProtoReflect.Descriptor instead.
 func (*ProbeTarget) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{61}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ProbeTarget) GetTarget() string {
@@ -4604,7 +4703,7 @@ type ListNamesRequest struct {
 
 func (x *ListNamesRequest) Reset() {
 	*x = ListNamesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[62]
+	mi := &file_isthmus_v1_services_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4616,7 +4715,7 @@ func (x *ListNamesRequest) String() string {
 func (*ListNamesRequest) ProtoMessage() {}
 
 func (x *ListNamesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[62]
+	mi := &file_isthmus_v1_services_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4629,7 +4728,7 @@ func (x *ListNamesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNamesRequest.ProtoReflect.Descriptor instead.
 func (*ListNamesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{62}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ListNamesRequest) GetPageSize() uint32 {
@@ -4656,7 +4755,7 @@ type ListNamesResponse struct {
 
 func (x *ListNamesResponse) Reset() {
 	*x = ListNamesResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[63]
+	mi := &file_isthmus_v1_services_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4668,7 +4767,7 @@ func (x *ListNamesResponse) String() string {
 func (*ListNamesResponse) ProtoMessage() {}
 
 func (x *ListNamesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[63]
+	mi := &file_isthmus_v1_services_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4681,7 +4780,7 @@ func (x *ListNamesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNamesResponse.ProtoReflect.Descriptor instead.
 func (*ListNamesResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{63}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ListNamesResponse) GetNames() []*NameStatus {
@@ -4706,7 +4805,7 @@ type WatchNamesRequest struct {
 
 func (x *WatchNamesRequest) Reset() {
 	*x = WatchNamesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[64]
+	mi := &file_isthmus_v1_services_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4718,7 +4817,7 @@ func (x *WatchNamesRequest) String() string {
 func (*WatchNamesRequest) ProtoMessage() {}
 
 func (x *WatchNamesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[64]
+	mi := &file_isthmus_v1_services_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4731,7 +4830,7 @@ func (x *WatchNamesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchNamesRequest.ProtoReflect.Descriptor instead.
 func (*WatchNamesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{64}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{65}
 }
 
 type NameEvent struct {
@@ -4744,7 +4843,7 @@ type NameEvent struct {
 
 func (x *NameEvent) Reset() {
 	*x = NameEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[65]
+	mi := &file_isthmus_v1_services_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4756,7 +4855,7 @@ func (x *NameEvent) String() string {
 func (*NameEvent) ProtoMessage() {}
 
 func (x *NameEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[65]
+	mi := &file_isthmus_v1_services_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4769,7 +4868,7 @@ func (x *NameEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NameEvent.ProtoReflect.Descriptor instead.
 func (*NameEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{65}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *NameEvent) GetType() EventType {
@@ -4816,7 +4915,7 @@ type NameStatus struct {
 
 func (x *NameStatus) Reset() {
 	*x = NameStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[66]
+	mi := &file_isthmus_v1_services_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4828,7 +4927,7 @@ func (x *NameStatus) String() string {
 func (*NameStatus) ProtoMessage() {}
 
 func (x *NameStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[66]
+	mi := &file_isthmus_v1_services_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4841,7 +4940,7 @@ func (x *NameStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NameStatus.ProtoReflect.Descriptor instead.
 func (*NameStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{66}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *NameStatus) GetName() string {
@@ -4919,7 +5018,7 @@ type GoneAddress struct {
 
 func (x *GoneAddress) Reset() {
 	*x = GoneAddress{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[67]
+	mi := &file_isthmus_v1_services_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4931,7 +5030,7 @@ func (x *GoneAddress) String() string {
 func (*GoneAddress) ProtoMessage() {}
 
 func (x *GoneAddress) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[67]
+	mi := &file_isthmus_v1_services_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4944,7 +5043,7 @@ func (x *GoneAddress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GoneAddress.ProtoReflect.Descriptor instead.
 func (*GoneAddress) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{67}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *GoneAddress) GetAddress() string {
@@ -4975,7 +5074,7 @@ type SealRequest struct {
 
 func (x *SealRequest) Reset() {
 	*x = SealRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[68]
+	mi := &file_isthmus_v1_services_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4987,7 +5086,7 @@ func (x *SealRequest) String() string {
 func (*SealRequest) ProtoMessage() {}
 
 func (x *SealRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[68]
+	mi := &file_isthmus_v1_services_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5000,7 +5099,7 @@ func (x *SealRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealRequest.ProtoReflect.Descriptor instead.
 func (*SealRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{68}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *SealRequest) GetWith() string {
@@ -5027,7 +5126,7 @@ type SealResponse struct {
 
 func (x *SealResponse) Reset() {
 	*x = SealResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[69]
+	mi := &file_isthmus_v1_services_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5039,7 +5138,7 @@ func (x *SealResponse) String() string {
 func (*SealResponse) ProtoMessage() {}
 
 func (x *SealResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[69]
+	mi := &file_isthmus_v1_services_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5052,7 +5151,7 @@ func (x *SealResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealResponse.ProtoReflect.Descriptor instead.
 func (*SealResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{69}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *SealResponse) GetRecovery() string {
@@ -5072,7 +5171,7 @@ type UnsealRequest struct {
 
 func (x *UnsealRequest) Reset() {
 	*x = UnsealRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[70]
+	mi := &file_isthmus_v1_services_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5084,7 +5183,7 @@ func (x *UnsealRequest) String() string {
 func (*UnsealRequest) ProtoMessage() {}
 
 func (x *UnsealRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[70]
+	mi := &file_isthmus_v1_services_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5097,7 +5196,7 @@ func (x *UnsealRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnsealRequest.ProtoReflect.Descriptor instead.
 func (*UnsealRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{70}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *UnsealRequest) GetRecovery() string {
@@ -5118,7 +5217,7 @@ type UnsealResponse struct {
 
 func (x *UnsealResponse) Reset() {
 	*x = UnsealResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[71]
+	mi := &file_isthmus_v1_services_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5130,7 +5229,7 @@ func (x *UnsealResponse) String() string {
 func (*UnsealResponse) ProtoMessage() {}
 
 func (x *UnsealResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[71]
+	mi := &file_isthmus_v1_services_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5143,7 +5242,7 @@ func (x *UnsealResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnsealResponse.ProtoReflect.Descriptor instead.
 func (*UnsealResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{71}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *UnsealResponse) GetNotSealed() string {
@@ -5161,7 +5260,7 @@ type GetMachineRequest struct {
 
 func (x *GetMachineRequest) Reset() {
 	*x = GetMachineRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[72]
+	mi := &file_isthmus_v1_services_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5173,7 +5272,7 @@ func (x *GetMachineRequest) String() string {
 func (*GetMachineRequest) ProtoMessage() {}
 
 func (x *GetMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[72]
+	mi := &file_isthmus_v1_services_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5186,7 +5285,7 @@ func (x *GetMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMachineRequest.ProtoReflect.Descriptor instead.
 func (*GetMachineRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{72}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{73}
 }
 
 // Machine is the state of the machine that the router runs on.
@@ -5219,7 +5318,7 @@ type Machine struct {
 
 func (x *Machine) Reset() {
 	*x = Machine{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[73]
+	mi := &file_isthmus_v1_services_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5231,7 +5330,7 @@ func (x *Machine) String() string {
 func (*Machine) ProtoMessage() {}
 
 func (x *Machine) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[73]
+	mi := &file_isthmus_v1_services_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5244,7 +5343,7 @@ func (x *Machine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Machine.ProtoReflect.Descriptor instead.
 func (*Machine) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{73}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *Machine) GetSlots() []*Slot {
@@ -5344,7 +5443,7 @@ type Slot struct {
 
 func (x *Slot) Reset() {
 	*x = Slot{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[74]
+	mi := &file_isthmus_v1_services_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5356,7 +5455,7 @@ func (x *Slot) String() string {
 func (*Slot) ProtoMessage() {}
 
 func (x *Slot) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[74]
+	mi := &file_isthmus_v1_services_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5369,7 +5468,7 @@ func (x *Slot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Slot.ProtoReflect.Descriptor instead.
 func (*Slot) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{74}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *Slot) GetName() string {
@@ -5453,7 +5552,7 @@ type UpgradeRequest struct {
 
 func (x *UpgradeRequest) Reset() {
 	*x = UpgradeRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[75]
+	mi := &file_isthmus_v1_services_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5465,7 +5564,7 @@ func (x *UpgradeRequest) String() string {
 func (*UpgradeRequest) ProtoMessage() {}
 
 func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[75]
+	mi := &file_isthmus_v1_services_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5478,7 +5577,7 @@ func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeRequest.ProtoReflect.Descriptor instead.
 func (*UpgradeRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{75}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *UpgradeRequest) GetHeader() *UpgradeHeader {
@@ -5511,7 +5610,7 @@ type UpgradeHeader struct {
 
 func (x *UpgradeHeader) Reset() {
 	*x = UpgradeHeader{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[76]
+	mi := &file_isthmus_v1_services_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5523,7 +5622,7 @@ func (x *UpgradeHeader) String() string {
 func (*UpgradeHeader) ProtoMessage() {}
 
 func (x *UpgradeHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[76]
+	mi := &file_isthmus_v1_services_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5536,7 +5635,7 @@ func (x *UpgradeHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeHeader.ProtoReflect.Descriptor instead.
 func (*UpgradeHeader) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{76}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *UpgradeHeader) GetSize() int64 {
@@ -5579,7 +5678,7 @@ type UpgradeResponse struct {
 
 func (x *UpgradeResponse) Reset() {
 	*x = UpgradeResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[77]
+	mi := &file_isthmus_v1_services_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5591,7 +5690,7 @@ func (x *UpgradeResponse) String() string {
 func (*UpgradeResponse) ProtoMessage() {}
 
 func (x *UpgradeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[77]
+	mi := &file_isthmus_v1_services_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5604,7 +5703,7 @@ func (x *UpgradeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeResponse.ProtoReflect.Descriptor instead.
 func (*UpgradeResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{77}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *UpgradeResponse) GetSlot() string {
@@ -5636,7 +5735,7 @@ type RollbackSlotRequest struct {
 
 func (x *RollbackSlotRequest) Reset() {
 	*x = RollbackSlotRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[78]
+	mi := &file_isthmus_v1_services_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5648,7 +5747,7 @@ func (x *RollbackSlotRequest) String() string {
 func (*RollbackSlotRequest) ProtoMessage() {}
 
 func (x *RollbackSlotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[78]
+	mi := &file_isthmus_v1_services_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5661,7 +5760,7 @@ func (x *RollbackSlotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackSlotRequest.ProtoReflect.Descriptor instead.
 func (*RollbackSlotRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{78}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{79}
 }
 
 type RollbackSlotResponse struct {
@@ -5674,7 +5773,7 @@ type RollbackSlotResponse struct {
 
 func (x *RollbackSlotResponse) Reset() {
 	*x = RollbackSlotResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[79]
+	mi := &file_isthmus_v1_services_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5686,7 +5785,7 @@ func (x *RollbackSlotResponse) String() string {
 func (*RollbackSlotResponse) ProtoMessage() {}
 
 func (x *RollbackSlotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[79]
+	mi := &file_isthmus_v1_services_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5699,7 +5798,7 @@ func (x *RollbackSlotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackSlotResponse.ProtoReflect.Descriptor instead.
 func (*RollbackSlotResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{79}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *RollbackSlotResponse) GetSlot() string {
@@ -5717,7 +5816,7 @@ type RebootRequest struct {
 
 func (x *RebootRequest) Reset() {
 	*x = RebootRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[80]
+	mi := &file_isthmus_v1_services_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5729,7 +5828,7 @@ func (x *RebootRequest) String() string {
 func (*RebootRequest) ProtoMessage() {}
 
 func (x *RebootRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[80]
+	mi := &file_isthmus_v1_services_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5742,7 +5841,7 @@ func (x *RebootRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RebootRequest.ProtoReflect.Descriptor instead.
 func (*RebootRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{80}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{81}
 }
 
 type RebootResponse struct {
@@ -5753,7 +5852,7 @@ type RebootResponse struct {
 
 func (x *RebootResponse) Reset() {
 	*x = RebootResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[81]
+	mi := &file_isthmus_v1_services_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5765,7 +5864,7 @@ func (x *RebootResponse) String() string {
 func (*RebootResponse) ProtoMessage() {}
 
 func (x *RebootResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[81]
+	mi := &file_isthmus_v1_services_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5778,7 +5877,7 @@ func (x *RebootResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RebootResponse.ProtoReflect.Descriptor instead.
 func (*RebootResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{81}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{82}
 }
 
 type PowerOffRequest struct {
@@ -5789,7 +5888,7 @@ type PowerOffRequest struct {
 
 func (x *PowerOffRequest) Reset() {
 	*x = PowerOffRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[82]
+	mi := &file_isthmus_v1_services_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5801,7 +5900,7 @@ func (x *PowerOffRequest) String() string {
 func (*PowerOffRequest) ProtoMessage() {}
 
 func (x *PowerOffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[82]
+	mi := &file_isthmus_v1_services_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5814,7 +5913,7 @@ func (x *PowerOffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerOffRequest.ProtoReflect.Descriptor instead.
 func (*PowerOffRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{82}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{83}
 }
 
 type PowerOffResponse struct {
@@ -5825,7 +5924,7 @@ type PowerOffResponse struct {
 
 func (x *PowerOffResponse) Reset() {
 	*x = PowerOffResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[83]
+	mi := &file_isthmus_v1_services_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5837,7 +5936,7 @@ func (x *PowerOffResponse) String() string {
 func (*PowerOffResponse) ProtoMessage() {}
 
 func (x *PowerOffResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[83]
+	mi := &file_isthmus_v1_services_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5850,7 +5949,7 @@ func (x *PowerOffResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerOffResponse.ProtoReflect.Descriptor instead.
 func (*PowerOffResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{83}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{84}
 }
 
 type GetStatusRequest struct {
@@ -5861,7 +5960,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[84]
+	mi := &file_isthmus_v1_services_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5873,7 +5972,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[84]
+	mi := &file_isthmus_v1_services_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5886,7 +5985,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{84}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{85}
 }
 
 type SystemStatus struct {
@@ -5914,7 +6013,7 @@ type SystemStatus struct {
 
 func (x *SystemStatus) Reset() {
 	*x = SystemStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[85]
+	mi := &file_isthmus_v1_services_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5926,7 +6025,7 @@ func (x *SystemStatus) String() string {
 func (*SystemStatus) ProtoMessage() {}
 
 func (x *SystemStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[85]
+	mi := &file_isthmus_v1_services_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5939,7 +6038,7 @@ func (x *SystemStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SystemStatus.ProtoReflect.Descriptor instead.
 func (*SystemStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{85}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *SystemStatus) GetNode() string {
@@ -6043,15 +6142,18 @@ type Summary struct {
 	Ports *PortUse `protobuf:"bytes,12,opt,name=ports,proto3" json:"ports,omitempty"`
 	// Whether the guard's rules are in the kernel, and the packets with a wrong source that they
 	// dropped.
-	Guard         bool   `protobuf:"varint,13,opt,name=guard,proto3" json:"guard,omitempty"`
-	GuardPackets  uint64 `protobuf:"varint,14,opt,name=guard_packets,json=guardPackets,proto3" json:"guard_packets,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Guard        bool   `protobuf:"varint,13,opt,name=guard,proto3" json:"guard,omitempty"`
+	GuardPackets uint64 `protobuf:"varint,14,opt,name=guard_packets,json=guardPackets,proto3" json:"guard_packets,omitempty"`
+	// Tunnels and BGP sessions that the document shuts down.
+	TunnelsDisabled uint32 `protobuf:"varint,15,opt,name=tunnels_disabled,json=tunnelsDisabled,proto3" json:"tunnels_disabled,omitempty"`
+	PeersDisabled   uint32 `protobuf:"varint,16,opt,name=peers_disabled,json=peersDisabled,proto3" json:"peers_disabled,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Summary) Reset() {
 	*x = Summary{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[86]
+	mi := &file_isthmus_v1_services_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6063,7 +6165,7 @@ func (x *Summary) String() string {
 func (*Summary) ProtoMessage() {}
 
 func (x *Summary) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[86]
+	mi := &file_isthmus_v1_services_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6076,7 +6178,7 @@ func (x *Summary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Summary.ProtoReflect.Descriptor instead.
 func (*Summary) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{86}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *Summary) GetTunnels() uint32 {
@@ -6177,6 +6279,20 @@ func (x *Summary) GetGuardPackets() uint64 {
 	return 0
 }
 
+func (x *Summary) GetTunnelsDisabled() uint32 {
+	if x != nil {
+		return x.TunnelsDisabled
+	}
+	return 0
+}
+
+func (x *Summary) GetPeersDisabled() uint32 {
+	if x != nil {
+		return x.PeersDisabled
+	}
+	return 0
+}
+
 // PlatformStatus is the last answer of the platform's metadata service about the machine.
 type PlatformStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -6196,7 +6312,7 @@ type PlatformStatus struct {
 
 func (x *PlatformStatus) Reset() {
 	*x = PlatformStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[87]
+	mi := &file_isthmus_v1_services_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6208,7 +6324,7 @@ func (x *PlatformStatus) String() string {
 func (*PlatformStatus) ProtoMessage() {}
 
 func (x *PlatformStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[87]
+	mi := &file_isthmus_v1_services_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6221,7 +6337,7 @@ func (x *PlatformStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlatformStatus.ProtoReflect.Descriptor instead.
 func (*PlatformStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{87}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *PlatformStatus) GetPlatform() string {
@@ -6292,7 +6408,7 @@ type PlatformInterface struct {
 
 func (x *PlatformInterface) Reset() {
 	*x = PlatformInterface{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[88]
+	mi := &file_isthmus_v1_services_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6304,7 +6420,7 @@ func (x *PlatformInterface) String() string {
 func (*PlatformInterface) ProtoMessage() {}
 
 func (x *PlatformInterface) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[88]
+	mi := &file_isthmus_v1_services_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6317,7 +6433,7 @@ func (x *PlatformInterface) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlatformInterface.ProtoReflect.Descriptor instead.
 func (*PlatformInterface) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{88}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *PlatformInterface) GetName() string {
@@ -6383,7 +6499,7 @@ type Counters struct {
 
 func (x *Counters) Reset() {
 	*x = Counters{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[89]
+	mi := &file_isthmus_v1_services_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6395,7 +6511,7 @@ func (x *Counters) String() string {
 func (*Counters) ProtoMessage() {}
 
 func (x *Counters) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[89]
+	mi := &file_isthmus_v1_services_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6408,7 +6524,7 @@ func (x *Counters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counters.ProtoReflect.Descriptor instead.
 func (*Counters) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{89}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *Counters) GetViciWrites() uint64 {
@@ -6465,7 +6581,7 @@ type SetSecretRequest struct {
 
 func (x *SetSecretRequest) Reset() {
 	*x = SetSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[90]
+	mi := &file_isthmus_v1_services_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6477,7 +6593,7 @@ func (x *SetSecretRequest) String() string {
 func (*SetSecretRequest) ProtoMessage() {}
 
 func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[90]
+	mi := &file_isthmus_v1_services_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6490,7 +6606,7 @@ func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSecretRequest.ProtoReflect.Descriptor instead.
 func (*SetSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{90}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *SetSecretRequest) GetName() string {
@@ -6516,7 +6632,7 @@ type RollbackSecretRequest struct {
 
 func (x *RollbackSecretRequest) Reset() {
 	*x = RollbackSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[91]
+	mi := &file_isthmus_v1_services_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6528,7 +6644,7 @@ func (x *RollbackSecretRequest) String() string {
 func (*RollbackSecretRequest) ProtoMessage() {}
 
 func (x *RollbackSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[91]
+	mi := &file_isthmus_v1_services_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6541,7 +6657,7 @@ func (x *RollbackSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackSecretRequest.ProtoReflect.Descriptor instead.
 func (*RollbackSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{91}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *RollbackSecretRequest) GetName() string {
@@ -6562,7 +6678,7 @@ type ListSecretsRequest struct {
 
 func (x *ListSecretsRequest) Reset() {
 	*x = ListSecretsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[92]
+	mi := &file_isthmus_v1_services_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6574,7 +6690,7 @@ func (x *ListSecretsRequest) String() string {
 func (*ListSecretsRequest) ProtoMessage() {}
 
 func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[92]
+	mi := &file_isthmus_v1_services_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6587,7 +6703,7 @@ func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsRequest.ProtoReflect.Descriptor instead.
 func (*ListSecretsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{92}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *ListSecretsRequest) GetPageSize() uint32 {
@@ -6614,7 +6730,7 @@ type ListSecretsResponse struct {
 
 func (x *ListSecretsResponse) Reset() {
 	*x = ListSecretsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[93]
+	mi := &file_isthmus_v1_services_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6626,7 +6742,7 @@ func (x *ListSecretsResponse) String() string {
 func (*ListSecretsResponse) ProtoMessage() {}
 
 func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[93]
+	mi := &file_isthmus_v1_services_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6639,7 +6755,7 @@ func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsResponse.ProtoReflect.Descriptor instead.
 func (*ListSecretsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{93}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *ListSecretsResponse) GetSecrets() []*SecretInfo {
@@ -6675,7 +6791,7 @@ type SecretInfo struct {
 
 func (x *SecretInfo) Reset() {
 	*x = SecretInfo{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[94]
+	mi := &file_isthmus_v1_services_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6687,7 +6803,7 @@ func (x *SecretInfo) String() string {
 func (*SecretInfo) ProtoMessage() {}
 
 func (x *SecretInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[94]
+	mi := &file_isthmus_v1_services_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6700,7 +6816,7 @@ func (x *SecretInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretInfo.ProtoReflect.Descriptor instead.
 func (*SecretInfo) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{94}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *SecretInfo) GetName() string {
@@ -6747,7 +6863,7 @@ type DeleteSecretRequest struct {
 
 func (x *DeleteSecretRequest) Reset() {
 	*x = DeleteSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[95]
+	mi := &file_isthmus_v1_services_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6759,7 +6875,7 @@ func (x *DeleteSecretRequest) String() string {
 func (*DeleteSecretRequest) ProtoMessage() {}
 
 func (x *DeleteSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[95]
+	mi := &file_isthmus_v1_services_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6772,7 +6888,7 @@ func (x *DeleteSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSecretRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{95}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *DeleteSecretRequest) GetName() string {
@@ -6790,7 +6906,7 @@ type DeleteSecretResponse struct {
 
 func (x *DeleteSecretResponse) Reset() {
 	*x = DeleteSecretResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[96]
+	mi := &file_isthmus_v1_services_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6802,7 +6918,7 @@ func (x *DeleteSecretResponse) String() string {
 func (*DeleteSecretResponse) ProtoMessage() {}
 
 func (x *DeleteSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[96]
+	mi := &file_isthmus_v1_services_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6815,7 +6931,7 @@ func (x *DeleteSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSecretResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSecretResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{96}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{97}
 }
 
 type ListAuditRequest struct {
@@ -6837,7 +6953,7 @@ type ListAuditRequest struct {
 
 func (x *ListAuditRequest) Reset() {
 	*x = ListAuditRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[97]
+	mi := &file_isthmus_v1_services_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6849,7 +6965,7 @@ func (x *ListAuditRequest) String() string {
 func (*ListAuditRequest) ProtoMessage() {}
 
 func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[97]
+	mi := &file_isthmus_v1_services_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6862,7 +6978,7 @@ func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditRequest.ProtoReflect.Descriptor instead.
 func (*ListAuditRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{97}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *ListAuditRequest) GetPageSize() uint32 {
@@ -6920,7 +7036,7 @@ type ListAuditResponse struct {
 
 func (x *ListAuditResponse) Reset() {
 	*x = ListAuditResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[98]
+	mi := &file_isthmus_v1_services_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6932,7 +7048,7 @@ func (x *ListAuditResponse) String() string {
 func (*ListAuditResponse) ProtoMessage() {}
 
 func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[98]
+	mi := &file_isthmus_v1_services_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6945,7 +7061,7 @@ func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditResponse.ProtoReflect.Descriptor instead.
 func (*ListAuditResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{98}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *ListAuditResponse) GetEntries() []*AuditEntry {
@@ -7004,7 +7120,7 @@ type AuditEntry struct {
 
 func (x *AuditEntry) Reset() {
 	*x = AuditEntry{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[99]
+	mi := &file_isthmus_v1_services_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7016,7 +7132,7 @@ func (x *AuditEntry) String() string {
 func (*AuditEntry) ProtoMessage() {}
 
 func (x *AuditEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[99]
+	mi := &file_isthmus_v1_services_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7029,7 +7145,7 @@ func (x *AuditEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditEntry.ProtoReflect.Descriptor instead.
 func (*AuditEntry) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{99}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *AuditEntry) GetTime() *timestamppb.Timestamp {
@@ -7148,7 +7264,7 @@ type RenewAuthorityRequest struct {
 
 func (x *RenewAuthorityRequest) Reset() {
 	*x = RenewAuthorityRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[100]
+	mi := &file_isthmus_v1_services_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7160,7 +7276,7 @@ func (x *RenewAuthorityRequest) String() string {
 func (*RenewAuthorityRequest) ProtoMessage() {}
 
 func (x *RenewAuthorityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[100]
+	mi := &file_isthmus_v1_services_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7173,7 +7289,7 @@ func (x *RenewAuthorityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewAuthorityRequest.ProtoReflect.Descriptor instead.
 func (*RenewAuthorityRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{100}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *RenewAuthorityRequest) GetAtOnce() bool {
@@ -7195,7 +7311,7 @@ type RenewAuthorityResponse struct {
 
 func (x *RenewAuthorityResponse) Reset() {
 	*x = RenewAuthorityResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[101]
+	mi := &file_isthmus_v1_services_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7207,7 +7323,7 @@ func (x *RenewAuthorityResponse) String() string {
 func (*RenewAuthorityResponse) ProtoMessage() {}
 
 func (x *RenewAuthorityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[101]
+	mi := &file_isthmus_v1_services_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7220,7 +7336,7 @@ func (x *RenewAuthorityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewAuthorityResponse.ProtoReflect.Descriptor instead.
 func (*RenewAuthorityResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{101}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *RenewAuthorityResponse) GetAuthority() string {
@@ -7253,7 +7369,7 @@ type IssueClientRequest struct {
 
 func (x *IssueClientRequest) Reset() {
 	*x = IssueClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[102]
+	mi := &file_isthmus_v1_services_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7265,7 +7381,7 @@ func (x *IssueClientRequest) String() string {
 func (*IssueClientRequest) ProtoMessage() {}
 
 func (x *IssueClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[102]
+	mi := &file_isthmus_v1_services_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7278,7 +7394,7 @@ func (x *IssueClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueClientRequest.ProtoReflect.Descriptor instead.
 func (*IssueClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{102}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *IssueClientRequest) GetName() string {
@@ -7322,7 +7438,7 @@ type IssueClientResponse struct {
 
 func (x *IssueClientResponse) Reset() {
 	*x = IssueClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[103]
+	mi := &file_isthmus_v1_services_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7334,7 +7450,7 @@ func (x *IssueClientResponse) String() string {
 func (*IssueClientResponse) ProtoMessage() {}
 
 func (x *IssueClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[103]
+	mi := &file_isthmus_v1_services_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7347,7 +7463,7 @@ func (x *IssueClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueClientResponse.ProtoReflect.Descriptor instead.
 func (*IssueClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{103}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *IssueClientResponse) GetCertificate() string {
@@ -7382,7 +7498,7 @@ type RenewClientRequest struct {
 
 func (x *RenewClientRequest) Reset() {
 	*x = RenewClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[104]
+	mi := &file_isthmus_v1_services_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7394,7 +7510,7 @@ func (x *RenewClientRequest) String() string {
 func (*RenewClientRequest) ProtoMessage() {}
 
 func (x *RenewClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[104]
+	mi := &file_isthmus_v1_services_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7407,7 +7523,7 @@ func (x *RenewClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewClientRequest.ProtoReflect.Descriptor instead.
 func (*RenewClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{104}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *RenewClientRequest) GetCsr() []byte {
@@ -7430,7 +7546,7 @@ type RenewClientResponse struct {
 
 func (x *RenewClientResponse) Reset() {
 	*x = RenewClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[105]
+	mi := &file_isthmus_v1_services_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7442,7 +7558,7 @@ func (x *RenewClientResponse) String() string {
 func (*RenewClientResponse) ProtoMessage() {}
 
 func (x *RenewClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[105]
+	mi := &file_isthmus_v1_services_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7455,7 +7571,7 @@ func (x *RenewClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewClientResponse.ProtoReflect.Descriptor instead.
 func (*RenewClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{105}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *RenewClientResponse) GetCertificate() string {
@@ -7487,7 +7603,7 @@ type ListClientsRequest struct {
 
 func (x *ListClientsRequest) Reset() {
 	*x = ListClientsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[106]
+	mi := &file_isthmus_v1_services_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7499,7 +7615,7 @@ func (x *ListClientsRequest) String() string {
 func (*ListClientsRequest) ProtoMessage() {}
 
 func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[106]
+	mi := &file_isthmus_v1_services_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7512,7 +7628,7 @@ func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsRequest.ProtoReflect.Descriptor instead.
 func (*ListClientsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{106}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{107}
 }
 
 type ListClientsResponse struct {
@@ -7524,7 +7640,7 @@ type ListClientsResponse struct {
 
 func (x *ListClientsResponse) Reset() {
 	*x = ListClientsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[107]
+	mi := &file_isthmus_v1_services_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7536,7 +7652,7 @@ func (x *ListClientsResponse) String() string {
 func (*ListClientsResponse) ProtoMessage() {}
 
 func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[107]
+	mi := &file_isthmus_v1_services_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7549,7 +7665,7 @@ func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsResponse.ProtoReflect.Descriptor instead.
 func (*ListClientsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{107}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *ListClientsResponse) GetClients() []*Client {
@@ -7580,7 +7696,7 @@ type Client struct {
 
 func (x *Client) Reset() {
 	*x = Client{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[108]
+	mi := &file_isthmus_v1_services_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7592,7 +7708,7 @@ func (x *Client) String() string {
 func (*Client) ProtoMessage() {}
 
 func (x *Client) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[108]
+	mi := &file_isthmus_v1_services_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7605,7 +7721,7 @@ func (x *Client) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Client.ProtoReflect.Descriptor instead.
 func (*Client) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{108}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *Client) GetName() string {
@@ -7667,7 +7783,7 @@ type RevokeClientRequest struct {
 
 func (x *RevokeClientRequest) Reset() {
 	*x = RevokeClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[109]
+	mi := &file_isthmus_v1_services_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7679,7 +7795,7 @@ func (x *RevokeClientRequest) String() string {
 func (*RevokeClientRequest) ProtoMessage() {}
 
 func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[109]
+	mi := &file_isthmus_v1_services_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7692,7 +7808,7 @@ func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientRequest.ProtoReflect.Descriptor instead.
 func (*RevokeClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{109}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *RevokeClientRequest) GetSerial() string {
@@ -7710,7 +7826,7 @@ type RevokeClientResponse struct {
 
 func (x *RevokeClientResponse) Reset() {
 	*x = RevokeClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[110]
+	mi := &file_isthmus_v1_services_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7722,7 +7838,7 @@ func (x *RevokeClientResponse) String() string {
 func (*RevokeClientResponse) ProtoMessage() {}
 
 func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[110]
+	mi := &file_isthmus_v1_services_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7735,7 +7851,7 @@ func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientResponse.ProtoReflect.Descriptor instead.
 func (*RevokeClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{110}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{111}
 }
 
 type ListPortsRequest struct {
@@ -7749,7 +7865,7 @@ type ListPortsRequest struct {
 
 func (x *ListPortsRequest) Reset() {
 	*x = ListPortsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[111]
+	mi := &file_isthmus_v1_services_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7761,7 +7877,7 @@ func (x *ListPortsRequest) String() string {
 func (*ListPortsRequest) ProtoMessage() {}
 
 func (x *ListPortsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[111]
+	mi := &file_isthmus_v1_services_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7774,7 +7890,7 @@ func (x *ListPortsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPortsRequest.ProtoReflect.Descriptor instead.
 func (*ListPortsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{111}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *ListPortsRequest) GetPageSize() uint32 {
@@ -7811,7 +7927,7 @@ type ListPortsResponse struct {
 
 func (x *ListPortsResponse) Reset() {
 	*x = ListPortsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[112]
+	mi := &file_isthmus_v1_services_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7823,7 +7939,7 @@ func (x *ListPortsResponse) String() string {
 func (*ListPortsResponse) ProtoMessage() {}
 
 func (x *ListPortsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[112]
+	mi := &file_isthmus_v1_services_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7836,7 +7952,7 @@ func (x *ListPortsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPortsResponse.ProtoReflect.Descriptor instead.
 func (*ListPortsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{112}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *ListPortsResponse) GetPorts() []*PortUse {
@@ -7889,7 +8005,7 @@ type WatchPortsRequest struct {
 
 func (x *WatchPortsRequest) Reset() {
 	*x = WatchPortsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[113]
+	mi := &file_isthmus_v1_services_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7901,7 +8017,7 @@ func (x *WatchPortsRequest) String() string {
 func (*WatchPortsRequest) ProtoMessage() {}
 
 func (x *WatchPortsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[113]
+	mi := &file_isthmus_v1_services_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7914,7 +8030,7 @@ func (x *WatchPortsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPortsRequest.ProtoReflect.Descriptor instead.
 func (*WatchPortsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{113}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{114}
 }
 
 type PortEvent struct {
@@ -7927,7 +8043,7 @@ type PortEvent struct {
 
 func (x *PortEvent) Reset() {
 	*x = PortEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[114]
+	mi := &file_isthmus_v1_services_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7939,7 +8055,7 @@ func (x *PortEvent) String() string {
 func (*PortEvent) ProtoMessage() {}
 
 func (x *PortEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[114]
+	mi := &file_isthmus_v1_services_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7952,7 +8068,7 @@ func (x *PortEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortEvent.ProtoReflect.Descriptor instead.
 func (*PortEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{114}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *PortEvent) GetType() EventType {
@@ -8004,7 +8120,7 @@ type PortUse struct {
 
 func (x *PortUse) Reset() {
 	*x = PortUse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[115]
+	mi := &file_isthmus_v1_services_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8016,7 +8132,7 @@ func (x *PortUse) String() string {
 func (*PortUse) ProtoMessage() {}
 
 func (x *PortUse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[115]
+	mi := &file_isthmus_v1_services_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8029,7 +8145,7 @@ func (x *PortUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortUse.ProtoReflect.Descriptor instead.
 func (*PortUse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{115}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *PortUse) GetPool() string {
@@ -8138,7 +8254,7 @@ type AddressUse struct {
 
 func (x *AddressUse) Reset() {
 	*x = AddressUse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[116]
+	mi := &file_isthmus_v1_services_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8150,7 +8266,7 @@ func (x *AddressUse) String() string {
 func (*AddressUse) ProtoMessage() {}
 
 func (x *AddressUse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[116]
+	mi := &file_isthmus_v1_services_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8163,7 +8279,7 @@ func (x *AddressUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressUse.ProtoReflect.Descriptor instead.
 func (*AddressUse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{116}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{117}
 }
 
 func (x *AddressUse) GetPool() string {
@@ -8225,7 +8341,7 @@ type ConnectionTable struct {
 
 func (x *ConnectionTable) Reset() {
 	*x = ConnectionTable{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[117]
+	mi := &file_isthmus_v1_services_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8237,7 +8353,7 @@ func (x *ConnectionTable) String() string {
 func (*ConnectionTable) ProtoMessage() {}
 
 func (x *ConnectionTable) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[117]
+	mi := &file_isthmus_v1_services_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8250,7 +8366,7 @@ func (x *ConnectionTable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionTable.ProtoReflect.Descriptor instead.
 func (*ConnectionTable) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{117}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *ConnectionTable) GetEntries() uint32 {
@@ -8318,7 +8434,7 @@ type EndFlowsRequest struct {
 
 func (x *EndFlowsRequest) Reset() {
 	*x = EndFlowsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[118]
+	mi := &file_isthmus_v1_services_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8330,7 +8446,7 @@ func (x *EndFlowsRequest) String() string {
 func (*EndFlowsRequest) ProtoMessage() {}
 
 func (x *EndFlowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[118]
+	mi := &file_isthmus_v1_services_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8343,7 +8459,7 @@ func (x *EndFlowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndFlowsRequest.ProtoReflect.Descriptor instead.
 func (*EndFlowsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{118}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *EndFlowsRequest) GetSource() string {
@@ -8384,7 +8500,7 @@ type EndFlowsResponse struct {
 
 func (x *EndFlowsResponse) Reset() {
 	*x = EndFlowsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[119]
+	mi := &file_isthmus_v1_services_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8396,7 +8512,7 @@ func (x *EndFlowsResponse) String() string {
 func (*EndFlowsResponse) ProtoMessage() {}
 
 func (x *EndFlowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[119]
+	mi := &file_isthmus_v1_services_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8409,7 +8525,7 @@ func (x *EndFlowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndFlowsResponse.ProtoReflect.Descriptor instead.
 func (*EndFlowsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{119}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{120}
 }
 
 func (x *EndFlowsResponse) GetFlows() uint64 {
@@ -8445,7 +8561,7 @@ type WhoRequest struct {
 
 func (x *WhoRequest) Reset() {
 	*x = WhoRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[120]
+	mi := &file_isthmus_v1_services_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8457,7 +8573,7 @@ func (x *WhoRequest) String() string {
 func (*WhoRequest) ProtoMessage() {}
 
 func (x *WhoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[120]
+	mi := &file_isthmus_v1_services_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8470,7 +8586,7 @@ func (x *WhoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoRequest.ProtoReflect.Descriptor instead.
 func (*WhoRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{120}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *WhoRequest) GetAddress() string {
@@ -8539,7 +8655,7 @@ type WhoResponse struct {
 
 func (x *WhoResponse) Reset() {
 	*x = WhoResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[121]
+	mi := &file_isthmus_v1_services_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8551,7 +8667,7 @@ func (x *WhoResponse) String() string {
 func (*WhoResponse) ProtoMessage() {}
 
 func (x *WhoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[121]
+	mi := &file_isthmus_v1_services_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8564,7 +8680,7 @@ func (x *WhoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoResponse.ProtoReflect.Descriptor instead.
 func (*WhoResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{121}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{122}
 }
 
 func (x *WhoResponse) GetFlows() []*TranslatedFlow {
@@ -8627,7 +8743,7 @@ type TranslatedFlow struct {
 
 func (x *TranslatedFlow) Reset() {
 	*x = TranslatedFlow{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[122]
+	mi := &file_isthmus_v1_services_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8639,7 +8755,7 @@ func (x *TranslatedFlow) String() string {
 func (*TranslatedFlow) ProtoMessage() {}
 
 func (x *TranslatedFlow) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[122]
+	mi := &file_isthmus_v1_services_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8652,7 +8768,7 @@ func (x *TranslatedFlow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TranslatedFlow.ProtoReflect.Descriptor instead.
 func (*TranslatedFlow) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{122}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{123}
 }
 
 func (x *TranslatedFlow) GetStart() *timestamppb.Timestamp {
@@ -8759,7 +8875,7 @@ type EventFilter struct {
 
 func (x *EventFilter) Reset() {
 	*x = EventFilter{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[123]
+	mi := &file_isthmus_v1_services_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8771,7 +8887,7 @@ func (x *EventFilter) String() string {
 func (*EventFilter) ProtoMessage() {}
 
 func (x *EventFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[123]
+	mi := &file_isthmus_v1_services_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8784,7 +8900,7 @@ func (x *EventFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventFilter.ProtoReflect.Descriptor instead.
 func (*EventFilter) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{123}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{124}
 }
 
 func (x *EventFilter) GetSince() *timestamppb.Timestamp {
@@ -8834,7 +8950,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[124]
+	mi := &file_isthmus_v1_services_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8846,7 +8962,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[124]
+	mi := &file_isthmus_v1_services_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8859,7 +8975,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{124}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{125}
 }
 
 func (x *ListEventsRequest) GetPageSize() uint32 {
@@ -8894,7 +9010,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[125]
+	mi := &file_isthmus_v1_services_proto_msgTypes[126]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8906,7 +9022,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[125]
+	mi := &file_isthmus_v1_services_proto_msgTypes[126]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8919,7 +9035,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{125}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{126}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -8949,7 +9065,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[126]
+	mi := &file_isthmus_v1_services_proto_msgTypes[127]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8961,7 +9077,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[126]
+	mi := &file_isthmus_v1_services_proto_msgTypes[127]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8974,7 +9090,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{126}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{127}
 }
 
 func (x *WatchEventsRequest) GetResumeToken() string {
@@ -9007,7 +9123,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[127]
+	mi := &file_isthmus_v1_services_proto_msgTypes[128]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9019,7 +9135,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[127]
+	mi := &file_isthmus_v1_services_proto_msgTypes[128]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9032,7 +9148,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{127}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{128}
 }
 
 func (x *WatchEventsResponse) GetType() EventType {
@@ -9091,7 +9207,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[128]
+	mi := &file_isthmus_v1_services_proto_msgTypes[129]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9103,7 +9219,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[128]
+	mi := &file_isthmus_v1_services_proto_msgTypes[129]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9116,7 +9232,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{128}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{129}
 }
 
 func (x *Event) GetSequence() uint64 {
@@ -9250,6 +9366,15 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\x13expected_generation\x18\x04 \x01(\x04H\x00R\x12expectedGeneration\x88\x01\x01\x12@\n" +
 	"\x0econfirm_within\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\rconfirmWithin\x12\x17\n" +
 	"\adry_run\x18\x06 \x01(\bR\x06dryRunB\x16\n" +
+	"\x14_expected_generation\"\xa3\x02\n" +
+	"\x12SetDisabledRequest\x12\x18\n" +
+	"\atunnels\x18\x01 \x03(\tR\atunnels\x12\x14\n" +
+	"\x05peers\x18\x02 \x03(\tR\x05peers\x12\x1a\n" +
+	"\bdisabled\x18\x03 \x01(\bR\bdisabled\x124\n" +
+	"\x13expected_generation\x18\x04 \x01(\x04H\x00R\x12expectedGeneration\x88\x01\x01\x12@\n" +
+	"\x0econfirm_within\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\rconfirmWithin\x12\x17\n" +
+	"\adry_run\x18\x06 \x01(\bR\x06dryRun\x12\x18\n" +
+	"\amessage\x18\a \x01(\tR\amessageB\x16\n" +
 	"\x14_expected_generation\"0\n" +
 	"\x0eConfirmRequest\x12\x1e\n" +
 	"\n" +
@@ -9671,7 +9796,7 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\bcounters\x18\t \x01(\v2\x14.isthmus.v1.CountersR\bcounters\x126\n" +
 	"\bplatform\x18\n" +
 	" \x01(\v2\x1a.isthmus.v1.PlatformStatusR\bplatform\x12-\n" +
-	"\asummary\x18\v \x01(\v2\x13.isthmus.v1.SummaryR\asummary\"\xfd\x03\n" +
+	"\asummary\x18\v \x01(\v2\x13.isthmus.v1.SummaryR\asummary\"\xcf\x04\n" +
 	"\aSummary\x12\x18\n" +
 	"\atunnels\x18\x01 \x01(\rR\atunnels\x12\x1d\n" +
 	"\n" +
@@ -9688,7 +9813,9 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\x16pool_addresses_healthy\x18\v \x01(\rR\x14poolAddressesHealthy\x12)\n" +
 	"\x05ports\x18\f \x01(\v2\x13.isthmus.v1.PortUseR\x05ports\x12\x14\n" +
 	"\x05guard\x18\r \x01(\bR\x05guard\x12#\n" +
-	"\rguard_packets\x18\x0e \x01(\x04R\fguardPackets\"\xf7\x01\n" +
+	"\rguard_packets\x18\x0e \x01(\x04R\fguardPackets\x12)\n" +
+	"\x10tunnels_disabled\x18\x0f \x01(\rR\x0ftunnelsDisabled\x12%\n" +
+	"\x0epeers_disabled\x18\x10 \x01(\rR\rpeersDisabled\"\xf7\x01\n" +
 	"\x0ePlatformStatus\x12\x1a\n" +
 	"\bplatform\x18\x01 \x01(\tR\bplatform\x12\x1a\n" +
 	"\binstance\x18\x02 \x01(\tR\binstance\x12\x16\n" +
@@ -9922,12 +10049,13 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\n" +
 	"generation\x18\n" +
 	" \x01(\x04R\n" +
-	"generation2\xf5\x04\n" +
+	"generation2\xc9\x05\n" +
 	"\vSpecService\x12K\n" +
 	"\bValidate\x12\x1b.isthmus.v1.ValidateRequest\x1a\x1c.isthmus.v1.ValidateResponse\"\x04\xd0\xd3\x18\x01\x12?\n" +
 	"\x04Plan\x12\x17.isthmus.v1.PlanRequest\x1a\x18.isthmus.v1.PlanResponse\"\x04\xd0\xd3\x18\x01\x12F\n" +
 	"\x05Apply\x12\x18.isthmus.v1.ApplyRequest\x1a\x19.isthmus.v1.ApplyResponse\"\b\xd0\xd3\x18\x02\xd8\xd3\x18\x01\x12T\n" +
-	"\fEditPolicies\x12\x1f.isthmus.v1.EditPoliciesRequest\x1a\x19.isthmus.v1.ApplyResponse\"\b\xd0\xd3\x18\x02\xd8\xd3\x18\x01\x12L\n" +
+	"\fEditPolicies\x12\x1f.isthmus.v1.EditPoliciesRequest\x1a\x19.isthmus.v1.ApplyResponse\"\b\xd0\xd3\x18\x02\xd8\xd3\x18\x01\x12R\n" +
+	"\vSetDisabled\x12\x1e.isthmus.v1.SetDisabledRequest\x1a\x19.isthmus.v1.ApplyResponse\"\b\xd0\xd3\x18\x02\xd8\xd3\x18\x01\x12L\n" +
 	"\aConfirm\x12\x1a.isthmus.v1.ConfirmRequest\x1a\x1b.isthmus.v1.ConfirmResponse\"\b\xd0\xd3\x18\x02\xd8\xd3\x18\x01\x12H\n" +
 	"\aGetSpec\x12\x1a.isthmus.v1.GetSpecRequest\x1a\x1b.isthmus.v1.GetSpecResponse\"\x04\xd0\xd3\x18\x01\x12T\n" +
 	"\vListHistory\x12\x1e.isthmus.v1.ListHistoryRequest\x1a\x1f.isthmus.v1.ListHistoryResponse\"\x04\xd0\xd3\x18\x01\x12L\n" +
@@ -10008,7 +10136,7 @@ func file_isthmus_v1_services_proto_rawDescGZIP() []byte {
 }
 
 var file_isthmus_v1_services_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 129)
+var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 130)
 var file_isthmus_v1_services_proto_goTypes = []any{
 	(Change_Action)(0),             // 0: isthmus.v1.Change.Action
 	(*Source)(nil),                 // 1: isthmus.v1.Source
@@ -10021,367 +10149,371 @@ var file_isthmus_v1_services_proto_goTypes = []any{
 	(*ApplyRequest)(nil),           // 8: isthmus.v1.ApplyRequest
 	(*ApplyResponse)(nil),          // 9: isthmus.v1.ApplyResponse
 	(*EditPoliciesRequest)(nil),    // 10: isthmus.v1.EditPoliciesRequest
-	(*ConfirmRequest)(nil),         // 11: isthmus.v1.ConfirmRequest
-	(*ConfirmResponse)(nil),        // 12: isthmus.v1.ConfirmResponse
-	(*GetSpecRequest)(nil),         // 13: isthmus.v1.GetSpecRequest
-	(*GetSpecResponse)(nil),        // 14: isthmus.v1.GetSpecResponse
-	(*ListHistoryRequest)(nil),     // 15: isthmus.v1.ListHistoryRequest
-	(*ListHistoryResponse)(nil),    // 16: isthmus.v1.ListHistoryResponse
-	(*Revision)(nil),               // 17: isthmus.v1.Revision
-	(*RollbackRequest)(nil),        // 18: isthmus.v1.RollbackRequest
-	(*ListTunnelsRequest)(nil),     // 19: isthmus.v1.ListTunnelsRequest
-	(*ListTunnelsResponse)(nil),    // 20: isthmus.v1.ListTunnelsResponse
-	(*GetTunnelRequest)(nil),       // 21: isthmus.v1.GetTunnelRequest
-	(*WatchTunnelsRequest)(nil),    // 22: isthmus.v1.WatchTunnelsRequest
-	(*TunnelEvent)(nil),            // 23: isthmus.v1.TunnelEvent
-	(*TunnelStatus)(nil),           // 24: isthmus.v1.TunnelStatus
-	(*WireGuardStatus)(nil),        // 25: isthmus.v1.WireGuardStatus
-	(*Explanation)(nil),            // 26: isthmus.v1.Explanation
-	(*StrayTunnel)(nil),            // 27: isthmus.v1.StrayTunnel
-	(*ListPeersRequest)(nil),       // 28: isthmus.v1.ListPeersRequest
-	(*ListPeersResponse)(nil),      // 29: isthmus.v1.ListPeersResponse
-	(*GetPeerRequest)(nil),         // 30: isthmus.v1.GetPeerRequest
-	(*WatchPeersRequest)(nil),      // 31: isthmus.v1.WatchPeersRequest
-	(*PeerEvent)(nil),              // 32: isthmus.v1.PeerEvent
-	(*ResetPeerRequest)(nil),       // 33: isthmus.v1.ResetPeerRequest
-	(*ResetPeerResponse)(nil),      // 34: isthmus.v1.ResetPeerResponse
-	(*PeerStatus)(nil),             // 35: isthmus.v1.PeerStatus
-	(*PeerFilter)(nil),             // 36: isthmus.v1.PeerFilter
-	(*DiscardedAttribute)(nil),     // 37: isthmus.v1.DiscardedAttribute
-	(*ListRoutesRequest)(nil),      // 38: isthmus.v1.ListRoutesRequest
-	(*ListRoutesResponse)(nil),     // 39: isthmus.v1.ListRoutesResponse
-	(*WatchRoutesRequest)(nil),     // 40: isthmus.v1.WatchRoutesRequest
-	(*RouteEvent)(nil),             // 41: isthmus.v1.RouteEvent
-	(*Route)(nil),                  // 42: isthmus.v1.Route
-	(*NextHop)(nil),                // 43: isthmus.v1.NextHop
-	(*ListPoliciesRequest)(nil),    // 44: isthmus.v1.ListPoliciesRequest
-	(*ListPoliciesResponse)(nil),   // 45: isthmus.v1.ListPoliciesResponse
-	(*Drop)(nil),                   // 46: isthmus.v1.Drop
-	(*WatchPoliciesRequest)(nil),   // 47: isthmus.v1.WatchPoliciesRequest
-	(*PolicyEvent)(nil),            // 48: isthmus.v1.PolicyEvent
-	(*ProveEgressRequest)(nil),     // 49: isthmus.v1.ProveEgressRequest
-	(*ProveEgressResponse)(nil),    // 50: isthmus.v1.ProveEgressResponse
-	(*EgressProof)(nil),            // 51: isthmus.v1.EgressProof
-	(*EgressProofState)(nil),       // 52: isthmus.v1.EgressProofState
-	(*CanaryResult)(nil),           // 53: isthmus.v1.CanaryResult
-	(*PolicyStatus)(nil),           // 54: isthmus.v1.PolicyStatus
-	(*ListPoolsRequest)(nil),       // 55: isthmus.v1.ListPoolsRequest
-	(*ListPoolsResponse)(nil),      // 56: isthmus.v1.ListPoolsResponse
-	(*GetPoolRequest)(nil),         // 57: isthmus.v1.GetPoolRequest
-	(*WatchPoolsRequest)(nil),      // 58: isthmus.v1.WatchPoolsRequest
-	(*PoolEvent)(nil),              // 59: isthmus.v1.PoolEvent
-	(*PoolStatus)(nil),             // 60: isthmus.v1.PoolStatus
-	(*PoolMember)(nil),             // 61: isthmus.v1.PoolMember
-	(*ProbeTarget)(nil),            // 62: isthmus.v1.ProbeTarget
-	(*ListNamesRequest)(nil),       // 63: isthmus.v1.ListNamesRequest
-	(*ListNamesResponse)(nil),      // 64: isthmus.v1.ListNamesResponse
-	(*WatchNamesRequest)(nil),      // 65: isthmus.v1.WatchNamesRequest
-	(*NameEvent)(nil),              // 66: isthmus.v1.NameEvent
-	(*NameStatus)(nil),             // 67: isthmus.v1.NameStatus
-	(*GoneAddress)(nil),            // 68: isthmus.v1.GoneAddress
-	(*SealRequest)(nil),            // 69: isthmus.v1.SealRequest
-	(*SealResponse)(nil),           // 70: isthmus.v1.SealResponse
-	(*UnsealRequest)(nil),          // 71: isthmus.v1.UnsealRequest
-	(*UnsealResponse)(nil),         // 72: isthmus.v1.UnsealResponse
-	(*GetMachineRequest)(nil),      // 73: isthmus.v1.GetMachineRequest
-	(*Machine)(nil),                // 74: isthmus.v1.Machine
-	(*Slot)(nil),                   // 75: isthmus.v1.Slot
-	(*UpgradeRequest)(nil),         // 76: isthmus.v1.UpgradeRequest
-	(*UpgradeHeader)(nil),          // 77: isthmus.v1.UpgradeHeader
-	(*UpgradeResponse)(nil),        // 78: isthmus.v1.UpgradeResponse
-	(*RollbackSlotRequest)(nil),    // 79: isthmus.v1.RollbackSlotRequest
-	(*RollbackSlotResponse)(nil),   // 80: isthmus.v1.RollbackSlotResponse
-	(*RebootRequest)(nil),          // 81: isthmus.v1.RebootRequest
-	(*RebootResponse)(nil),         // 82: isthmus.v1.RebootResponse
-	(*PowerOffRequest)(nil),        // 83: isthmus.v1.PowerOffRequest
-	(*PowerOffResponse)(nil),       // 84: isthmus.v1.PowerOffResponse
-	(*GetStatusRequest)(nil),       // 85: isthmus.v1.GetStatusRequest
-	(*SystemStatus)(nil),           // 86: isthmus.v1.SystemStatus
-	(*Summary)(nil),                // 87: isthmus.v1.Summary
-	(*PlatformStatus)(nil),         // 88: isthmus.v1.PlatformStatus
-	(*PlatformInterface)(nil),      // 89: isthmus.v1.PlatformInterface
-	(*Counters)(nil),               // 90: isthmus.v1.Counters
-	(*SetSecretRequest)(nil),       // 91: isthmus.v1.SetSecretRequest
-	(*RollbackSecretRequest)(nil),  // 92: isthmus.v1.RollbackSecretRequest
-	(*ListSecretsRequest)(nil),     // 93: isthmus.v1.ListSecretsRequest
-	(*ListSecretsResponse)(nil),    // 94: isthmus.v1.ListSecretsResponse
-	(*SecretInfo)(nil),             // 95: isthmus.v1.SecretInfo
-	(*DeleteSecretRequest)(nil),    // 96: isthmus.v1.DeleteSecretRequest
-	(*DeleteSecretResponse)(nil),   // 97: isthmus.v1.DeleteSecretResponse
-	(*ListAuditRequest)(nil),       // 98: isthmus.v1.ListAuditRequest
-	(*ListAuditResponse)(nil),      // 99: isthmus.v1.ListAuditResponse
-	(*AuditEntry)(nil),             // 100: isthmus.v1.AuditEntry
-	(*RenewAuthorityRequest)(nil),  // 101: isthmus.v1.RenewAuthorityRequest
-	(*RenewAuthorityResponse)(nil), // 102: isthmus.v1.RenewAuthorityResponse
-	(*IssueClientRequest)(nil),     // 103: isthmus.v1.IssueClientRequest
-	(*IssueClientResponse)(nil),    // 104: isthmus.v1.IssueClientResponse
-	(*RenewClientRequest)(nil),     // 105: isthmus.v1.RenewClientRequest
-	(*RenewClientResponse)(nil),    // 106: isthmus.v1.RenewClientResponse
-	(*ListClientsRequest)(nil),     // 107: isthmus.v1.ListClientsRequest
-	(*ListClientsResponse)(nil),    // 108: isthmus.v1.ListClientsResponse
-	(*Client)(nil),                 // 109: isthmus.v1.Client
-	(*RevokeClientRequest)(nil),    // 110: isthmus.v1.RevokeClientRequest
-	(*RevokeClientResponse)(nil),   // 111: isthmus.v1.RevokeClientResponse
-	(*ListPortsRequest)(nil),       // 112: isthmus.v1.ListPortsRequest
-	(*ListPortsResponse)(nil),      // 113: isthmus.v1.ListPortsResponse
-	(*WatchPortsRequest)(nil),      // 114: isthmus.v1.WatchPortsRequest
-	(*PortEvent)(nil),              // 115: isthmus.v1.PortEvent
-	(*PortUse)(nil),                // 116: isthmus.v1.PortUse
-	(*AddressUse)(nil),             // 117: isthmus.v1.AddressUse
-	(*ConnectionTable)(nil),        // 118: isthmus.v1.ConnectionTable
-	(*EndFlowsRequest)(nil),        // 119: isthmus.v1.EndFlowsRequest
-	(*EndFlowsResponse)(nil),       // 120: isthmus.v1.EndFlowsResponse
-	(*WhoRequest)(nil),             // 121: isthmus.v1.WhoRequest
-	(*WhoResponse)(nil),            // 122: isthmus.v1.WhoResponse
-	(*TranslatedFlow)(nil),         // 123: isthmus.v1.TranslatedFlow
-	(*EventFilter)(nil),            // 124: isthmus.v1.EventFilter
-	(*ListEventsRequest)(nil),      // 125: isthmus.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),     // 126: isthmus.v1.ListEventsResponse
-	(*WatchEventsRequest)(nil),     // 127: isthmus.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),    // 128: isthmus.v1.WatchEventsResponse
-	(*Event)(nil),                  // 129: isthmus.v1.Event
-	(*Spec)(nil),                   // 130: isthmus.v1.Spec
-	(*Problem)(nil),                // 131: isthmus.v1.Problem
-	(*durationpb.Duration)(nil),    // 132: google.protobuf.Duration
-	(*EgressPolicy)(nil),           // 133: isthmus.v1.EgressPolicy
-	(*timestamppb.Timestamp)(nil),  // 134: google.protobuf.Timestamp
-	(EventType)(0),                 // 135: isthmus.v1.EventType
-	(*Inside)(nil),                 // 136: isthmus.v1.Inside
-	(*Condition)(nil),              // 137: isthmus.v1.Condition
+	(*SetDisabledRequest)(nil),     // 11: isthmus.v1.SetDisabledRequest
+	(*ConfirmRequest)(nil),         // 12: isthmus.v1.ConfirmRequest
+	(*ConfirmResponse)(nil),        // 13: isthmus.v1.ConfirmResponse
+	(*GetSpecRequest)(nil),         // 14: isthmus.v1.GetSpecRequest
+	(*GetSpecResponse)(nil),        // 15: isthmus.v1.GetSpecResponse
+	(*ListHistoryRequest)(nil),     // 16: isthmus.v1.ListHistoryRequest
+	(*ListHistoryResponse)(nil),    // 17: isthmus.v1.ListHistoryResponse
+	(*Revision)(nil),               // 18: isthmus.v1.Revision
+	(*RollbackRequest)(nil),        // 19: isthmus.v1.RollbackRequest
+	(*ListTunnelsRequest)(nil),     // 20: isthmus.v1.ListTunnelsRequest
+	(*ListTunnelsResponse)(nil),    // 21: isthmus.v1.ListTunnelsResponse
+	(*GetTunnelRequest)(nil),       // 22: isthmus.v1.GetTunnelRequest
+	(*WatchTunnelsRequest)(nil),    // 23: isthmus.v1.WatchTunnelsRequest
+	(*TunnelEvent)(nil),            // 24: isthmus.v1.TunnelEvent
+	(*TunnelStatus)(nil),           // 25: isthmus.v1.TunnelStatus
+	(*WireGuardStatus)(nil),        // 26: isthmus.v1.WireGuardStatus
+	(*Explanation)(nil),            // 27: isthmus.v1.Explanation
+	(*StrayTunnel)(nil),            // 28: isthmus.v1.StrayTunnel
+	(*ListPeersRequest)(nil),       // 29: isthmus.v1.ListPeersRequest
+	(*ListPeersResponse)(nil),      // 30: isthmus.v1.ListPeersResponse
+	(*GetPeerRequest)(nil),         // 31: isthmus.v1.GetPeerRequest
+	(*WatchPeersRequest)(nil),      // 32: isthmus.v1.WatchPeersRequest
+	(*PeerEvent)(nil),              // 33: isthmus.v1.PeerEvent
+	(*ResetPeerRequest)(nil),       // 34: isthmus.v1.ResetPeerRequest
+	(*ResetPeerResponse)(nil),      // 35: isthmus.v1.ResetPeerResponse
+	(*PeerStatus)(nil),             // 36: isthmus.v1.PeerStatus
+	(*PeerFilter)(nil),             // 37: isthmus.v1.PeerFilter
+	(*DiscardedAttribute)(nil),     // 38: isthmus.v1.DiscardedAttribute
+	(*ListRoutesRequest)(nil),      // 39: isthmus.v1.ListRoutesRequest
+	(*ListRoutesResponse)(nil),     // 40: isthmus.v1.ListRoutesResponse
+	(*WatchRoutesRequest)(nil),     // 41: isthmus.v1.WatchRoutesRequest
+	(*RouteEvent)(nil),             // 42: isthmus.v1.RouteEvent
+	(*Route)(nil),                  // 43: isthmus.v1.Route
+	(*NextHop)(nil),                // 44: isthmus.v1.NextHop
+	(*ListPoliciesRequest)(nil),    // 45: isthmus.v1.ListPoliciesRequest
+	(*ListPoliciesResponse)(nil),   // 46: isthmus.v1.ListPoliciesResponse
+	(*Drop)(nil),                   // 47: isthmus.v1.Drop
+	(*WatchPoliciesRequest)(nil),   // 48: isthmus.v1.WatchPoliciesRequest
+	(*PolicyEvent)(nil),            // 49: isthmus.v1.PolicyEvent
+	(*ProveEgressRequest)(nil),     // 50: isthmus.v1.ProveEgressRequest
+	(*ProveEgressResponse)(nil),    // 51: isthmus.v1.ProveEgressResponse
+	(*EgressProof)(nil),            // 52: isthmus.v1.EgressProof
+	(*EgressProofState)(nil),       // 53: isthmus.v1.EgressProofState
+	(*CanaryResult)(nil),           // 54: isthmus.v1.CanaryResult
+	(*PolicyStatus)(nil),           // 55: isthmus.v1.PolicyStatus
+	(*ListPoolsRequest)(nil),       // 56: isthmus.v1.ListPoolsRequest
+	(*ListPoolsResponse)(nil),      // 57: isthmus.v1.ListPoolsResponse
+	(*GetPoolRequest)(nil),         // 58: isthmus.v1.GetPoolRequest
+	(*WatchPoolsRequest)(nil),      // 59: isthmus.v1.WatchPoolsRequest
+	(*PoolEvent)(nil),              // 60: isthmus.v1.PoolEvent
+	(*PoolStatus)(nil),             // 61: isthmus.v1.PoolStatus
+	(*PoolMember)(nil),             // 62: isthmus.v1.PoolMember
+	(*ProbeTarget)(nil),            // 63: isthmus.v1.ProbeTarget
+	(*ListNamesRequest)(nil),       // 64: isthmus.v1.ListNamesRequest
+	(*ListNamesResponse)(nil),      // 65: isthmus.v1.ListNamesResponse
+	(*WatchNamesRequest)(nil),      // 66: isthmus.v1.WatchNamesRequest
+	(*NameEvent)(nil),              // 67: isthmus.v1.NameEvent
+	(*NameStatus)(nil),             // 68: isthmus.v1.NameStatus
+	(*GoneAddress)(nil),            // 69: isthmus.v1.GoneAddress
+	(*SealRequest)(nil),            // 70: isthmus.v1.SealRequest
+	(*SealResponse)(nil),           // 71: isthmus.v1.SealResponse
+	(*UnsealRequest)(nil),          // 72: isthmus.v1.UnsealRequest
+	(*UnsealResponse)(nil),         // 73: isthmus.v1.UnsealResponse
+	(*GetMachineRequest)(nil),      // 74: isthmus.v1.GetMachineRequest
+	(*Machine)(nil),                // 75: isthmus.v1.Machine
+	(*Slot)(nil),                   // 76: isthmus.v1.Slot
+	(*UpgradeRequest)(nil),         // 77: isthmus.v1.UpgradeRequest
+	(*UpgradeHeader)(nil),          // 78: isthmus.v1.UpgradeHeader
+	(*UpgradeResponse)(nil),        // 79: isthmus.v1.UpgradeResponse
+	(*RollbackSlotRequest)(nil),    // 80: isthmus.v1.RollbackSlotRequest
+	(*RollbackSlotResponse)(nil),   // 81: isthmus.v1.RollbackSlotResponse
+	(*RebootRequest)(nil),          // 82: isthmus.v1.RebootRequest
+	(*RebootResponse)(nil),         // 83: isthmus.v1.RebootResponse
+	(*PowerOffRequest)(nil),        // 84: isthmus.v1.PowerOffRequest
+	(*PowerOffResponse)(nil),       // 85: isthmus.v1.PowerOffResponse
+	(*GetStatusRequest)(nil),       // 86: isthmus.v1.GetStatusRequest
+	(*SystemStatus)(nil),           // 87: isthmus.v1.SystemStatus
+	(*Summary)(nil),                // 88: isthmus.v1.Summary
+	(*PlatformStatus)(nil),         // 89: isthmus.v1.PlatformStatus
+	(*PlatformInterface)(nil),      // 90: isthmus.v1.PlatformInterface
+	(*Counters)(nil),               // 91: isthmus.v1.Counters
+	(*SetSecretRequest)(nil),       // 92: isthmus.v1.SetSecretRequest
+	(*RollbackSecretRequest)(nil),  // 93: isthmus.v1.RollbackSecretRequest
+	(*ListSecretsRequest)(nil),     // 94: isthmus.v1.ListSecretsRequest
+	(*ListSecretsResponse)(nil),    // 95: isthmus.v1.ListSecretsResponse
+	(*SecretInfo)(nil),             // 96: isthmus.v1.SecretInfo
+	(*DeleteSecretRequest)(nil),    // 97: isthmus.v1.DeleteSecretRequest
+	(*DeleteSecretResponse)(nil),   // 98: isthmus.v1.DeleteSecretResponse
+	(*ListAuditRequest)(nil),       // 99: isthmus.v1.ListAuditRequest
+	(*ListAuditResponse)(nil),      // 100: isthmus.v1.ListAuditResponse
+	(*AuditEntry)(nil),             // 101: isthmus.v1.AuditEntry
+	(*RenewAuthorityRequest)(nil),  // 102: isthmus.v1.RenewAuthorityRequest
+	(*RenewAuthorityResponse)(nil), // 103: isthmus.v1.RenewAuthorityResponse
+	(*IssueClientRequest)(nil),     // 104: isthmus.v1.IssueClientRequest
+	(*IssueClientResponse)(nil),    // 105: isthmus.v1.IssueClientResponse
+	(*RenewClientRequest)(nil),     // 106: isthmus.v1.RenewClientRequest
+	(*RenewClientResponse)(nil),    // 107: isthmus.v1.RenewClientResponse
+	(*ListClientsRequest)(nil),     // 108: isthmus.v1.ListClientsRequest
+	(*ListClientsResponse)(nil),    // 109: isthmus.v1.ListClientsResponse
+	(*Client)(nil),                 // 110: isthmus.v1.Client
+	(*RevokeClientRequest)(nil),    // 111: isthmus.v1.RevokeClientRequest
+	(*RevokeClientResponse)(nil),   // 112: isthmus.v1.RevokeClientResponse
+	(*ListPortsRequest)(nil),       // 113: isthmus.v1.ListPortsRequest
+	(*ListPortsResponse)(nil),      // 114: isthmus.v1.ListPortsResponse
+	(*WatchPortsRequest)(nil),      // 115: isthmus.v1.WatchPortsRequest
+	(*PortEvent)(nil),              // 116: isthmus.v1.PortEvent
+	(*PortUse)(nil),                // 117: isthmus.v1.PortUse
+	(*AddressUse)(nil),             // 118: isthmus.v1.AddressUse
+	(*ConnectionTable)(nil),        // 119: isthmus.v1.ConnectionTable
+	(*EndFlowsRequest)(nil),        // 120: isthmus.v1.EndFlowsRequest
+	(*EndFlowsResponse)(nil),       // 121: isthmus.v1.EndFlowsResponse
+	(*WhoRequest)(nil),             // 122: isthmus.v1.WhoRequest
+	(*WhoResponse)(nil),            // 123: isthmus.v1.WhoResponse
+	(*TranslatedFlow)(nil),         // 124: isthmus.v1.TranslatedFlow
+	(*EventFilter)(nil),            // 125: isthmus.v1.EventFilter
+	(*ListEventsRequest)(nil),      // 126: isthmus.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),     // 127: isthmus.v1.ListEventsResponse
+	(*WatchEventsRequest)(nil),     // 128: isthmus.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),    // 129: isthmus.v1.WatchEventsResponse
+	(*Event)(nil),                  // 130: isthmus.v1.Event
+	(*Spec)(nil),                   // 131: isthmus.v1.Spec
+	(*Problem)(nil),                // 132: isthmus.v1.Problem
+	(*durationpb.Duration)(nil),    // 133: google.protobuf.Duration
+	(*EgressPolicy)(nil),           // 134: isthmus.v1.EgressPolicy
+	(*timestamppb.Timestamp)(nil),  // 135: google.protobuf.Timestamp
+	(EventType)(0),                 // 136: isthmus.v1.EventType
+	(*Inside)(nil),                 // 137: isthmus.v1.Inside
+	(*Condition)(nil),              // 138: isthmus.v1.Condition
 }
 var file_isthmus_v1_services_proto_depIdxs = []int32{
-	130, // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
-	131, // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
+	131, // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
+	132, // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
 	1,   // 2: isthmus.v1.ValidateRequest.source:type_name -> isthmus.v1.Source
-	131, // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
-	131, // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
+	132, // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
+	132, // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
 	1,   // 5: isthmus.v1.PlanRequest.source:type_name -> isthmus.v1.Source
 	0,   // 6: isthmus.v1.Change.action:type_name -> isthmus.v1.Change.Action
 	6,   // 7: isthmus.v1.PlanResponse.changes:type_name -> isthmus.v1.Change
-	131, // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
+	132, // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
 	1,   // 9: isthmus.v1.ApplyRequest.source:type_name -> isthmus.v1.Source
-	132, // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
+	133, // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
 	6,   // 11: isthmus.v1.ApplyResponse.changes:type_name -> isthmus.v1.Change
-	131, // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
-	132, // 13: isthmus.v1.ApplyResponse.goes_back_in:type_name -> google.protobuf.Duration
-	133, // 14: isthmus.v1.EditPoliciesRequest.set:type_name -> isthmus.v1.EgressPolicy
-	132, // 15: isthmus.v1.EditPoliciesRequest.confirm_within:type_name -> google.protobuf.Duration
-	130, // 16: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
-	17,  // 17: isthmus.v1.ListHistoryResponse.revisions:type_name -> isthmus.v1.Revision
-	134, // 18: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
-	132, // 19: isthmus.v1.RollbackRequest.confirm_within:type_name -> google.protobuf.Duration
-	24,  // 20: isthmus.v1.ListTunnelsResponse.tunnels:type_name -> isthmus.v1.TunnelStatus
-	27,  // 21: isthmus.v1.ListTunnelsResponse.strays:type_name -> isthmus.v1.StrayTunnel
-	135, // 22: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
-	24,  // 23: isthmus.v1.TunnelEvent.tunnel:type_name -> isthmus.v1.TunnelStatus
-	134, // 24: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
-	136, // 25: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
-	134, // 26: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
-	134, // 27: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
-	134, // 28: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
-	137, // 29: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
-	26,  // 30: isthmus.v1.TunnelStatus.explanation:type_name -> isthmus.v1.Explanation
-	134, // 31: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
-	134, // 32: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
-	134, // 33: isthmus.v1.TunnelStatus.last_error_since:type_name -> google.protobuf.Timestamp
-	134, // 34: isthmus.v1.TunnelStatus.data_received:type_name -> google.protobuf.Timestamp
-	25,  // 35: isthmus.v1.TunnelStatus.wireguard:type_name -> isthmus.v1.WireGuardStatus
-	134, // 36: isthmus.v1.WireGuardStatus.last_handshake:type_name -> google.protobuf.Timestamp
-	132, // 37: isthmus.v1.WireGuardStatus.keepalive:type_name -> google.protobuf.Duration
-	134, // 38: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
-	134, // 39: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
-	134, // 40: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
-	35,  // 41: isthmus.v1.ListPeersResponse.peers:type_name -> isthmus.v1.PeerStatus
-	135, // 42: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
-	35,  // 43: isthmus.v1.PeerEvent.peer:type_name -> isthmus.v1.PeerStatus
-	134, // 44: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
-	132, // 45: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
-	137, // 46: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
-	134, // 47: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
-	36,  // 48: isthmus.v1.PeerStatus.filter:type_name -> isthmus.v1.PeerFilter
-	134, // 49: isthmus.v1.PeerStatus.last_error_time:type_name -> google.protobuf.Timestamp
-	37,  // 50: isthmus.v1.PeerFilter.discarded:type_name -> isthmus.v1.DiscardedAttribute
-	42,  // 51: isthmus.v1.ListRoutesResponse.routes:type_name -> isthmus.v1.Route
-	135, // 52: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
-	42,  // 53: isthmus.v1.RouteEvent.route:type_name -> isthmus.v1.Route
-	43,  // 54: isthmus.v1.Route.next_hops:type_name -> isthmus.v1.NextHop
-	134, // 55: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
-	137, // 56: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
-	54,  // 57: isthmus.v1.ListPoliciesResponse.policies:type_name -> isthmus.v1.PolicyStatus
-	46,  // 58: isthmus.v1.ListPoliciesResponse.drops:type_name -> isthmus.v1.Drop
-	135, // 59: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
-	54,  // 60: isthmus.v1.PolicyEvent.policy:type_name -> isthmus.v1.PolicyStatus
-	51,  // 61: isthmus.v1.ProveEgressResponse.proof:type_name -> isthmus.v1.EgressProof
-	134, // 62: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
-	52,  // 63: isthmus.v1.EgressProof.states:type_name -> isthmus.v1.EgressProofState
-	53,  // 64: isthmus.v1.EgressProof.canaries:type_name -> isthmus.v1.CanaryResult
-	60,  // 65: isthmus.v1.ListPoolsResponse.pools:type_name -> isthmus.v1.PoolStatus
-	135, // 66: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
-	60,  // 67: isthmus.v1.PoolEvent.pool:type_name -> isthmus.v1.PoolStatus
-	61,  // 68: isthmus.v1.PoolStatus.members:type_name -> isthmus.v1.PoolMember
-	134, // 69: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
-	62,  // 70: isthmus.v1.PoolMember.targets:type_name -> isthmus.v1.ProbeTarget
-	134, // 71: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
-	134, // 72: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
-	67,  // 73: isthmus.v1.ListNamesResponse.names:type_name -> isthmus.v1.NameStatus
-	135, // 74: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
-	67,  // 75: isthmus.v1.NameEvent.name:type_name -> isthmus.v1.NameStatus
-	134, // 76: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
-	134, // 77: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
-	68,  // 78: isthmus.v1.NameStatus.gone:type_name -> isthmus.v1.GoneAddress
-	134, // 79: isthmus.v1.NameStatus.differs:type_name -> google.protobuf.Timestamp
-	134, // 80: isthmus.v1.GoneAddress.since:type_name -> google.protobuf.Timestamp
-	75,  // 81: isthmus.v1.Machine.slots:type_name -> isthmus.v1.Slot
-	134, // 82: isthmus.v1.Slot.deadline:type_name -> google.protobuf.Timestamp
-	77,  // 83: isthmus.v1.UpgradeRequest.header:type_name -> isthmus.v1.UpgradeHeader
-	134, // 84: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
-	134, // 85: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
-	137, // 86: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
-	90,  // 87: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
-	88,  // 88: isthmus.v1.SystemStatus.platform:type_name -> isthmus.v1.PlatformStatus
-	87,  // 89: isthmus.v1.SystemStatus.summary:type_name -> isthmus.v1.Summary
-	116, // 90: isthmus.v1.Summary.ports:type_name -> isthmus.v1.PortUse
-	89,  // 91: isthmus.v1.PlatformStatus.interfaces:type_name -> isthmus.v1.PlatformInterface
-	134, // 92: isthmus.v1.PlatformStatus.read:type_name -> google.protobuf.Timestamp
-	95,  // 93: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
-	134, // 94: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
-	134, // 95: isthmus.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
-	134, // 96: isthmus.v1.ListAuditRequest.until:type_name -> google.protobuf.Timestamp
-	100, // 97: isthmus.v1.ListAuditResponse.entries:type_name -> isthmus.v1.AuditEntry
-	134, // 98: isthmus.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
-	134, // 99: isthmus.v1.RenewAuthorityResponse.former_until:type_name -> google.protobuf.Timestamp
-	132, // 100: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
-	109, // 101: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
-	109, // 102: isthmus.v1.RenewClientResponse.client:type_name -> isthmus.v1.Client
-	109, // 103: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
-	134, // 104: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
-	134, // 105: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
-	116, // 106: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
-	117, // 107: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
-	118, // 108: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
-	134, // 109: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
-	135, // 110: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
-	116, // 111: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
-	132, // 112: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
-	134, // 113: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
-	132, // 114: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
-	123, // 115: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
-	134, // 116: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
-	134, // 117: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
-	134, // 118: isthmus.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
-	134, // 119: isthmus.v1.EventFilter.until:type_name -> google.protobuf.Timestamp
-	124, // 120: isthmus.v1.ListEventsRequest.filter:type_name -> isthmus.v1.EventFilter
-	129, // 121: isthmus.v1.ListEventsResponse.events:type_name -> isthmus.v1.Event
-	124, // 122: isthmus.v1.WatchEventsRequest.filter:type_name -> isthmus.v1.EventFilter
-	135, // 123: isthmus.v1.WatchEventsResponse.type:type_name -> isthmus.v1.EventType
-	129, // 124: isthmus.v1.WatchEventsResponse.event:type_name -> isthmus.v1.Event
-	134, // 125: isthmus.v1.Event.time:type_name -> google.protobuf.Timestamp
-	132, // 126: isthmus.v1.Event.lasted:type_name -> google.protobuf.Duration
-	3,   // 127: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
-	5,   // 128: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
-	8,   // 129: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
-	10,  // 130: isthmus.v1.SpecService.EditPolicies:input_type -> isthmus.v1.EditPoliciesRequest
-	11,  // 131: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
-	13,  // 132: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
-	15,  // 133: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
-	18,  // 134: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
-	19,  // 135: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
-	21,  // 136: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
-	22,  // 137: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
-	28,  // 138: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
-	30,  // 139: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
-	31,  // 140: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
-	33,  // 141: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
-	38,  // 142: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
-	40,  // 143: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
-	44,  // 144: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
-	47,  // 145: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
-	49,  // 146: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
-	121, // 147: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
-	119, // 148: isthmus.v1.NATService.EndFlows:input_type -> isthmus.v1.EndFlowsRequest
-	55,  // 149: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
-	57,  // 150: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
-	58,  // 151: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
-	63,  // 152: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
-	65,  // 153: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
-	85,  // 154: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
-	73,  // 155: isthmus.v1.SystemService.GetMachine:input_type -> isthmus.v1.GetMachineRequest
-	76,  // 156: isthmus.v1.SystemService.Upgrade:input_type -> isthmus.v1.UpgradeRequest
-	79,  // 157: isthmus.v1.SystemService.RollbackSlot:input_type -> isthmus.v1.RollbackSlotRequest
-	81,  // 158: isthmus.v1.SystemService.Reboot:input_type -> isthmus.v1.RebootRequest
-	83,  // 159: isthmus.v1.SystemService.PowerOff:input_type -> isthmus.v1.PowerOffRequest
-	69,  // 160: isthmus.v1.SystemService.Seal:input_type -> isthmus.v1.SealRequest
-	71,  // 161: isthmus.v1.SystemService.Unseal:input_type -> isthmus.v1.UnsealRequest
-	91,  // 162: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
-	91,  // 163: isthmus.v1.SecretService.AddSecret:input_type -> isthmus.v1.SetSecretRequest
-	92,  // 164: isthmus.v1.SecretService.RollbackSecret:input_type -> isthmus.v1.RollbackSecretRequest
-	93,  // 165: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
-	96,  // 166: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
-	103, // 167: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
-	107, // 168: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
-	110, // 169: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
-	105, // 170: isthmus.v1.AccessService.RenewClient:input_type -> isthmus.v1.RenewClientRequest
-	101, // 171: isthmus.v1.AccessService.RenewAuthority:input_type -> isthmus.v1.RenewAuthorityRequest
-	98,  // 172: isthmus.v1.AccessService.ListAudit:input_type -> isthmus.v1.ListAuditRequest
-	112, // 173: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
-	114, // 174: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
-	125, // 175: isthmus.v1.EventService.ListEvents:input_type -> isthmus.v1.ListEventsRequest
-	127, // 176: isthmus.v1.EventService.WatchEvents:input_type -> isthmus.v1.WatchEventsRequest
-	4,   // 177: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
-	7,   // 178: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
-	9,   // 179: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
-	9,   // 180: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
-	12,  // 181: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
-	14,  // 182: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
-	16,  // 183: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
-	9,   // 184: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
-	20,  // 185: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
-	24,  // 186: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
-	23,  // 187: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
-	29,  // 188: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
-	35,  // 189: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
-	32,  // 190: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
-	34,  // 191: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
-	39,  // 192: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
-	41,  // 193: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
-	45,  // 194: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
-	48,  // 195: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
-	50,  // 196: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
-	122, // 197: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
-	120, // 198: isthmus.v1.NATService.EndFlows:output_type -> isthmus.v1.EndFlowsResponse
-	56,  // 199: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
-	60,  // 200: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
-	59,  // 201: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
-	64,  // 202: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
-	66,  // 203: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
-	86,  // 204: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
-	74,  // 205: isthmus.v1.SystemService.GetMachine:output_type -> isthmus.v1.Machine
-	78,  // 206: isthmus.v1.SystemService.Upgrade:output_type -> isthmus.v1.UpgradeResponse
-	80,  // 207: isthmus.v1.SystemService.RollbackSlot:output_type -> isthmus.v1.RollbackSlotResponse
-	82,  // 208: isthmus.v1.SystemService.Reboot:output_type -> isthmus.v1.RebootResponse
-	84,  // 209: isthmus.v1.SystemService.PowerOff:output_type -> isthmus.v1.PowerOffResponse
-	70,  // 210: isthmus.v1.SystemService.Seal:output_type -> isthmus.v1.SealResponse
-	72,  // 211: isthmus.v1.SystemService.Unseal:output_type -> isthmus.v1.UnsealResponse
-	95,  // 212: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
-	95,  // 213: isthmus.v1.SecretService.AddSecret:output_type -> isthmus.v1.SecretInfo
-	95,  // 214: isthmus.v1.SecretService.RollbackSecret:output_type -> isthmus.v1.SecretInfo
-	94,  // 215: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
-	97,  // 216: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
-	104, // 217: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
-	108, // 218: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
-	111, // 219: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
-	106, // 220: isthmus.v1.AccessService.RenewClient:output_type -> isthmus.v1.RenewClientResponse
-	102, // 221: isthmus.v1.AccessService.RenewAuthority:output_type -> isthmus.v1.RenewAuthorityResponse
-	99,  // 222: isthmus.v1.AccessService.ListAudit:output_type -> isthmus.v1.ListAuditResponse
-	113, // 223: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
-	115, // 224: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
-	126, // 225: isthmus.v1.EventService.ListEvents:output_type -> isthmus.v1.ListEventsResponse
-	128, // 226: isthmus.v1.EventService.WatchEvents:output_type -> isthmus.v1.WatchEventsResponse
-	177, // [177:227] is the sub-list for method output_type
-	127, // [127:177] is the sub-list for method input_type
-	127, // [127:127] is the sub-list for extension type_name
-	127, // [127:127] is the sub-list for extension extendee
-	0,   // [0:127] is the sub-list for field type_name
+	132, // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
+	133, // 13: isthmus.v1.ApplyResponse.goes_back_in:type_name -> google.protobuf.Duration
+	134, // 14: isthmus.v1.EditPoliciesRequest.set:type_name -> isthmus.v1.EgressPolicy
+	133, // 15: isthmus.v1.EditPoliciesRequest.confirm_within:type_name -> google.protobuf.Duration
+	133, // 16: isthmus.v1.SetDisabledRequest.confirm_within:type_name -> google.protobuf.Duration
+	131, // 17: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
+	18,  // 18: isthmus.v1.ListHistoryResponse.revisions:type_name -> isthmus.v1.Revision
+	135, // 19: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
+	133, // 20: isthmus.v1.RollbackRequest.confirm_within:type_name -> google.protobuf.Duration
+	25,  // 21: isthmus.v1.ListTunnelsResponse.tunnels:type_name -> isthmus.v1.TunnelStatus
+	28,  // 22: isthmus.v1.ListTunnelsResponse.strays:type_name -> isthmus.v1.StrayTunnel
+	136, // 23: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
+	25,  // 24: isthmus.v1.TunnelEvent.tunnel:type_name -> isthmus.v1.TunnelStatus
+	135, // 25: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
+	137, // 26: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
+	135, // 27: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
+	135, // 28: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
+	135, // 29: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
+	138, // 30: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
+	27,  // 31: isthmus.v1.TunnelStatus.explanation:type_name -> isthmus.v1.Explanation
+	135, // 32: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
+	135, // 33: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
+	135, // 34: isthmus.v1.TunnelStatus.last_error_since:type_name -> google.protobuf.Timestamp
+	135, // 35: isthmus.v1.TunnelStatus.data_received:type_name -> google.protobuf.Timestamp
+	26,  // 36: isthmus.v1.TunnelStatus.wireguard:type_name -> isthmus.v1.WireGuardStatus
+	135, // 37: isthmus.v1.WireGuardStatus.last_handshake:type_name -> google.protobuf.Timestamp
+	133, // 38: isthmus.v1.WireGuardStatus.keepalive:type_name -> google.protobuf.Duration
+	135, // 39: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
+	135, // 40: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
+	135, // 41: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
+	36,  // 42: isthmus.v1.ListPeersResponse.peers:type_name -> isthmus.v1.PeerStatus
+	136, // 43: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
+	36,  // 44: isthmus.v1.PeerEvent.peer:type_name -> isthmus.v1.PeerStatus
+	135, // 45: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
+	133, // 46: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
+	138, // 47: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
+	135, // 48: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
+	37,  // 49: isthmus.v1.PeerStatus.filter:type_name -> isthmus.v1.PeerFilter
+	135, // 50: isthmus.v1.PeerStatus.last_error_time:type_name -> google.protobuf.Timestamp
+	38,  // 51: isthmus.v1.PeerFilter.discarded:type_name -> isthmus.v1.DiscardedAttribute
+	43,  // 52: isthmus.v1.ListRoutesResponse.routes:type_name -> isthmus.v1.Route
+	136, // 53: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
+	43,  // 54: isthmus.v1.RouteEvent.route:type_name -> isthmus.v1.Route
+	44,  // 55: isthmus.v1.Route.next_hops:type_name -> isthmus.v1.NextHop
+	135, // 56: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
+	138, // 57: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
+	55,  // 58: isthmus.v1.ListPoliciesResponse.policies:type_name -> isthmus.v1.PolicyStatus
+	47,  // 59: isthmus.v1.ListPoliciesResponse.drops:type_name -> isthmus.v1.Drop
+	136, // 60: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
+	55,  // 61: isthmus.v1.PolicyEvent.policy:type_name -> isthmus.v1.PolicyStatus
+	52,  // 62: isthmus.v1.ProveEgressResponse.proof:type_name -> isthmus.v1.EgressProof
+	135, // 63: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
+	53,  // 64: isthmus.v1.EgressProof.states:type_name -> isthmus.v1.EgressProofState
+	54,  // 65: isthmus.v1.EgressProof.canaries:type_name -> isthmus.v1.CanaryResult
+	61,  // 66: isthmus.v1.ListPoolsResponse.pools:type_name -> isthmus.v1.PoolStatus
+	136, // 67: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
+	61,  // 68: isthmus.v1.PoolEvent.pool:type_name -> isthmus.v1.PoolStatus
+	62,  // 69: isthmus.v1.PoolStatus.members:type_name -> isthmus.v1.PoolMember
+	135, // 70: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
+	63,  // 71: isthmus.v1.PoolMember.targets:type_name -> isthmus.v1.ProbeTarget
+	135, // 72: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
+	135, // 73: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
+	68,  // 74: isthmus.v1.ListNamesResponse.names:type_name -> isthmus.v1.NameStatus
+	136, // 75: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
+	68,  // 76: isthmus.v1.NameEvent.name:type_name -> isthmus.v1.NameStatus
+	135, // 77: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
+	135, // 78: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
+	69,  // 79: isthmus.v1.NameStatus.gone:type_name -> isthmus.v1.GoneAddress
+	135, // 80: isthmus.v1.NameStatus.differs:type_name -> google.protobuf.Timestamp
+	135, // 81: isthmus.v1.GoneAddress.since:type_name -> google.protobuf.Timestamp
+	76,  // 82: isthmus.v1.Machine.slots:type_name -> isthmus.v1.Slot
+	135, // 83: isthmus.v1.Slot.deadline:type_name -> google.protobuf.Timestamp
+	78,  // 84: isthmus.v1.UpgradeRequest.header:type_name -> isthmus.v1.UpgradeHeader
+	135, // 85: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
+	135, // 86: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
+	138, // 87: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
+	91,  // 88: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
+	89,  // 89: isthmus.v1.SystemStatus.platform:type_name -> isthmus.v1.PlatformStatus
+	88,  // 90: isthmus.v1.SystemStatus.summary:type_name -> isthmus.v1.Summary
+	117, // 91: isthmus.v1.Summary.ports:type_name -> isthmus.v1.PortUse
+	90,  // 92: isthmus.v1.PlatformStatus.interfaces:type_name -> isthmus.v1.PlatformInterface
+	135, // 93: isthmus.v1.PlatformStatus.read:type_name -> google.protobuf.Timestamp
+	96,  // 94: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
+	135, // 95: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
+	135, // 96: isthmus.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
+	135, // 97: isthmus.v1.ListAuditRequest.until:type_name -> google.protobuf.Timestamp
+	101, // 98: isthmus.v1.ListAuditResponse.entries:type_name -> isthmus.v1.AuditEntry
+	135, // 99: isthmus.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
+	135, // 100: isthmus.v1.RenewAuthorityResponse.former_until:type_name -> google.protobuf.Timestamp
+	133, // 101: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
+	110, // 102: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
+	110, // 103: isthmus.v1.RenewClientResponse.client:type_name -> isthmus.v1.Client
+	110, // 104: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
+	135, // 105: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
+	135, // 106: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
+	117, // 107: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
+	118, // 108: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
+	119, // 109: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
+	135, // 110: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
+	136, // 111: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
+	117, // 112: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
+	133, // 113: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
+	135, // 114: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
+	133, // 115: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
+	124, // 116: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
+	135, // 117: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
+	135, // 118: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
+	135, // 119: isthmus.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
+	135, // 120: isthmus.v1.EventFilter.until:type_name -> google.protobuf.Timestamp
+	125, // 121: isthmus.v1.ListEventsRequest.filter:type_name -> isthmus.v1.EventFilter
+	130, // 122: isthmus.v1.ListEventsResponse.events:type_name -> isthmus.v1.Event
+	125, // 123: isthmus.v1.WatchEventsRequest.filter:type_name -> isthmus.v1.EventFilter
+	136, // 124: isthmus.v1.WatchEventsResponse.type:type_name -> isthmus.v1.EventType
+	130, // 125: isthmus.v1.WatchEventsResponse.event:type_name -> isthmus.v1.Event
+	135, // 126: isthmus.v1.Event.time:type_name -> google.protobuf.Timestamp
+	133, // 127: isthmus.v1.Event.lasted:type_name -> google.protobuf.Duration
+	3,   // 128: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
+	5,   // 129: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
+	8,   // 130: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
+	10,  // 131: isthmus.v1.SpecService.EditPolicies:input_type -> isthmus.v1.EditPoliciesRequest
+	11,  // 132: isthmus.v1.SpecService.SetDisabled:input_type -> isthmus.v1.SetDisabledRequest
+	12,  // 133: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
+	14,  // 134: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
+	16,  // 135: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
+	19,  // 136: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
+	20,  // 137: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
+	22,  // 138: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
+	23,  // 139: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
+	29,  // 140: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
+	31,  // 141: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
+	32,  // 142: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
+	34,  // 143: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
+	39,  // 144: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
+	41,  // 145: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
+	45,  // 146: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
+	48,  // 147: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
+	50,  // 148: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
+	122, // 149: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
+	120, // 150: isthmus.v1.NATService.EndFlows:input_type -> isthmus.v1.EndFlowsRequest
+	56,  // 151: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
+	58,  // 152: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
+	59,  // 153: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
+	64,  // 154: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
+	66,  // 155: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
+	86,  // 156: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
+	74,  // 157: isthmus.v1.SystemService.GetMachine:input_type -> isthmus.v1.GetMachineRequest
+	77,  // 158: isthmus.v1.SystemService.Upgrade:input_type -> isthmus.v1.UpgradeRequest
+	80,  // 159: isthmus.v1.SystemService.RollbackSlot:input_type -> isthmus.v1.RollbackSlotRequest
+	82,  // 160: isthmus.v1.SystemService.Reboot:input_type -> isthmus.v1.RebootRequest
+	84,  // 161: isthmus.v1.SystemService.PowerOff:input_type -> isthmus.v1.PowerOffRequest
+	70,  // 162: isthmus.v1.SystemService.Seal:input_type -> isthmus.v1.SealRequest
+	72,  // 163: isthmus.v1.SystemService.Unseal:input_type -> isthmus.v1.UnsealRequest
+	92,  // 164: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
+	92,  // 165: isthmus.v1.SecretService.AddSecret:input_type -> isthmus.v1.SetSecretRequest
+	93,  // 166: isthmus.v1.SecretService.RollbackSecret:input_type -> isthmus.v1.RollbackSecretRequest
+	94,  // 167: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
+	97,  // 168: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
+	104, // 169: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
+	108, // 170: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
+	111, // 171: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
+	106, // 172: isthmus.v1.AccessService.RenewClient:input_type -> isthmus.v1.RenewClientRequest
+	102, // 173: isthmus.v1.AccessService.RenewAuthority:input_type -> isthmus.v1.RenewAuthorityRequest
+	99,  // 174: isthmus.v1.AccessService.ListAudit:input_type -> isthmus.v1.ListAuditRequest
+	113, // 175: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
+	115, // 176: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
+	126, // 177: isthmus.v1.EventService.ListEvents:input_type -> isthmus.v1.ListEventsRequest
+	128, // 178: isthmus.v1.EventService.WatchEvents:input_type -> isthmus.v1.WatchEventsRequest
+	4,   // 179: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
+	7,   // 180: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
+	9,   // 181: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
+	9,   // 182: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
+	9,   // 183: isthmus.v1.SpecService.SetDisabled:output_type -> isthmus.v1.ApplyResponse
+	13,  // 184: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
+	15,  // 185: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
+	17,  // 186: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
+	9,   // 187: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
+	21,  // 188: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
+	25,  // 189: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
+	24,  // 190: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
+	30,  // 191: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
+	36,  // 192: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
+	33,  // 193: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
+	35,  // 194: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
+	40,  // 195: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
+	42,  // 196: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
+	46,  // 197: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
+	49,  // 198: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
+	51,  // 199: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
+	123, // 200: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
+	121, // 201: isthmus.v1.NATService.EndFlows:output_type -> isthmus.v1.EndFlowsResponse
+	57,  // 202: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
+	61,  // 203: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
+	60,  // 204: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
+	65,  // 205: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
+	67,  // 206: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
+	87,  // 207: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
+	75,  // 208: isthmus.v1.SystemService.GetMachine:output_type -> isthmus.v1.Machine
+	79,  // 209: isthmus.v1.SystemService.Upgrade:output_type -> isthmus.v1.UpgradeResponse
+	81,  // 210: isthmus.v1.SystemService.RollbackSlot:output_type -> isthmus.v1.RollbackSlotResponse
+	83,  // 211: isthmus.v1.SystemService.Reboot:output_type -> isthmus.v1.RebootResponse
+	85,  // 212: isthmus.v1.SystemService.PowerOff:output_type -> isthmus.v1.PowerOffResponse
+	71,  // 213: isthmus.v1.SystemService.Seal:output_type -> isthmus.v1.SealResponse
+	73,  // 214: isthmus.v1.SystemService.Unseal:output_type -> isthmus.v1.UnsealResponse
+	96,  // 215: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
+	96,  // 216: isthmus.v1.SecretService.AddSecret:output_type -> isthmus.v1.SecretInfo
+	96,  // 217: isthmus.v1.SecretService.RollbackSecret:output_type -> isthmus.v1.SecretInfo
+	95,  // 218: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
+	98,  // 219: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
+	105, // 220: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
+	109, // 221: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
+	112, // 222: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
+	107, // 223: isthmus.v1.AccessService.RenewClient:output_type -> isthmus.v1.RenewClientResponse
+	103, // 224: isthmus.v1.AccessService.RenewAuthority:output_type -> isthmus.v1.RenewAuthorityResponse
+	100, // 225: isthmus.v1.AccessService.ListAudit:output_type -> isthmus.v1.ListAuditResponse
+	114, // 226: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
+	116, // 227: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
+	127, // 228: isthmus.v1.EventService.ListEvents:output_type -> isthmus.v1.ListEventsResponse
+	129, // 229: isthmus.v1.EventService.WatchEvents:output_type -> isthmus.v1.WatchEventsResponse
+	179, // [179:230] is the sub-list for method output_type
+	128, // [128:179] is the sub-list for method input_type
+	128, // [128:128] is the sub-list for extension type_name
+	128, // [128:128] is the sub-list for extension extendee
+	0,   // [0:128] is the sub-list for field type_name
 }
 
 func init() { file_isthmus_v1_services_proto_init() }
@@ -10397,14 +10529,15 @@ func file_isthmus_v1_services_proto_init() {
 	}
 	file_isthmus_v1_services_proto_msgTypes[7].OneofWrappers = []any{}
 	file_isthmus_v1_services_proto_msgTypes[9].OneofWrappers = []any{}
-	file_isthmus_v1_services_proto_msgTypes[17].OneofWrappers = []any{}
+	file_isthmus_v1_services_proto_msgTypes[10].OneofWrappers = []any{}
+	file_isthmus_v1_services_proto_msgTypes[18].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isthmus_v1_services_proto_rawDesc), len(file_isthmus_v1_services_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   129,
+			NumMessages:   130,
 			NumExtensions: 0,
 			NumServices:   12,
 		},

@@ -23,6 +23,7 @@ const (
 	SpecService_Plan_FullMethodName         = "/isthmus.v1.SpecService/Plan"
 	SpecService_Apply_FullMethodName        = "/isthmus.v1.SpecService/Apply"
 	SpecService_EditPolicies_FullMethodName = "/isthmus.v1.SpecService/EditPolicies"
+	SpecService_SetDisabled_FullMethodName  = "/isthmus.v1.SpecService/SetDisabled"
 	SpecService_Confirm_FullMethodName      = "/isthmus.v1.SpecService/Confirm"
 	SpecService_GetSpec_FullMethodName      = "/isthmus.v1.SpecService/GetSpec"
 	SpecService_ListHistory_FullMethodName  = "/isthmus.v1.SpecService/ListHistory"
@@ -46,6 +47,10 @@ type SpecServiceClient interface {
 	// none, and leaves the rest of its text as it is. Its cost depends on the size of the edit, not
 	// on the number of policies. Errors as with Apply; without a document FAILED_PRECONDITION.
 	EditPolicies(ctx context.Context, in *EditPoliciesRequest, opts ...grpc.CallOption) (*ApplyResponse, error)
+	// SetDisabled shuts tunnels and peers of the present document down, or takes them back: it edits
+	// their field `disabled`, all of them or none, and leaves the rest of the text as it is. Errors
+	// as with EditPolicies.
+	SetDisabled(ctx context.Context, in *SetDisabledRequest, opts ...grpc.CallOption) (*ApplyResponse, error)
 	// Confirm keeps a generation that was applied with a confirm timeout.
 	Confirm(ctx context.Context, in *ConfirmRequest, opts ...grpc.CallOption) (*ConfirmResponse, error)
 	// GetSpec returns an accepted document.
@@ -98,6 +103,16 @@ func (c *specServiceClient) EditPolicies(ctx context.Context, in *EditPoliciesRe
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ApplyResponse)
 	err := c.cc.Invoke(ctx, SpecService_EditPolicies_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *specServiceClient) SetDisabled(ctx context.Context, in *SetDisabledRequest, opts ...grpc.CallOption) (*ApplyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ApplyResponse)
+	err := c.cc.Invoke(ctx, SpecService_SetDisabled_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -161,6 +176,10 @@ type SpecServiceServer interface {
 	// none, and leaves the rest of its text as it is. Its cost depends on the size of the edit, not
 	// on the number of policies. Errors as with Apply; without a document FAILED_PRECONDITION.
 	EditPolicies(context.Context, *EditPoliciesRequest) (*ApplyResponse, error)
+	// SetDisabled shuts tunnels and peers of the present document down, or takes them back: it edits
+	// their field `disabled`, all of them or none, and leaves the rest of the text as it is. Errors
+	// as with EditPolicies.
+	SetDisabled(context.Context, *SetDisabledRequest) (*ApplyResponse, error)
 	// Confirm keeps a generation that was applied with a confirm timeout.
 	Confirm(context.Context, *ConfirmRequest) (*ConfirmResponse, error)
 	// GetSpec returns an accepted document.
@@ -190,6 +209,9 @@ func (UnimplementedSpecServiceServer) Apply(context.Context, *ApplyRequest) (*Ap
 }
 func (UnimplementedSpecServiceServer) EditPolicies(context.Context, *EditPoliciesRequest) (*ApplyResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method EditPolicies not implemented")
+}
+func (UnimplementedSpecServiceServer) SetDisabled(context.Context, *SetDisabledRequest) (*ApplyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetDisabled not implemented")
 }
 func (UnimplementedSpecServiceServer) Confirm(context.Context, *ConfirmRequest) (*ConfirmResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Confirm not implemented")
@@ -296,6 +318,24 @@ func _SpecService_EditPolicies_Handler(srv interface{}, ctx context.Context, dec
 	return interceptor(ctx, in, info, handler)
 }
 
+func _SpecService_SetDisabled_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetDisabledRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SpecServiceServer).SetDisabled(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: SpecService_SetDisabled_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SpecServiceServer).SetDisabled(ctx, req.(*SetDisabledRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _SpecService_Confirm_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ConfirmRequest)
 	if err := dec(in); err != nil {
@@ -390,6 +430,10 @@ var SpecService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "EditPolicies",
 			Handler:    _SpecService_EditPolicies_Handler,
+		},
+		{
+			MethodName: "SetDisabled",
+			Handler:    _SpecService_SetDisabled_Handler,
 		},
 		{
 			MethodName: "Confirm",
