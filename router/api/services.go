@@ -13,8 +13,6 @@ import (
 	"unicode"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -23,6 +21,7 @@ import (
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/auth"
 	"github.com/isthmus-net/isthmus/router/event"
+	"github.com/isthmus-net/isthmus/router/reason"
 	"github.com/isthmus-net/isthmus/router/store"
 )
 
@@ -196,9 +195,9 @@ func author(ctx context.Context) string { return auth.FromContext(ctx).Name }
 func checkSource(s *isthmusv1.Source) error {
 	switch {
 	case s.GetSource() == nil:
-		return status.Error(codes.InvalidArgument, "source: give the document as spec or as text")
+		return reason.RequestInvalid.Errorf("source: give the document as spec or as text")
 	case len(s.GetText()) > maxDocument:
-		return status.Errorf(codes.InvalidArgument, "source: the document has %d bytes, must have at most %d", len(s.GetText()), maxDocument)
+		return reason.RequestInvalid.Errorf("source: the document has %d bytes, must have at most %d", len(s.GetText()), maxDocument)
 	}
 	return nil
 }
@@ -250,14 +249,14 @@ const maxMessage = 500
 
 func checkMessage(m string) error {
 	if len(m) > maxMessage || strings.ContainsFunc(m, unicode.IsControl) {
-		return status.Errorf(codes.InvalidArgument, "message: must be one line of at most %d bytes", maxMessage)
+		return reason.RequestInvalid.Errorf("message: must be one line of at most %d bytes", maxMessage)
 	}
 	return nil
 }
 
 func checkConfirm(c *durationpb.Duration) error {
 	if d := c.AsDuration(); c != nil && (!c.IsValid() || d < 10*time.Second || d > time.Hour) {
-		return status.Errorf(codes.InvalidArgument, "confirm_within %v: must be 10s to 1h", d)
+		return reason.RequestInvalid.Errorf("confirm_within %v: must be 10s to 1h", d)
 	}
 	return nil
 }
@@ -265,11 +264,11 @@ func checkConfirm(c *durationpb.Duration) error {
 func (s *services) EditPolicies(ctx context.Context, r *isthmusv1.EditPoliciesRequest) (*isthmusv1.ApplyResponse, error) {
 	switch {
 	case len(r.Set)+len(r.Delete) == 0 && r.Text == "":
-		return nil, status.Error(codes.InvalidArgument, "set: give policies to set, as set or as text, or names to delete")
+		return nil, reason.RequestInvalid.Errorf("set: give policies to set, as set or as text, or names to delete")
 	case len(r.Set) > 0 && r.Text != "":
-		return nil, status.Error(codes.InvalidArgument, "text: give policies as set or as text, not both")
+		return nil, reason.RequestInvalid.Errorf("text: give policies as set or as text, not both")
 	case len(r.Text) > maxDocument:
-		return nil, status.Errorf(codes.InvalidArgument, "text: has %d bytes, must have at most %d", len(r.Text), maxDocument)
+		return nil, reason.RequestInvalid.Errorf("text: has %d bytes, must have at most %d", len(r.Text), maxDocument)
 	}
 	if err := checkConfirm(r.ConfirmWithin); err != nil {
 		return nil, err
@@ -288,7 +287,7 @@ const maxDisabled = 1000
 
 func (s *services) SetDisabled(ctx context.Context, r *isthmusv1.SetDisabledRequest) (*isthmusv1.ApplyResponse, error) {
 	if n := len(r.Tunnels) + len(r.Peers); n < 1 || n > maxDisabled {
-		return nil, status.Errorf(codes.InvalidArgument, "tunnels: %d names with those of peers, must be 1 to %d", n, maxDisabled)
+		return nil, reason.RequestInvalid.Errorf("tunnels: %d names with those of peers, must be 1 to %d", n, maxDisabled)
 	}
 	if err := cmp.Or(checkConfirm(r.ConfirmWithin), checkMessage(r.Message)); err != nil {
 		return nil, err
@@ -304,7 +303,7 @@ func (s *services) SetDisabled(ctx context.Context, r *isthmusv1.SetDisabledRequ
 
 func (s *services) Confirm(ctx context.Context, r *isthmusv1.ConfirmRequest) (*isthmusv1.ConfirmResponse, error) {
 	if r.Generation == 0 {
-		return nil, status.Error(codes.InvalidArgument, "generation: give the generation to keep")
+		return nil, reason.RequestInvalid.Errorf("generation: give the generation to keep")
 	}
 	return &isthmusv1.ConfirmResponse{}, statusOf(s.router.Confirm(ctx, author(ctx), r.Generation))
 }
@@ -387,10 +386,10 @@ func (s *services) AddSecret(ctx context.Context, r *isthmusv1.SetSecretRequest)
 
 func putSecret(ctx context.Context, r *isthmusv1.SetSecretRequest, put func(context.Context, string, string, []byte) (*isthmusv1.SecretInfo, error)) (*isthmusv1.SecretInfo, error) {
 	if !store.ValidSecretName(r.Name) {
-		return nil, status.Errorf(codes.InvalidArgument, "name %q: must be lower case letters, digits and hyphens, 1 to 63", r.Name)
+		return nil, reason.RequestInvalid.Errorf("name %q: must be lower case letters, digits and hyphens, 1 to 63", r.Name)
 	}
 	if n := len(r.Value); n < 1 || n > 4096 {
-		return nil, status.Errorf(codes.InvalidArgument, "value: has %d bytes, must have 1 to 4096", n)
+		return nil, reason.RequestInvalid.Errorf("value: has %d bytes, must have 1 to 4096", n)
 	}
 	i, err := put(ctx, author(ctx), r.Name, r.Value)
 	return i, statusOf(err)
@@ -423,7 +422,7 @@ func (s *services) RenewAuthority(ctx context.Context, r *isthmusv1.RenewAuthori
 func (s *services) IssueClient(ctx context.Context, r *isthmusv1.IssueClientRequest) (*isthmusv1.IssueClientResponse, error) {
 	role, err := auth.ParseRole(r.Role)
 	if err != nil {
-		return nil, status.Error(codes.InvalidArgument, err.Error())
+		return nil, reason.RequestInvalid.Errorf("%v", err)
 	}
 	if err := s.authority.MayIssue(ctx); err != nil {
 		return nil, statusOf(err)

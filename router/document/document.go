@@ -167,7 +167,7 @@ func (m *Manager) accept(ctx context.Context, c Change, s source, reason string)
 func (m *Manager) SetDisabled(ctx context.Context, c Change, e spec.Disabling) (uint64, []plan.Change, error) {
 	return m.acceptMade(ctx, c, func(b basis) (source, string, error) {
 		if b.spec == nil {
-			return source{}, "", fmt.Errorf("%w: no document can be edited: apply one first", fault.ErrPrecondition)
+			return source{}, "", fault.ErrNoDocument
 		}
 		text, problems, err := e.Apply(b.carried.Text)
 		if len(problems) > 0 {
@@ -230,7 +230,7 @@ func (m *Manager) Edit(ctx context.Context, c Change, e spec.Edit, dry bool) (ge
 			return nil, err
 		}
 		if b.spec == nil {
-			return nil, fmt.Errorf("%w: no document can be edited: apply one first", fault.ErrPrecondition)
+			return nil, fault.ErrNoDocument
 		}
 		edited, problems, err := e.Apply(b.spec, b.carried.Text)
 		if len(problems) > 0 {

@@ -25,6 +25,7 @@ import (
 	"github.com/isthmus-net/isthmus/router/bell"
 	"github.com/isthmus-net/isthmus/router/capability"
 	"github.com/isthmus-net/isthmus/router/document"
+	"github.com/isthmus-net/isthmus/router/fault"
 	"github.com/isthmus-net/isthmus/router/fib"
 	"github.com/isthmus-net/isthmus/router/observe"
 	"github.com/isthmus-net/isthmus/router/plan"
@@ -289,7 +290,7 @@ func refusal(err error) error {
 	case errors.As(err, &problems):
 		return &api.Refused{Problems: problemMessages(problems)}
 	case errors.Is(err, store.ErrNotFound):
-		return fmt.Errorf("%w: %w", api.ErrNotFound, err)
+		return fmt.Errorf("%w: %w", fault.ErrNoGeneration, err)
 	}
 	return err
 }

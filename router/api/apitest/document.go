@@ -14,6 +14,7 @@ import (
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/api"
+	"github.com/isthmus-net/isthmus/router/fault"
 	"github.com/isthmus-net/isthmus/router/store"
 )
 
@@ -134,7 +135,7 @@ func (r *Router) EditPolicies(_ context.Context, author string, q *isthmusv1.Edi
 		return nil, err
 	}
 	if r.generationLocked() == 0 {
-		return nil, fmt.Errorf("%w: no document can be edited: apply one first", api.ErrPrecondition)
+		return nil, fault.ErrNoDocument
 	}
 	if q.DryRun {
 		return &isthmusv1.ApplyResponse{Generation: r.generationLocked(), Changes: changes}, nil
@@ -160,7 +161,7 @@ func (r *Router) setDisabled(author string, q *isthmusv1.SetDisabledRequest) (*i
 		return nil, err
 	}
 	if r.generationLocked() == 0 {
-		return nil, fmt.Errorf("%w: no document can be edited: apply one first", api.ErrPrecondition)
+		return nil, fault.ErrNoDocument
 	}
 	var changes []*isthmusv1.Change
 	var problems []*isthmusv1.Problem
