@@ -1,6 +1,7 @@
 package router
 
 import (
+	"errors"
 	"slices"
 	"strings"
 	"testing"
@@ -10,6 +11,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/fault"
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
@@ -165,5 +167,41 @@ func TestDisabledPeer(t *testing.T) {
 		if m.bgp.Peers[0].Disabled || !m.bgp.Peers[1].Disabled {
 			t.Errorf("not confirmed: BGP has %+v", m.bgp)
 		}
+	})
+}
+
+// TestResetTunnel checks that a tunnel is reset by the driver of its kind, and not more often than
+// its pace allows.
+func TestResetTunnel(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		r, stop := m.boot(t.TempDir())
+		defer stop()
+		accept(t, r, disablable)
+		m.taken()
+		if err := r.ResetTunnel(t.Context(), "x"); !errors.Is(err, fault.ErrNoTunnel) {
+			t.Errorf("an unknown tunnel: %v", err)
+		}
+		for range 3 {
+			if err := r.ResetTunnel(t.Context(), "a"); err != nil {
+				t.Error(err)
+			}
+			for range 1000 {
+				if err := r.ResetTunnel(t.Context(), "a"); !errors.Is(err, fault.ErrTooSoon) {
+					t.Fatalf("again: %v", err)
+				}
+			}
+			if err := r.ResetTunnel(t.Context(), "b"); err != nil {
+				t.Error(err)
+			}
+			expect(t, m, "reset ipsec a", "reset ipsec b")
+			time.Sleep(10 * time.Second)
+		}
+		setDisabled(t, r, &isthmusv1.SetDisabledRequest{Tunnels: []string{"a"}, Disabled: true})
+		m.taken()
+		if err := r.ResetTunnel(t.Context(), "a"); !errors.Is(err, fault.ErrPrecondition) {
+			t.Errorf("a disabled tunnel: %v", err)
+		}
+		expect(t, m)
 	})
 }

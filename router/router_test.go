@@ -162,6 +162,13 @@ func (d tunnels) Run(ctx context.Context, report func(tunnel.State)) error {
 	return nil
 }
 
+func (d tunnels) Reset(_ context.Context, name string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.note("reset %s %s", d.kind, name)
+	return nil
+}
+
 func (d tunnels) Writes() uint64 { return 0 }
 
 type speaker struct{ *machine }

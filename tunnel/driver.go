@@ -1,6 +1,12 @@
 package tunnel
 
-import "context"
+import (
+	"context"
+	"errors"
+)
+
+// ErrNotFound means that a driver has no tunnel of that name.
+var ErrNotFound = errors.New("no such tunnel")
 
 // Driver makes tunnels of one kind. Methods may be called from several goroutines.
 type Driver interface {
@@ -15,6 +21,10 @@ type Driver interface {
 
 	// Remove removes a tunnel with its interface. Removing a missing tunnel is not an error.
 	Remove(ctx context.Context, name string) error
+
+	// Reset has the keys of an applied tunnel negotiated again, and returns before that is done. A
+	// tunnel that is not applied is an error that wraps ErrNotFound.
+	Reset(ctx context.Context, name string) error
 
 	// Run keeps the applied tunnels up until ctx is done, and reports each change of a state.
 	// Reports are made in order and must not block for long.

@@ -126,6 +126,8 @@ isthmus policy set -f partner.yaml --confirm-within 2m`,
 	"reset peer": `
 isthmus reset peer aws-0
 isthmus reset peer aws-0 --soft   # keeps the session`,
+	"reset tunnel": `
+isthmus reset tunnel aws-0`,
 	"rollback": `
 isthmus rollback
 isthmus rollback --to 7

@@ -35,6 +35,7 @@ type Router interface {
 	// Changed returns a channel that is closed when an object of a noun may have changed.
 	Changed() <-chan struct{}
 
+	ResetTunnel(ctx context.Context, name string) error
 	ResetPeer(ctx context.Context, name string, soft bool) error
 	// EndFlows ends present flows through the node.
 	EndFlows(ctx context.Context, r *isthmusv1.EndFlowsRequest) (*isthmusv1.EndFlowsResponse, error)

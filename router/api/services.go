@@ -39,6 +39,7 @@ type services struct {
 	reading, writing *gate
 
 	isthmusv1.UnimplementedSpecServiceServer
+	isthmusv1.UnimplementedTunnelServiceServer
 	isthmusv1.UnimplementedBGPServiceServer
 	isthmusv1.UnimplementedNATServiceServer
 	isthmusv1.UnimplementedSystemServiceServer
@@ -50,6 +51,7 @@ type services struct {
 func (s *services) register(server *grpc.Server) {
 	r := s.serveNouns(server)
 	isthmusv1.RegisterSpecServiceServer(r, s)
+	isthmusv1.RegisterTunnelServiceServer(r, s)
 	isthmusv1.RegisterBGPServiceServer(r, s)
 	isthmusv1.RegisterNATServiceServer(r, s)
 	isthmusv1.RegisterSystemServiceServer(r, s)
@@ -132,6 +134,8 @@ func describe(request any) auth.Subject {
 			dry = "dry run"
 		}
 		return auth.Subject{Object: joined(dry, fmt.Sprintf("generation %d", r.ToGeneration), trial(r.ConfirmWithin), why(r.Message))}
+	case *isthmusv1.ResetTunnelRequest:
+		return auth.Subject{Object: r.Name}
 	case *isthmusv1.ResetPeerRequest:
 		return auth.Subject{Object: r.Name}
 	case *isthmusv1.ProveEgressRequest:
@@ -329,6 +333,10 @@ func (s *services) GetSpec(ctx context.Context, r *isthmusv1.GetSpecRequest) (*i
 	defer leave()
 	g, err := s.router.Spec(ctx, r.Generation)
 	return g, statusOf(err)
+}
+
+func (s *services) ResetTunnel(ctx context.Context, r *isthmusv1.ResetTunnelRequest) (*isthmusv1.ResetTunnelResponse, error) {
+	return &isthmusv1.ResetTunnelResponse{}, statusOf(s.router.ResetTunnel(ctx, r.Name))
 }
 
 func (s *services) ResetPeer(ctx context.Context, r *isthmusv1.ResetPeerRequest) (*isthmusv1.ResetPeerResponse, error) {

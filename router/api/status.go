@@ -30,6 +30,8 @@ var reasonsByError = []struct {
 	{secret.ErrNotFound, reason.NotFoundSecret},
 	{bgp.ErrNotFound, reason.NotFoundPeer},
 	{fault.ErrNoGeneration, reason.NotFoundGeneration},
+	{fault.ErrNoTunnel, reason.NotFoundTunnel},
+	{fault.ErrTooSoon, reason.RateLimited},
 	{ErrNotFound, reason.NotFound},
 	{store.ErrNotFound, reason.NotFound},
 	{ErrInvalid, reason.RequestInvalid},

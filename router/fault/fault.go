@@ -13,6 +13,10 @@ var (
 	ErrNotFound = fmt.Errorf("not found%w", silent{fs.ErrNotExist})
 	// ErrNoGeneration is the ErrNotFound for a generation.
 	ErrNoGeneration = fmt.Errorf("%w", ErrNotFound)
+	// ErrNoTunnel is the ErrNotFound for a tunnel.
+	ErrNoTunnel = fmt.Errorf("%w", ErrNotFound)
+	// ErrTooSoon means that the same request was carried out a moment ago.
+	ErrTooSoon = errors.New("too soon")
 	// ErrInvalid means that a request cannot be fulfilled, whatever the state of the node.
 	ErrInvalid = errors.New("invalid request")
 	// ErrPrecondition means that the present state of the node does not allow the request.

@@ -95,6 +95,8 @@ type Options struct {
 	Applied   *apply.Applier
 	Observed  *observe.Observer
 	Store     *store.Store
+	// Drivers make the tunnels.
+	Drivers   map[tunnel.Kind]tunnel.Driver
 	BGP       bgp.Driver
 	FIB       FIB
 	NAT       NAT
@@ -121,6 +123,7 @@ type Options struct {
 type Report struct {
 	Options
 	started time.Time
+	resets  resets
 	// full while the rules are compared with the document, or contain more for a canary
 	proving chan struct{}
 }

@@ -1502,6 +1502,86 @@ func (*WatchTunnelsRequest) Descriptor() ([]byte, []int) {
 	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{22}
 }
 
+type ResetTunnelRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResetTunnelRequest) Reset() {
+	*x = ResetTunnelRequest{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResetTunnelRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResetTunnelRequest) ProtoMessage() {}
+
+func (x *ResetTunnelRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResetTunnelRequest.ProtoReflect.Descriptor instead.
+func (*ResetTunnelRequest) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *ResetTunnelRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type ResetTunnelResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResetTunnelResponse) Reset() {
+	*x = ResetTunnelResponse{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResetTunnelResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResetTunnelResponse) ProtoMessage() {}
+
+func (x *ResetTunnelResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResetTunnelResponse.ProtoReflect.Descriptor instead.
+func (*ResetTunnelResponse) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{24}
+}
+
 type TunnelEvent struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Type          EventType              `protobuf:"varint,1,opt,name=type,proto3,enum=isthmus.v1.EventType" json:"type,omitempty"`
@@ -1512,7 +1592,7 @@ type TunnelEvent struct {
 
 func (x *TunnelEvent) Reset() {
 	*x = TunnelEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[23]
+	mi := &file_isthmus_v1_services_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1524,7 +1604,7 @@ func (x *TunnelEvent) String() string {
 func (*TunnelEvent) ProtoMessage() {}
 
 func (x *TunnelEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[23]
+	mi := &file_isthmus_v1_services_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1537,7 +1617,7 @@ func (x *TunnelEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TunnelEvent.ProtoReflect.Descriptor instead.
 func (*TunnelEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{23}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *TunnelEvent) GetType() EventType {
@@ -1618,7 +1698,7 @@ type TunnelStatus struct {
 
 func (x *TunnelStatus) Reset() {
 	*x = TunnelStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[24]
+	mi := &file_isthmus_v1_services_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1630,7 +1710,7 @@ func (x *TunnelStatus) String() string {
 func (*TunnelStatus) ProtoMessage() {}
 
 func (x *TunnelStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[24]
+	mi := &file_isthmus_v1_services_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1643,7 +1723,7 @@ func (x *TunnelStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TunnelStatus.ProtoReflect.Descriptor instead.
 func (*TunnelStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{24}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *TunnelStatus) GetName() string {
@@ -1864,7 +1944,7 @@ type WireGuardStatus struct {
 
 func (x *WireGuardStatus) Reset() {
 	*x = WireGuardStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[25]
+	mi := &file_isthmus_v1_services_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1876,7 +1956,7 @@ func (x *WireGuardStatus) String() string {
 func (*WireGuardStatus) ProtoMessage() {}
 
 func (x *WireGuardStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[25]
+	mi := &file_isthmus_v1_services_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1889,7 +1969,7 @@ func (x *WireGuardStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WireGuardStatus.ProtoReflect.Descriptor instead.
 func (*WireGuardStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{25}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *WireGuardStatus) GetPublicKey() string {
@@ -1974,7 +2054,7 @@ type Explanation struct {
 
 func (x *Explanation) Reset() {
 	*x = Explanation{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[26]
+	mi := &file_isthmus_v1_services_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1986,7 +2066,7 @@ func (x *Explanation) String() string {
 func (*Explanation) ProtoMessage() {}
 
 func (x *Explanation) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[26]
+	mi := &file_isthmus_v1_services_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1999,7 +2079,7 @@ func (x *Explanation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Explanation.ProtoReflect.Descriptor instead.
 func (*Explanation) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{26}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Explanation) GetReason() string {
@@ -2095,7 +2175,7 @@ type StrayTunnel struct {
 
 func (x *StrayTunnel) Reset() {
 	*x = StrayTunnel{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[27]
+	mi := &file_isthmus_v1_services_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2107,7 +2187,7 @@ func (x *StrayTunnel) String() string {
 func (*StrayTunnel) ProtoMessage() {}
 
 func (x *StrayTunnel) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[27]
+	mi := &file_isthmus_v1_services_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2120,7 +2200,7 @@ func (x *StrayTunnel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StrayTunnel.ProtoReflect.Descriptor instead.
 func (*StrayTunnel) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{27}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *StrayTunnel) GetAddress() string {
@@ -2211,7 +2291,7 @@ type ListPeersRequest struct {
 
 func (x *ListPeersRequest) Reset() {
 	*x = ListPeersRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[28]
+	mi := &file_isthmus_v1_services_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2223,7 +2303,7 @@ func (x *ListPeersRequest) String() string {
 func (*ListPeersRequest) ProtoMessage() {}
 
 func (x *ListPeersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[28]
+	mi := &file_isthmus_v1_services_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2236,7 +2316,7 @@ func (x *ListPeersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPeersRequest.ProtoReflect.Descriptor instead.
 func (*ListPeersRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{28}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ListPeersRequest) GetPageSize() uint32 {
@@ -2263,7 +2343,7 @@ type ListPeersResponse struct {
 
 func (x *ListPeersResponse) Reset() {
 	*x = ListPeersResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[29]
+	mi := &file_isthmus_v1_services_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2275,7 +2355,7 @@ func (x *ListPeersResponse) String() string {
 func (*ListPeersResponse) ProtoMessage() {}
 
 func (x *ListPeersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[29]
+	mi := &file_isthmus_v1_services_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2288,7 +2368,7 @@ func (x *ListPeersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPeersResponse.ProtoReflect.Descriptor instead.
 func (*ListPeersResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{29}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListPeersResponse) GetPeers() []*PeerStatus {
@@ -2314,7 +2394,7 @@ type GetPeerRequest struct {
 
 func (x *GetPeerRequest) Reset() {
 	*x = GetPeerRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[30]
+	mi := &file_isthmus_v1_services_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2326,7 +2406,7 @@ func (x *GetPeerRequest) String() string {
 func (*GetPeerRequest) ProtoMessage() {}
 
 func (x *GetPeerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[30]
+	mi := &file_isthmus_v1_services_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2339,7 +2419,7 @@ func (x *GetPeerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPeerRequest.ProtoReflect.Descriptor instead.
 func (*GetPeerRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{30}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *GetPeerRequest) GetName() string {
@@ -2357,7 +2437,7 @@ type WatchPeersRequest struct {
 
 func (x *WatchPeersRequest) Reset() {
 	*x = WatchPeersRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[31]
+	mi := &file_isthmus_v1_services_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2369,7 +2449,7 @@ func (x *WatchPeersRequest) String() string {
 func (*WatchPeersRequest) ProtoMessage() {}
 
 func (x *WatchPeersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[31]
+	mi := &file_isthmus_v1_services_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2382,7 +2462,7 @@ func (x *WatchPeersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPeersRequest.ProtoReflect.Descriptor instead.
 func (*WatchPeersRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{31}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{33}
 }
 
 type PeerEvent struct {
@@ -2395,7 +2475,7 @@ type PeerEvent struct {
 
 func (x *PeerEvent) Reset() {
 	*x = PeerEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[32]
+	mi := &file_isthmus_v1_services_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2407,7 +2487,7 @@ func (x *PeerEvent) String() string {
 func (*PeerEvent) ProtoMessage() {}
 
 func (x *PeerEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[32]
+	mi := &file_isthmus_v1_services_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2420,7 +2500,7 @@ func (x *PeerEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerEvent.ProtoReflect.Descriptor instead.
 func (*PeerEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{32}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *PeerEvent) GetType() EventType {
@@ -2447,7 +2527,7 @@ type ResetPeerRequest struct {
 
 func (x *ResetPeerRequest) Reset() {
 	*x = ResetPeerRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[33]
+	mi := &file_isthmus_v1_services_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2459,7 +2539,7 @@ func (x *ResetPeerRequest) String() string {
 func (*ResetPeerRequest) ProtoMessage() {}
 
 func (x *ResetPeerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[33]
+	mi := &file_isthmus_v1_services_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2472,7 +2552,7 @@ func (x *ResetPeerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetPeerRequest.ProtoReflect.Descriptor instead.
 func (*ResetPeerRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{33}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ResetPeerRequest) GetName() string {
@@ -2497,7 +2577,7 @@ type ResetPeerResponse struct {
 
 func (x *ResetPeerResponse) Reset() {
 	*x = ResetPeerResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[34]
+	mi := &file_isthmus_v1_services_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2509,7 +2589,7 @@ func (x *ResetPeerResponse) String() string {
 func (*ResetPeerResponse) ProtoMessage() {}
 
 func (x *ResetPeerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[34]
+	mi := &file_isthmus_v1_services_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2522,7 +2602,7 @@ func (x *ResetPeerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetPeerResponse.ProtoReflect.Descriptor instead.
 func (*ResetPeerResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{34}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{36}
 }
 
 // PeerStatus is the observed state of a BGP session.
@@ -2575,7 +2655,7 @@ type PeerStatus struct {
 
 func (x *PeerStatus) Reset() {
 	*x = PeerStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[35]
+	mi := &file_isthmus_v1_services_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2587,7 +2667,7 @@ func (x *PeerStatus) String() string {
 func (*PeerStatus) ProtoMessage() {}
 
 func (x *PeerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[35]
+	mi := &file_isthmus_v1_services_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2600,7 +2680,7 @@ func (x *PeerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerStatus.ProtoReflect.Descriptor instead.
 func (*PeerStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{35}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *PeerStatus) GetName() string {
@@ -2792,7 +2872,7 @@ type PeerFilter struct {
 
 func (x *PeerFilter) Reset() {
 	*x = PeerFilter{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[36]
+	mi := &file_isthmus_v1_services_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2804,7 +2884,7 @@ func (x *PeerFilter) String() string {
 func (*PeerFilter) ProtoMessage() {}
 
 func (x *PeerFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[36]
+	mi := &file_isthmus_v1_services_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2817,7 +2897,7 @@ func (x *PeerFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerFilter.ProtoReflect.Descriptor instead.
 func (*PeerFilter) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{36}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *PeerFilter) GetMessages() uint64 {
@@ -2867,7 +2947,7 @@ type DiscardedAttribute struct {
 
 func (x *DiscardedAttribute) Reset() {
 	*x = DiscardedAttribute{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[37]
+	mi := &file_isthmus_v1_services_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2879,7 +2959,7 @@ func (x *DiscardedAttribute) String() string {
 func (*DiscardedAttribute) ProtoMessage() {}
 
 func (x *DiscardedAttribute) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[37]
+	mi := &file_isthmus_v1_services_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2892,7 +2972,7 @@ func (x *DiscardedAttribute) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiscardedAttribute.ProtoReflect.Descriptor instead.
 func (*DiscardedAttribute) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{37}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *DiscardedAttribute) GetType() uint32 {
@@ -2924,7 +3004,7 @@ type ListRoutesRequest struct {
 
 func (x *ListRoutesRequest) Reset() {
 	*x = ListRoutesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[38]
+	mi := &file_isthmus_v1_services_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2936,7 +3016,7 @@ func (x *ListRoutesRequest) String() string {
 func (*ListRoutesRequest) ProtoMessage() {}
 
 func (x *ListRoutesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[38]
+	mi := &file_isthmus_v1_services_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2949,7 +3029,7 @@ func (x *ListRoutesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRoutesRequest.ProtoReflect.Descriptor instead.
 func (*ListRoutesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{38}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ListRoutesRequest) GetPageSize() uint32 {
@@ -2990,7 +3070,7 @@ type ListRoutesResponse struct {
 
 func (x *ListRoutesResponse) Reset() {
 	*x = ListRoutesResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[39]
+	mi := &file_isthmus_v1_services_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3002,7 +3082,7 @@ func (x *ListRoutesResponse) String() string {
 func (*ListRoutesResponse) ProtoMessage() {}
 
 func (x *ListRoutesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[39]
+	mi := &file_isthmus_v1_services_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3015,7 +3095,7 @@ func (x *ListRoutesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRoutesResponse.ProtoReflect.Descriptor instead.
 func (*ListRoutesResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{39}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ListRoutesResponse) GetRoutes() []*Route {
@@ -3040,7 +3120,7 @@ type WatchRoutesRequest struct {
 
 func (x *WatchRoutesRequest) Reset() {
 	*x = WatchRoutesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[40]
+	mi := &file_isthmus_v1_services_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3052,7 +3132,7 @@ func (x *WatchRoutesRequest) String() string {
 func (*WatchRoutesRequest) ProtoMessage() {}
 
 func (x *WatchRoutesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[40]
+	mi := &file_isthmus_v1_services_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3065,7 +3145,7 @@ func (x *WatchRoutesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRoutesRequest.ProtoReflect.Descriptor instead.
 func (*WatchRoutesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{40}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{42}
 }
 
 type RouteEvent struct {
@@ -3078,7 +3158,7 @@ type RouteEvent struct {
 
 func (x *RouteEvent) Reset() {
 	*x = RouteEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[41]
+	mi := &file_isthmus_v1_services_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3090,7 +3170,7 @@ func (x *RouteEvent) String() string {
 func (*RouteEvent) ProtoMessage() {}
 
 func (x *RouteEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[41]
+	mi := &file_isthmus_v1_services_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3103,7 +3183,7 @@ func (x *RouteEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteEvent.ProtoReflect.Descriptor instead.
 func (*RouteEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{41}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *RouteEvent) GetType() EventType {
@@ -3143,7 +3223,7 @@ type Route struct {
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[42]
+	mi := &file_isthmus_v1_services_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3155,7 +3235,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[42]
+	mi := &file_isthmus_v1_services_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3168,7 +3248,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{42}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Route) GetPrefix() string {
@@ -3243,7 +3323,7 @@ type NextHop struct {
 
 func (x *NextHop) Reset() {
 	*x = NextHop{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[43]
+	mi := &file_isthmus_v1_services_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3255,7 +3335,7 @@ func (x *NextHop) String() string {
 func (*NextHop) ProtoMessage() {}
 
 func (x *NextHop) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[43]
+	mi := &file_isthmus_v1_services_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3268,7 +3348,7 @@ func (x *NextHop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NextHop.ProtoReflect.Descriptor instead.
 func (*NextHop) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{43}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *NextHop) GetTunnel() string {
@@ -3317,7 +3397,7 @@ type ListPoliciesRequest struct {
 
 func (x *ListPoliciesRequest) Reset() {
 	*x = ListPoliciesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[44]
+	mi := &file_isthmus_v1_services_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3329,7 +3409,7 @@ func (x *ListPoliciesRequest) String() string {
 func (*ListPoliciesRequest) ProtoMessage() {}
 
 func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[44]
+	mi := &file_isthmus_v1_services_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3342,7 +3422,7 @@ func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*ListPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{44}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ListPoliciesRequest) GetPageSize() uint32 {
@@ -3375,7 +3455,7 @@ type ListPoliciesResponse struct {
 
 func (x *ListPoliciesResponse) Reset() {
 	*x = ListPoliciesResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[45]
+	mi := &file_isthmus_v1_services_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3387,7 +3467,7 @@ func (x *ListPoliciesResponse) String() string {
 func (*ListPoliciesResponse) ProtoMessage() {}
 
 func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[45]
+	mi := &file_isthmus_v1_services_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3400,7 +3480,7 @@ func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesResponse.ProtoReflect.Descriptor instead.
 func (*ListPoliciesResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{45}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ListPoliciesResponse) GetPolicies() []*PolicyStatus {
@@ -3453,7 +3533,7 @@ type Drop struct {
 
 func (x *Drop) Reset() {
 	*x = Drop{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[46]
+	mi := &file_isthmus_v1_services_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3465,7 +3545,7 @@ func (x *Drop) String() string {
 func (*Drop) ProtoMessage() {}
 
 func (x *Drop) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[46]
+	mi := &file_isthmus_v1_services_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3478,7 +3558,7 @@ func (x *Drop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drop.ProtoReflect.Descriptor instead.
 func (*Drop) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{46}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Drop) GetReason() string {
@@ -3517,7 +3597,7 @@ type WatchPoliciesRequest struct {
 
 func (x *WatchPoliciesRequest) Reset() {
 	*x = WatchPoliciesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[47]
+	mi := &file_isthmus_v1_services_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3529,7 +3609,7 @@ func (x *WatchPoliciesRequest) String() string {
 func (*WatchPoliciesRequest) ProtoMessage() {}
 
 func (x *WatchPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[47]
+	mi := &file_isthmus_v1_services_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3542,7 +3622,7 @@ func (x *WatchPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*WatchPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{47}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{49}
 }
 
 type PolicyEvent struct {
@@ -3555,7 +3635,7 @@ type PolicyEvent struct {
 
 func (x *PolicyEvent) Reset() {
 	*x = PolicyEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[48]
+	mi := &file_isthmus_v1_services_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3567,7 +3647,7 @@ func (x *PolicyEvent) String() string {
 func (*PolicyEvent) ProtoMessage() {}
 
 func (x *PolicyEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[48]
+	mi := &file_isthmus_v1_services_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3580,7 +3660,7 @@ func (x *PolicyEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyEvent.ProtoReflect.Descriptor instead.
 func (*PolicyEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{48}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *PolicyEvent) GetType() EventType {
@@ -3621,7 +3701,7 @@ type ProveEgressRequest struct {
 
 func (x *ProveEgressRequest) Reset() {
 	*x = ProveEgressRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[49]
+	mi := &file_isthmus_v1_services_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3633,7 +3713,7 @@ func (x *ProveEgressRequest) String() string {
 func (*ProveEgressRequest) ProtoMessage() {}
 
 func (x *ProveEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[49]
+	mi := &file_isthmus_v1_services_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3646,7 +3726,7 @@ func (x *ProveEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProveEgressRequest.ProtoReflect.Descriptor instead.
 func (*ProveEgressRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{49}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ProveEgressRequest) GetDestinations() []string {
@@ -3699,7 +3779,7 @@ type ProveEgressResponse struct {
 
 func (x *ProveEgressResponse) Reset() {
 	*x = ProveEgressResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[50]
+	mi := &file_isthmus_v1_services_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3711,7 +3791,7 @@ func (x *ProveEgressResponse) String() string {
 func (*ProveEgressResponse) ProtoMessage() {}
 
 func (x *ProveEgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[50]
+	mi := &file_isthmus_v1_services_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3724,7 +3804,7 @@ func (x *ProveEgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProveEgressResponse.ProtoReflect.Descriptor instead.
 func (*ProveEgressResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{50}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ProveEgressResponse) GetProof() *EgressProof {
@@ -3783,7 +3863,7 @@ type EgressProof struct {
 
 func (x *EgressProof) Reset() {
 	*x = EgressProof{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[51]
+	mi := &file_isthmus_v1_services_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3795,7 +3875,7 @@ func (x *EgressProof) String() string {
 func (*EgressProof) ProtoMessage() {}
 
 func (x *EgressProof) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[51]
+	mi := &file_isthmus_v1_services_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3808,7 +3888,7 @@ func (x *EgressProof) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressProof.ProtoReflect.Descriptor instead.
 func (*EgressProof) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{51}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *EgressProof) GetNode() string {
@@ -3910,7 +3990,7 @@ type EgressProofState struct {
 
 func (x *EgressProofState) Reset() {
 	*x = EgressProofState{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[52]
+	mi := &file_isthmus_v1_services_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3922,7 +4002,7 @@ func (x *EgressProofState) String() string {
 func (*EgressProofState) ProtoMessage() {}
 
 func (x *EgressProofState) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[52]
+	mi := &file_isthmus_v1_services_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3935,7 +4015,7 @@ func (x *EgressProofState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressProofState.ProtoReflect.Descriptor instead.
 func (*EgressProofState) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{52}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *EgressProofState) GetName() string {
@@ -3977,7 +4057,7 @@ type CanaryResult struct {
 
 func (x *CanaryResult) Reset() {
 	*x = CanaryResult{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[53]
+	mi := &file_isthmus_v1_services_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3989,7 +4069,7 @@ func (x *CanaryResult) String() string {
 func (*CanaryResult) ProtoMessage() {}
 
 func (x *CanaryResult) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[53]
+	mi := &file_isthmus_v1_services_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4002,7 +4082,7 @@ func (x *CanaryResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CanaryResult.ProtoReflect.Descriptor instead.
 func (*CanaryResult) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{53}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *CanaryResult) GetAddress() string {
@@ -4062,7 +4142,7 @@ type PolicyStatus struct {
 
 func (x *PolicyStatus) Reset() {
 	*x = PolicyStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[54]
+	mi := &file_isthmus_v1_services_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4074,7 +4154,7 @@ func (x *PolicyStatus) String() string {
 func (*PolicyStatus) ProtoMessage() {}
 
 func (x *PolicyStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[54]
+	mi := &file_isthmus_v1_services_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4087,7 +4167,7 @@ func (x *PolicyStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyStatus.ProtoReflect.Descriptor instead.
 func (*PolicyStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{54}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *PolicyStatus) GetName() string {
@@ -4199,7 +4279,7 @@ type ListPoolsRequest struct {
 
 func (x *ListPoolsRequest) Reset() {
 	*x = ListPoolsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[55]
+	mi := &file_isthmus_v1_services_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4211,7 +4291,7 @@ func (x *ListPoolsRequest) String() string {
 func (*ListPoolsRequest) ProtoMessage() {}
 
 func (x *ListPoolsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[55]
+	mi := &file_isthmus_v1_services_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4224,7 +4304,7 @@ func (x *ListPoolsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoolsRequest.ProtoReflect.Descriptor instead.
 func (*ListPoolsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{55}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ListPoolsRequest) GetPageSize() uint32 {
@@ -4251,7 +4331,7 @@ type ListPoolsResponse struct {
 
 func (x *ListPoolsResponse) Reset() {
 	*x = ListPoolsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[56]
+	mi := &file_isthmus_v1_services_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4263,7 +4343,7 @@ func (x *ListPoolsResponse) String() string {
 func (*ListPoolsResponse) ProtoMessage() {}
 
 func (x *ListPoolsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[56]
+	mi := &file_isthmus_v1_services_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4276,7 +4356,7 @@ func (x *ListPoolsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoolsResponse.ProtoReflect.Descriptor instead.
 func (*ListPoolsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{56}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ListPoolsResponse) GetPools() []*PoolStatus {
@@ -4302,7 +4382,7 @@ type GetPoolRequest struct {
 
 func (x *GetPoolRequest) Reset() {
 	*x = GetPoolRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[57]
+	mi := &file_isthmus_v1_services_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4314,7 +4394,7 @@ func (x *GetPoolRequest) String() string {
 func (*GetPoolRequest) ProtoMessage() {}
 
 func (x *GetPoolRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[57]
+	mi := &file_isthmus_v1_services_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4327,7 +4407,7 @@ func (x *GetPoolRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPoolRequest.ProtoReflect.Descriptor instead.
 func (*GetPoolRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{57}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *GetPoolRequest) GetName() string {
@@ -4345,7 +4425,7 @@ type WatchPoolsRequest struct {
 
 func (x *WatchPoolsRequest) Reset() {
 	*x = WatchPoolsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[58]
+	mi := &file_isthmus_v1_services_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4357,7 +4437,7 @@ func (x *WatchPoolsRequest) String() string {
 func (*WatchPoolsRequest) ProtoMessage() {}
 
 func (x *WatchPoolsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[58]
+	mi := &file_isthmus_v1_services_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4370,7 +4450,7 @@ func (x *WatchPoolsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPoolsRequest.ProtoReflect.Descriptor instead.
 func (*WatchPoolsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{58}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{60}
 }
 
 type PoolEvent struct {
@@ -4383,7 +4463,7 @@ type PoolEvent struct {
 
 func (x *PoolEvent) Reset() {
 	*x = PoolEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[59]
+	mi := &file_isthmus_v1_services_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4395,7 +4475,7 @@ func (x *PoolEvent) String() string {
 func (*PoolEvent) ProtoMessage() {}
 
 func (x *PoolEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[59]
+	mi := &file_isthmus_v1_services_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4408,7 +4488,7 @@ func (x *PoolEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolEvent.ProtoReflect.Descriptor instead.
 func (*PoolEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{59}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *PoolEvent) GetType() EventType {
@@ -4442,7 +4522,7 @@ type PoolStatus struct {
 
 func (x *PoolStatus) Reset() {
 	*x = PoolStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[60]
+	mi := &file_isthmus_v1_services_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4454,7 +4534,7 @@ func (x *PoolStatus) String() string {
 func (*PoolStatus) ProtoMessage() {}
 
 func (x *PoolStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[60]
+	mi := &file_isthmus_v1_services_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4467,7 +4547,7 @@ func (x *PoolStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolStatus.ProtoReflect.Descriptor instead.
 func (*PoolStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{60}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *PoolStatus) GetName() string {
@@ -4527,7 +4607,7 @@ type PoolMember struct {
 
 func (x *PoolMember) Reset() {
 	*x = PoolMember{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[61]
+	mi := &file_isthmus_v1_services_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4539,7 +4619,7 @@ func (x *PoolMember) String() string {
 func (*PoolMember) ProtoMessage() {}
 
 func (x *PoolMember) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[61]
+	mi := &file_isthmus_v1_services_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4552,7 +4632,7 @@ func (x *PoolMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolMember.ProtoReflect.Descriptor instead.
 func (*PoolMember) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{61}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *PoolMember) GetAddress() string {
@@ -4629,7 +4709,7 @@ type ProbeTarget struct {
 
 func (x *ProbeTarget) Reset() {
 	*x = ProbeTarget{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[62]
+	mi := &file_isthmus_v1_services_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4641,7 +4721,7 @@ func (x *ProbeTarget) String() string {
 func (*ProbeTarget) ProtoMessage() {}
 
 func (x *ProbeTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[62]
+	mi := &file_isthmus_v1_services_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4654,7 +4734,7 @@ func (x *ProbeTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeTarget.ProtoReflect.Descriptor instead.
 func (*ProbeTarget) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{62}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ProbeTarget) GetTarget() string {
@@ -4703,7 +4783,7 @@ type ListNamesRequest struct {
 
 func (x *ListNamesRequest) Reset() {
 	*x = ListNamesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[63]
+	mi := &file_isthmus_v1_services_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4715,7 +4795,7 @@ func (x *ListNamesRequest) String() string {
 func (*ListNamesRequest) ProtoMessage() {}
 
 func (x *ListNamesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[63]
+	mi := &file_isthmus_v1_services_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4728,7 +4808,7 @@ func (x *ListNamesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNamesRequest.ProtoReflect.Descriptor instead.
 func (*ListNamesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{63}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ListNamesRequest) GetPageSize() uint32 {
@@ -4755,7 +4835,7 @@ type ListNamesResponse struct {
 
 func (x *ListNamesResponse) Reset() {
 	*x = ListNamesResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[64]
+	mi := &file_isthmus_v1_services_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4767,7 +4847,7 @@ func (x *ListNamesResponse) String() string {
 func (*ListNamesResponse) ProtoMessage() {}
 
 func (x *ListNamesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[64]
+	mi := &file_isthmus_v1_services_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4780,7 +4860,7 @@ func (x *ListNamesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNamesResponse.ProtoReflect.Descriptor instead.
 func (*ListNamesResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{64}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ListNamesResponse) GetNames() []*NameStatus {
@@ -4805,7 +4885,7 @@ type WatchNamesRequest struct {
 
 func (x *WatchNamesRequest) Reset() {
 	*x = WatchNamesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[65]
+	mi := &file_isthmus_v1_services_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4817,7 +4897,7 @@ func (x *WatchNamesRequest) String() string {
 func (*WatchNamesRequest) ProtoMessage() {}
 
 func (x *WatchNamesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[65]
+	mi := &file_isthmus_v1_services_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4830,7 +4910,7 @@ func (x *WatchNamesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchNamesRequest.ProtoReflect.Descriptor instead.
 func (*WatchNamesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{65}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{67}
 }
 
 type NameEvent struct {
@@ -4843,7 +4923,7 @@ type NameEvent struct {
 
 func (x *NameEvent) Reset() {
 	*x = NameEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[66]
+	mi := &file_isthmus_v1_services_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4855,7 +4935,7 @@ func (x *NameEvent) String() string {
 func (*NameEvent) ProtoMessage() {}
 
 func (x *NameEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[66]
+	mi := &file_isthmus_v1_services_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4868,7 +4948,7 @@ func (x *NameEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NameEvent.ProtoReflect.Descriptor instead.
 func (*NameEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{66}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *NameEvent) GetType() EventType {
@@ -4915,7 +4995,7 @@ type NameStatus struct {
 
 func (x *NameStatus) Reset() {
 	*x = NameStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[67]
+	mi := &file_isthmus_v1_services_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4927,7 +5007,7 @@ func (x *NameStatus) String() string {
 func (*NameStatus) ProtoMessage() {}
 
 func (x *NameStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[67]
+	mi := &file_isthmus_v1_services_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4940,7 +5020,7 @@ func (x *NameStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NameStatus.ProtoReflect.Descriptor instead.
 func (*NameStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{67}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *NameStatus) GetName() string {
@@ -5018,7 +5098,7 @@ type GoneAddress struct {
 
 func (x *GoneAddress) Reset() {
 	*x = GoneAddress{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[68]
+	mi := &file_isthmus_v1_services_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5030,7 +5110,7 @@ func (x *GoneAddress) String() string {
 func (*GoneAddress) ProtoMessage() {}
 
 func (x *GoneAddress) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[68]
+	mi := &file_isthmus_v1_services_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5043,7 +5123,7 @@ func (x *GoneAddress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GoneAddress.ProtoReflect.Descriptor instead.
 func (*GoneAddress) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{68}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *GoneAddress) GetAddress() string {
@@ -5074,7 +5154,7 @@ type SealRequest struct {
 
 func (x *SealRequest) Reset() {
 	*x = SealRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[69]
+	mi := &file_isthmus_v1_services_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5086,7 +5166,7 @@ func (x *SealRequest) String() string {
 func (*SealRequest) ProtoMessage() {}
 
 func (x *SealRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[69]
+	mi := &file_isthmus_v1_services_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5099,7 +5179,7 @@ func (x *SealRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealRequest.ProtoReflect.Descriptor instead.
 func (*SealRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{69}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *SealRequest) GetWith() string {
@@ -5126,7 +5206,7 @@ type SealResponse struct {
 
 func (x *SealResponse) Reset() {
 	*x = SealResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[70]
+	mi := &file_isthmus_v1_services_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5138,7 +5218,7 @@ func (x *SealResponse) String() string {
 func (*SealResponse) ProtoMessage() {}
 
 func (x *SealResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[70]
+	mi := &file_isthmus_v1_services_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5151,7 +5231,7 @@ func (x *SealResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealResponse.ProtoReflect.Descriptor instead.
 func (*SealResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{70}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *SealResponse) GetRecovery() string {
@@ -5171,7 +5251,7 @@ type UnsealRequest struct {
 
 func (x *UnsealRequest) Reset() {
 	*x = UnsealRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[71]
+	mi := &file_isthmus_v1_services_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5183,7 +5263,7 @@ func (x *UnsealRequest) String() string {
 func (*UnsealRequest) ProtoMessage() {}
 
 func (x *UnsealRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[71]
+	mi := &file_isthmus_v1_services_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5196,7 +5276,7 @@ func (x *UnsealRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnsealRequest.ProtoReflect.Descriptor instead.
 func (*UnsealRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{71}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *UnsealRequest) GetRecovery() string {
@@ -5217,7 +5297,7 @@ type UnsealResponse struct {
 
 func (x *UnsealResponse) Reset() {
 	*x = UnsealResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[72]
+	mi := &file_isthmus_v1_services_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5229,7 +5309,7 @@ func (x *UnsealResponse) String() string {
 func (*UnsealResponse) ProtoMessage() {}
 
 func (x *UnsealResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[72]
+	mi := &file_isthmus_v1_services_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5242,7 +5322,7 @@ func (x *UnsealResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnsealResponse.ProtoReflect.Descriptor instead.
 func (*UnsealResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{72}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *UnsealResponse) GetNotSealed() string {
@@ -5260,7 +5340,7 @@ type GetMachineRequest struct {
 
 func (x *GetMachineRequest) Reset() {
 	*x = GetMachineRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[73]
+	mi := &file_isthmus_v1_services_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5272,7 +5352,7 @@ func (x *GetMachineRequest) String() string {
 func (*GetMachineRequest) ProtoMessage() {}
 
 func (x *GetMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[73]
+	mi := &file_isthmus_v1_services_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5285,7 +5365,7 @@ func (x *GetMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMachineRequest.ProtoReflect.Descriptor instead.
 func (*GetMachineRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{73}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{75}
 }
 
 // Machine is the state of the machine that the router runs on.
@@ -5318,7 +5398,7 @@ type Machine struct {
 
 func (x *Machine) Reset() {
 	*x = Machine{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[74]
+	mi := &file_isthmus_v1_services_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5330,7 +5410,7 @@ func (x *Machine) String() string {
 func (*Machine) ProtoMessage() {}
 
 func (x *Machine) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[74]
+	mi := &file_isthmus_v1_services_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5343,7 +5423,7 @@ func (x *Machine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Machine.ProtoReflect.Descriptor instead.
 func (*Machine) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{74}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *Machine) GetSlots() []*Slot {
@@ -5443,7 +5523,7 @@ type Slot struct {
 
 func (x *Slot) Reset() {
 	*x = Slot{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[75]
+	mi := &file_isthmus_v1_services_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5455,7 +5535,7 @@ func (x *Slot) String() string {
 func (*Slot) ProtoMessage() {}
 
 func (x *Slot) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[75]
+	mi := &file_isthmus_v1_services_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5468,7 +5548,7 @@ func (x *Slot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Slot.ProtoReflect.Descriptor instead.
 func (*Slot) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{75}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *Slot) GetName() string {
@@ -5552,7 +5632,7 @@ type UpgradeRequest struct {
 
 func (x *UpgradeRequest) Reset() {
 	*x = UpgradeRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[76]
+	mi := &file_isthmus_v1_services_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5564,7 +5644,7 @@ func (x *UpgradeRequest) String() string {
 func (*UpgradeRequest) ProtoMessage() {}
 
 func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[76]
+	mi := &file_isthmus_v1_services_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5577,7 +5657,7 @@ func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeRequest.ProtoReflect.Descriptor instead.
 func (*UpgradeRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{76}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *UpgradeRequest) GetHeader() *UpgradeHeader {
@@ -5610,7 +5690,7 @@ type UpgradeHeader struct {
 
 func (x *UpgradeHeader) Reset() {
 	*x = UpgradeHeader{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[77]
+	mi := &file_isthmus_v1_services_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5622,7 +5702,7 @@ func (x *UpgradeHeader) String() string {
 func (*UpgradeHeader) ProtoMessage() {}
 
 func (x *UpgradeHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[77]
+	mi := &file_isthmus_v1_services_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5635,7 +5715,7 @@ func (x *UpgradeHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeHeader.ProtoReflect.Descriptor instead.
 func (*UpgradeHeader) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{77}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *UpgradeHeader) GetSize() int64 {
@@ -5678,7 +5758,7 @@ type UpgradeResponse struct {
 
 func (x *UpgradeResponse) Reset() {
 	*x = UpgradeResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[78]
+	mi := &file_isthmus_v1_services_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5690,7 +5770,7 @@ func (x *UpgradeResponse) String() string {
 func (*UpgradeResponse) ProtoMessage() {}
 
 func (x *UpgradeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[78]
+	mi := &file_isthmus_v1_services_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5703,7 +5783,7 @@ func (x *UpgradeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeResponse.ProtoReflect.Descriptor instead.
 func (*UpgradeResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{78}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *UpgradeResponse) GetSlot() string {
@@ -5735,7 +5815,7 @@ type RollbackSlotRequest struct {
 
 func (x *RollbackSlotRequest) Reset() {
 	*x = RollbackSlotRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[79]
+	mi := &file_isthmus_v1_services_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5747,7 +5827,7 @@ func (x *RollbackSlotRequest) String() string {
 func (*RollbackSlotRequest) ProtoMessage() {}
 
 func (x *RollbackSlotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[79]
+	mi := &file_isthmus_v1_services_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5760,7 +5840,7 @@ func (x *RollbackSlotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackSlotRequest.ProtoReflect.Descriptor instead.
 func (*RollbackSlotRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{79}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{81}
 }
 
 type RollbackSlotResponse struct {
@@ -5773,7 +5853,7 @@ type RollbackSlotResponse struct {
 
 func (x *RollbackSlotResponse) Reset() {
 	*x = RollbackSlotResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[80]
+	mi := &file_isthmus_v1_services_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5785,7 +5865,7 @@ func (x *RollbackSlotResponse) String() string {
 func (*RollbackSlotResponse) ProtoMessage() {}
 
 func (x *RollbackSlotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[80]
+	mi := &file_isthmus_v1_services_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5798,7 +5878,7 @@ func (x *RollbackSlotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackSlotResponse.ProtoReflect.Descriptor instead.
 func (*RollbackSlotResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{80}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *RollbackSlotResponse) GetSlot() string {
@@ -5816,7 +5896,7 @@ type RebootRequest struct {
 
 func (x *RebootRequest) Reset() {
 	*x = RebootRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[81]
+	mi := &file_isthmus_v1_services_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5828,7 +5908,7 @@ func (x *RebootRequest) String() string {
 func (*RebootRequest) ProtoMessage() {}
 
 func (x *RebootRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[81]
+	mi := &file_isthmus_v1_services_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5841,7 +5921,7 @@ func (x *RebootRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RebootRequest.ProtoReflect.Descriptor instead.
 func (*RebootRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{81}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{83}
 }
 
 type RebootResponse struct {
@@ -5852,7 +5932,7 @@ type RebootResponse struct {
 
 func (x *RebootResponse) Reset() {
 	*x = RebootResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[82]
+	mi := &file_isthmus_v1_services_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5864,7 +5944,7 @@ func (x *RebootResponse) String() string {
 func (*RebootResponse) ProtoMessage() {}
 
 func (x *RebootResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[82]
+	mi := &file_isthmus_v1_services_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5877,7 +5957,7 @@ func (x *RebootResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RebootResponse.ProtoReflect.Descriptor instead.
 func (*RebootResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{82}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{84}
 }
 
 type PowerOffRequest struct {
@@ -5888,7 +5968,7 @@ type PowerOffRequest struct {
 
 func (x *PowerOffRequest) Reset() {
 	*x = PowerOffRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[83]
+	mi := &file_isthmus_v1_services_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5900,7 +5980,7 @@ func (x *PowerOffRequest) String() string {
 func (*PowerOffRequest) ProtoMessage() {}
 
 func (x *PowerOffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[83]
+	mi := &file_isthmus_v1_services_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5913,7 +5993,7 @@ func (x *PowerOffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerOffRequest.ProtoReflect.Descriptor instead.
 func (*PowerOffRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{83}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{85}
 }
 
 type PowerOffResponse struct {
@@ -5924,7 +6004,7 @@ type PowerOffResponse struct {
 
 func (x *PowerOffResponse) Reset() {
 	*x = PowerOffResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[84]
+	mi := &file_isthmus_v1_services_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5936,7 +6016,7 @@ func (x *PowerOffResponse) String() string {
 func (*PowerOffResponse) ProtoMessage() {}
 
 func (x *PowerOffResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[84]
+	mi := &file_isthmus_v1_services_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5949,7 +6029,7 @@ func (x *PowerOffResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerOffResponse.ProtoReflect.Descriptor instead.
 func (*PowerOffResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{84}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{86}
 }
 
 type GetStatusRequest struct {
@@ -5960,7 +6040,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[85]
+	mi := &file_isthmus_v1_services_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5972,7 +6052,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[85]
+	mi := &file_isthmus_v1_services_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5985,7 +6065,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{85}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{87}
 }
 
 type SystemStatus struct {
@@ -6013,7 +6093,7 @@ type SystemStatus struct {
 
 func (x *SystemStatus) Reset() {
 	*x = SystemStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[86]
+	mi := &file_isthmus_v1_services_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6025,7 +6105,7 @@ func (x *SystemStatus) String() string {
 func (*SystemStatus) ProtoMessage() {}
 
 func (x *SystemStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[86]
+	mi := &file_isthmus_v1_services_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6038,7 +6118,7 @@ func (x *SystemStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SystemStatus.ProtoReflect.Descriptor instead.
 func (*SystemStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{86}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *SystemStatus) GetNode() string {
@@ -6153,7 +6233,7 @@ type Summary struct {
 
 func (x *Summary) Reset() {
 	*x = Summary{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[87]
+	mi := &file_isthmus_v1_services_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6165,7 +6245,7 @@ func (x *Summary) String() string {
 func (*Summary) ProtoMessage() {}
 
 func (x *Summary) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[87]
+	mi := &file_isthmus_v1_services_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6178,7 +6258,7 @@ func (x *Summary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Summary.ProtoReflect.Descriptor instead.
 func (*Summary) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{87}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *Summary) GetTunnels() uint32 {
@@ -6312,7 +6392,7 @@ type PlatformStatus struct {
 
 func (x *PlatformStatus) Reset() {
 	*x = PlatformStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[88]
+	mi := &file_isthmus_v1_services_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6324,7 +6404,7 @@ func (x *PlatformStatus) String() string {
 func (*PlatformStatus) ProtoMessage() {}
 
 func (x *PlatformStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[88]
+	mi := &file_isthmus_v1_services_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6337,7 +6417,7 @@ func (x *PlatformStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlatformStatus.ProtoReflect.Descriptor instead.
 func (*PlatformStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{88}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *PlatformStatus) GetPlatform() string {
@@ -6408,7 +6488,7 @@ type PlatformInterface struct {
 
 func (x *PlatformInterface) Reset() {
 	*x = PlatformInterface{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[89]
+	mi := &file_isthmus_v1_services_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6420,7 +6500,7 @@ func (x *PlatformInterface) String() string {
 func (*PlatformInterface) ProtoMessage() {}
 
 func (x *PlatformInterface) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[89]
+	mi := &file_isthmus_v1_services_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6433,7 +6513,7 @@ func (x *PlatformInterface) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlatformInterface.ProtoReflect.Descriptor instead.
 func (*PlatformInterface) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{89}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *PlatformInterface) GetName() string {
@@ -6499,7 +6579,7 @@ type Counters struct {
 
 func (x *Counters) Reset() {
 	*x = Counters{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[90]
+	mi := &file_isthmus_v1_services_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6511,7 +6591,7 @@ func (x *Counters) String() string {
 func (*Counters) ProtoMessage() {}
 
 func (x *Counters) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[90]
+	mi := &file_isthmus_v1_services_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6524,7 +6604,7 @@ func (x *Counters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counters.ProtoReflect.Descriptor instead.
 func (*Counters) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{90}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *Counters) GetViciWrites() uint64 {
@@ -6581,7 +6661,7 @@ type SetSecretRequest struct {
 
 func (x *SetSecretRequest) Reset() {
 	*x = SetSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[91]
+	mi := &file_isthmus_v1_services_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6593,7 +6673,7 @@ func (x *SetSecretRequest) String() string {
 func (*SetSecretRequest) ProtoMessage() {}
 
 func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[91]
+	mi := &file_isthmus_v1_services_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6606,7 +6686,7 @@ func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSecretRequest.ProtoReflect.Descriptor instead.
 func (*SetSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{91}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *SetSecretRequest) GetName() string {
@@ -6632,7 +6712,7 @@ type RollbackSecretRequest struct {
 
 func (x *RollbackSecretRequest) Reset() {
 	*x = RollbackSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[92]
+	mi := &file_isthmus_v1_services_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6644,7 +6724,7 @@ func (x *RollbackSecretRequest) String() string {
 func (*RollbackSecretRequest) ProtoMessage() {}
 
 func (x *RollbackSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[92]
+	mi := &file_isthmus_v1_services_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6657,7 +6737,7 @@ func (x *RollbackSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackSecretRequest.ProtoReflect.Descriptor instead.
 func (*RollbackSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{92}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *RollbackSecretRequest) GetName() string {
@@ -6678,7 +6758,7 @@ type ListSecretsRequest struct {
 
 func (x *ListSecretsRequest) Reset() {
 	*x = ListSecretsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[93]
+	mi := &file_isthmus_v1_services_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6690,7 +6770,7 @@ func (x *ListSecretsRequest) String() string {
 func (*ListSecretsRequest) ProtoMessage() {}
 
 func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[93]
+	mi := &file_isthmus_v1_services_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6703,7 +6783,7 @@ func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsRequest.ProtoReflect.Descriptor instead.
 func (*ListSecretsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{93}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *ListSecretsRequest) GetPageSize() uint32 {
@@ -6730,7 +6810,7 @@ type ListSecretsResponse struct {
 
 func (x *ListSecretsResponse) Reset() {
 	*x = ListSecretsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[94]
+	mi := &file_isthmus_v1_services_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6742,7 +6822,7 @@ func (x *ListSecretsResponse) String() string {
 func (*ListSecretsResponse) ProtoMessage() {}
 
 func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[94]
+	mi := &file_isthmus_v1_services_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6755,7 +6835,7 @@ func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsResponse.ProtoReflect.Descriptor instead.
 func (*ListSecretsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{94}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *ListSecretsResponse) GetSecrets() []*SecretInfo {
@@ -6791,7 +6871,7 @@ type SecretInfo struct {
 
 func (x *SecretInfo) Reset() {
 	*x = SecretInfo{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[95]
+	mi := &file_isthmus_v1_services_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6803,7 +6883,7 @@ func (x *SecretInfo) String() string {
 func (*SecretInfo) ProtoMessage() {}
 
 func (x *SecretInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[95]
+	mi := &file_isthmus_v1_services_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6816,7 +6896,7 @@ func (x *SecretInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretInfo.ProtoReflect.Descriptor instead.
 func (*SecretInfo) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{95}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *SecretInfo) GetName() string {
@@ -6863,7 +6943,7 @@ type DeleteSecretRequest struct {
 
 func (x *DeleteSecretRequest) Reset() {
 	*x = DeleteSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[96]
+	mi := &file_isthmus_v1_services_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6875,7 +6955,7 @@ func (x *DeleteSecretRequest) String() string {
 func (*DeleteSecretRequest) ProtoMessage() {}
 
 func (x *DeleteSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[96]
+	mi := &file_isthmus_v1_services_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6888,7 +6968,7 @@ func (x *DeleteSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSecretRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{96}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *DeleteSecretRequest) GetName() string {
@@ -6906,7 +6986,7 @@ type DeleteSecretResponse struct {
 
 func (x *DeleteSecretResponse) Reset() {
 	*x = DeleteSecretResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[97]
+	mi := &file_isthmus_v1_services_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6918,7 +6998,7 @@ func (x *DeleteSecretResponse) String() string {
 func (*DeleteSecretResponse) ProtoMessage() {}
 
 func (x *DeleteSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[97]
+	mi := &file_isthmus_v1_services_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6931,7 +7011,7 @@ func (x *DeleteSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSecretResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSecretResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{97}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{99}
 }
 
 type ListAuditRequest struct {
@@ -6953,7 +7033,7 @@ type ListAuditRequest struct {
 
 func (x *ListAuditRequest) Reset() {
 	*x = ListAuditRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[98]
+	mi := &file_isthmus_v1_services_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6965,7 +7045,7 @@ func (x *ListAuditRequest) String() string {
 func (*ListAuditRequest) ProtoMessage() {}
 
 func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[98]
+	mi := &file_isthmus_v1_services_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6978,7 +7058,7 @@ func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditRequest.ProtoReflect.Descriptor instead.
 func (*ListAuditRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{98}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *ListAuditRequest) GetPageSize() uint32 {
@@ -7036,7 +7116,7 @@ type ListAuditResponse struct {
 
 func (x *ListAuditResponse) Reset() {
 	*x = ListAuditResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[99]
+	mi := &file_isthmus_v1_services_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7048,7 +7128,7 @@ func (x *ListAuditResponse) String() string {
 func (*ListAuditResponse) ProtoMessage() {}
 
 func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[99]
+	mi := &file_isthmus_v1_services_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7061,7 +7141,7 @@ func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditResponse.ProtoReflect.Descriptor instead.
 func (*ListAuditResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{99}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *ListAuditResponse) GetEntries() []*AuditEntry {
@@ -7120,7 +7200,7 @@ type AuditEntry struct {
 
 func (x *AuditEntry) Reset() {
 	*x = AuditEntry{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[100]
+	mi := &file_isthmus_v1_services_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7132,7 +7212,7 @@ func (x *AuditEntry) String() string {
 func (*AuditEntry) ProtoMessage() {}
 
 func (x *AuditEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[100]
+	mi := &file_isthmus_v1_services_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7145,7 +7225,7 @@ func (x *AuditEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditEntry.ProtoReflect.Descriptor instead.
 func (*AuditEntry) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{100}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *AuditEntry) GetTime() *timestamppb.Timestamp {
@@ -7264,7 +7344,7 @@ type RenewAuthorityRequest struct {
 
 func (x *RenewAuthorityRequest) Reset() {
 	*x = RenewAuthorityRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[101]
+	mi := &file_isthmus_v1_services_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7276,7 +7356,7 @@ func (x *RenewAuthorityRequest) String() string {
 func (*RenewAuthorityRequest) ProtoMessage() {}
 
 func (x *RenewAuthorityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[101]
+	mi := &file_isthmus_v1_services_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7289,7 +7369,7 @@ func (x *RenewAuthorityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewAuthorityRequest.ProtoReflect.Descriptor instead.
 func (*RenewAuthorityRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{101}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *RenewAuthorityRequest) GetAtOnce() bool {
@@ -7311,7 +7391,7 @@ type RenewAuthorityResponse struct {
 
 func (x *RenewAuthorityResponse) Reset() {
 	*x = RenewAuthorityResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[102]
+	mi := &file_isthmus_v1_services_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7323,7 +7403,7 @@ func (x *RenewAuthorityResponse) String() string {
 func (*RenewAuthorityResponse) ProtoMessage() {}
 
 func (x *RenewAuthorityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[102]
+	mi := &file_isthmus_v1_services_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7336,7 +7416,7 @@ func (x *RenewAuthorityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewAuthorityResponse.ProtoReflect.Descriptor instead.
 func (*RenewAuthorityResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{102}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *RenewAuthorityResponse) GetAuthority() string {
@@ -7369,7 +7449,7 @@ type IssueClientRequest struct {
 
 func (x *IssueClientRequest) Reset() {
 	*x = IssueClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[103]
+	mi := &file_isthmus_v1_services_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7381,7 +7461,7 @@ func (x *IssueClientRequest) String() string {
 func (*IssueClientRequest) ProtoMessage() {}
 
 func (x *IssueClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[103]
+	mi := &file_isthmus_v1_services_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7394,7 +7474,7 @@ func (x *IssueClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueClientRequest.ProtoReflect.Descriptor instead.
 func (*IssueClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{103}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *IssueClientRequest) GetName() string {
@@ -7438,7 +7518,7 @@ type IssueClientResponse struct {
 
 func (x *IssueClientResponse) Reset() {
 	*x = IssueClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[104]
+	mi := &file_isthmus_v1_services_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7450,7 +7530,7 @@ func (x *IssueClientResponse) String() string {
 func (*IssueClientResponse) ProtoMessage() {}
 
 func (x *IssueClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[104]
+	mi := &file_isthmus_v1_services_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7463,7 +7543,7 @@ func (x *IssueClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueClientResponse.ProtoReflect.Descriptor instead.
 func (*IssueClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{104}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *IssueClientResponse) GetCertificate() string {
@@ -7498,7 +7578,7 @@ type RenewClientRequest struct {
 
 func (x *RenewClientRequest) Reset() {
 	*x = RenewClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[105]
+	mi := &file_isthmus_v1_services_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7510,7 +7590,7 @@ func (x *RenewClientRequest) String() string {
 func (*RenewClientRequest) ProtoMessage() {}
 
 func (x *RenewClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[105]
+	mi := &file_isthmus_v1_services_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7523,7 +7603,7 @@ func (x *RenewClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewClientRequest.ProtoReflect.Descriptor instead.
 func (*RenewClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{105}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *RenewClientRequest) GetCsr() []byte {
@@ -7546,7 +7626,7 @@ type RenewClientResponse struct {
 
 func (x *RenewClientResponse) Reset() {
 	*x = RenewClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[106]
+	mi := &file_isthmus_v1_services_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7558,7 +7638,7 @@ func (x *RenewClientResponse) String() string {
 func (*RenewClientResponse) ProtoMessage() {}
 
 func (x *RenewClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[106]
+	mi := &file_isthmus_v1_services_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7571,7 +7651,7 @@ func (x *RenewClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewClientResponse.ProtoReflect.Descriptor instead.
 func (*RenewClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{106}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *RenewClientResponse) GetCertificate() string {
@@ -7603,7 +7683,7 @@ type ListClientsRequest struct {
 
 func (x *ListClientsRequest) Reset() {
 	*x = ListClientsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[107]
+	mi := &file_isthmus_v1_services_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7615,7 +7695,7 @@ func (x *ListClientsRequest) String() string {
 func (*ListClientsRequest) ProtoMessage() {}
 
 func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[107]
+	mi := &file_isthmus_v1_services_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7628,7 +7708,7 @@ func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsRequest.ProtoReflect.Descriptor instead.
 func (*ListClientsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{107}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{109}
 }
 
 type ListClientsResponse struct {
@@ -7640,7 +7720,7 @@ type ListClientsResponse struct {
 
 func (x *ListClientsResponse) Reset() {
 	*x = ListClientsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[108]
+	mi := &file_isthmus_v1_services_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7652,7 +7732,7 @@ func (x *ListClientsResponse) String() string {
 func (*ListClientsResponse) ProtoMessage() {}
 
 func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[108]
+	mi := &file_isthmus_v1_services_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7665,7 +7745,7 @@ func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsResponse.ProtoReflect.Descriptor instead.
 func (*ListClientsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{108}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *ListClientsResponse) GetClients() []*Client {
@@ -7696,7 +7776,7 @@ type Client struct {
 
 func (x *Client) Reset() {
 	*x = Client{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[109]
+	mi := &file_isthmus_v1_services_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7708,7 +7788,7 @@ func (x *Client) String() string {
 func (*Client) ProtoMessage() {}
 
 func (x *Client) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[109]
+	mi := &file_isthmus_v1_services_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7721,7 +7801,7 @@ func (x *Client) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Client.ProtoReflect.Descriptor instead.
 func (*Client) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{109}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *Client) GetName() string {
@@ -7783,7 +7863,7 @@ type RevokeClientRequest struct {
 
 func (x *RevokeClientRequest) Reset() {
 	*x = RevokeClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[110]
+	mi := &file_isthmus_v1_services_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7795,7 +7875,7 @@ func (x *RevokeClientRequest) String() string {
 func (*RevokeClientRequest) ProtoMessage() {}
 
 func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[110]
+	mi := &file_isthmus_v1_services_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7808,7 +7888,7 @@ func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientRequest.ProtoReflect.Descriptor instead.
 func (*RevokeClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{110}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *RevokeClientRequest) GetSerial() string {
@@ -7826,7 +7906,7 @@ type RevokeClientResponse struct {
 
 func (x *RevokeClientResponse) Reset() {
 	*x = RevokeClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[111]
+	mi := &file_isthmus_v1_services_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7838,7 +7918,7 @@ func (x *RevokeClientResponse) String() string {
 func (*RevokeClientResponse) ProtoMessage() {}
 
 func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[111]
+	mi := &file_isthmus_v1_services_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7851,7 +7931,7 @@ func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientResponse.ProtoReflect.Descriptor instead.
 func (*RevokeClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{111}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{113}
 }
 
 type ListPortsRequest struct {
@@ -7865,7 +7945,7 @@ type ListPortsRequest struct {
 
 func (x *ListPortsRequest) Reset() {
 	*x = ListPortsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[112]
+	mi := &file_isthmus_v1_services_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7877,7 +7957,7 @@ func (x *ListPortsRequest) String() string {
 func (*ListPortsRequest) ProtoMessage() {}
 
 func (x *ListPortsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[112]
+	mi := &file_isthmus_v1_services_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7890,7 +7970,7 @@ func (x *ListPortsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPortsRequest.ProtoReflect.Descriptor instead.
 func (*ListPortsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{112}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *ListPortsRequest) GetPageSize() uint32 {
@@ -7927,7 +8007,7 @@ type ListPortsResponse struct {
 
 func (x *ListPortsResponse) Reset() {
 	*x = ListPortsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[113]
+	mi := &file_isthmus_v1_services_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7939,7 +8019,7 @@ func (x *ListPortsResponse) String() string {
 func (*ListPortsResponse) ProtoMessage() {}
 
 func (x *ListPortsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[113]
+	mi := &file_isthmus_v1_services_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7952,7 +8032,7 @@ func (x *ListPortsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPortsResponse.ProtoReflect.Descriptor instead.
 func (*ListPortsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{113}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *ListPortsResponse) GetPorts() []*PortUse {
@@ -8005,7 +8085,7 @@ type WatchPortsRequest struct {
 
 func (x *WatchPortsRequest) Reset() {
 	*x = WatchPortsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[114]
+	mi := &file_isthmus_v1_services_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8017,7 +8097,7 @@ func (x *WatchPortsRequest) String() string {
 func (*WatchPortsRequest) ProtoMessage() {}
 
 func (x *WatchPortsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[114]
+	mi := &file_isthmus_v1_services_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8030,7 +8110,7 @@ func (x *WatchPortsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPortsRequest.ProtoReflect.Descriptor instead.
 func (*WatchPortsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{114}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{116}
 }
 
 type PortEvent struct {
@@ -8043,7 +8123,7 @@ type PortEvent struct {
 
 func (x *PortEvent) Reset() {
 	*x = PortEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[115]
+	mi := &file_isthmus_v1_services_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8055,7 +8135,7 @@ func (x *PortEvent) String() string {
 func (*PortEvent) ProtoMessage() {}
 
 func (x *PortEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[115]
+	mi := &file_isthmus_v1_services_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8068,7 +8148,7 @@ func (x *PortEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortEvent.ProtoReflect.Descriptor instead.
 func (*PortEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{115}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{117}
 }
 
 func (x *PortEvent) GetType() EventType {
@@ -8120,7 +8200,7 @@ type PortUse struct {
 
 func (x *PortUse) Reset() {
 	*x = PortUse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[116]
+	mi := &file_isthmus_v1_services_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8132,7 +8212,7 @@ func (x *PortUse) String() string {
 func (*PortUse) ProtoMessage() {}
 
 func (x *PortUse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[116]
+	mi := &file_isthmus_v1_services_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8145,7 +8225,7 @@ func (x *PortUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortUse.ProtoReflect.Descriptor instead.
 func (*PortUse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{116}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *PortUse) GetPool() string {
@@ -8254,7 +8334,7 @@ type AddressUse struct {
 
 func (x *AddressUse) Reset() {
 	*x = AddressUse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[117]
+	mi := &file_isthmus_v1_services_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8266,7 +8346,7 @@ func (x *AddressUse) String() string {
 func (*AddressUse) ProtoMessage() {}
 
 func (x *AddressUse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[117]
+	mi := &file_isthmus_v1_services_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8279,7 +8359,7 @@ func (x *AddressUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressUse.ProtoReflect.Descriptor instead.
 func (*AddressUse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{117}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *AddressUse) GetPool() string {
@@ -8341,7 +8421,7 @@ type ConnectionTable struct {
 
 func (x *ConnectionTable) Reset() {
 	*x = ConnectionTable{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[118]
+	mi := &file_isthmus_v1_services_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8353,7 +8433,7 @@ func (x *ConnectionTable) String() string {
 func (*ConnectionTable) ProtoMessage() {}
 
 func (x *ConnectionTable) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[118]
+	mi := &file_isthmus_v1_services_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8366,7 +8446,7 @@ func (x *ConnectionTable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionTable.ProtoReflect.Descriptor instead.
 func (*ConnectionTable) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{118}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{120}
 }
 
 func (x *ConnectionTable) GetEntries() uint32 {
@@ -8434,7 +8514,7 @@ type EndFlowsRequest struct {
 
 func (x *EndFlowsRequest) Reset() {
 	*x = EndFlowsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[119]
+	mi := &file_isthmus_v1_services_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8446,7 +8526,7 @@ func (x *EndFlowsRequest) String() string {
 func (*EndFlowsRequest) ProtoMessage() {}
 
 func (x *EndFlowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[119]
+	mi := &file_isthmus_v1_services_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8459,7 +8539,7 @@ func (x *EndFlowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndFlowsRequest.ProtoReflect.Descriptor instead.
 func (*EndFlowsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{119}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *EndFlowsRequest) GetSource() string {
@@ -8500,7 +8580,7 @@ type EndFlowsResponse struct {
 
 func (x *EndFlowsResponse) Reset() {
 	*x = EndFlowsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[120]
+	mi := &file_isthmus_v1_services_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8512,7 +8592,7 @@ func (x *EndFlowsResponse) String() string {
 func (*EndFlowsResponse) ProtoMessage() {}
 
 func (x *EndFlowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[120]
+	mi := &file_isthmus_v1_services_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8525,7 +8605,7 @@ func (x *EndFlowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndFlowsResponse.ProtoReflect.Descriptor instead.
 func (*EndFlowsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{120}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{122}
 }
 
 func (x *EndFlowsResponse) GetFlows() uint64 {
@@ -8561,7 +8641,7 @@ type WhoRequest struct {
 
 func (x *WhoRequest) Reset() {
 	*x = WhoRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[121]
+	mi := &file_isthmus_v1_services_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8573,7 +8653,7 @@ func (x *WhoRequest) String() string {
 func (*WhoRequest) ProtoMessage() {}
 
 func (x *WhoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[121]
+	mi := &file_isthmus_v1_services_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8586,7 +8666,7 @@ func (x *WhoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoRequest.ProtoReflect.Descriptor instead.
 func (*WhoRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{121}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{123}
 }
 
 func (x *WhoRequest) GetAddress() string {
@@ -8655,7 +8735,7 @@ type WhoResponse struct {
 
 func (x *WhoResponse) Reset() {
 	*x = WhoResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[122]
+	mi := &file_isthmus_v1_services_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8667,7 +8747,7 @@ func (x *WhoResponse) String() string {
 func (*WhoResponse) ProtoMessage() {}
 
 func (x *WhoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[122]
+	mi := &file_isthmus_v1_services_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8680,7 +8760,7 @@ func (x *WhoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoResponse.ProtoReflect.Descriptor instead.
 func (*WhoResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{122}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{124}
 }
 
 func (x *WhoResponse) GetFlows() []*TranslatedFlow {
@@ -8743,7 +8823,7 @@ type TranslatedFlow struct {
 
 func (x *TranslatedFlow) Reset() {
 	*x = TranslatedFlow{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[123]
+	mi := &file_isthmus_v1_services_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8755,7 +8835,7 @@ func (x *TranslatedFlow) String() string {
 func (*TranslatedFlow) ProtoMessage() {}
 
 func (x *TranslatedFlow) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[123]
+	mi := &file_isthmus_v1_services_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8768,7 +8848,7 @@ func (x *TranslatedFlow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TranslatedFlow.ProtoReflect.Descriptor instead.
 func (*TranslatedFlow) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{123}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{125}
 }
 
 func (x *TranslatedFlow) GetStart() *timestamppb.Timestamp {
@@ -8875,7 +8955,7 @@ type EventFilter struct {
 
 func (x *EventFilter) Reset() {
 	*x = EventFilter{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[124]
+	mi := &file_isthmus_v1_services_proto_msgTypes[126]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8887,7 +8967,7 @@ func (x *EventFilter) String() string {
 func (*EventFilter) ProtoMessage() {}
 
 func (x *EventFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[124]
+	mi := &file_isthmus_v1_services_proto_msgTypes[126]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8900,7 +8980,7 @@ func (x *EventFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventFilter.ProtoReflect.Descriptor instead.
 func (*EventFilter) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{124}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{126}
 }
 
 func (x *EventFilter) GetSince() *timestamppb.Timestamp {
@@ -8950,7 +9030,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[125]
+	mi := &file_isthmus_v1_services_proto_msgTypes[127]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8962,7 +9042,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[125]
+	mi := &file_isthmus_v1_services_proto_msgTypes[127]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8975,7 +9055,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{125}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{127}
 }
 
 func (x *ListEventsRequest) GetPageSize() uint32 {
@@ -9010,7 +9090,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[126]
+	mi := &file_isthmus_v1_services_proto_msgTypes[128]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9022,7 +9102,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[126]
+	mi := &file_isthmus_v1_services_proto_msgTypes[128]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9035,7 +9115,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{126}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{128}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -9065,7 +9145,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[127]
+	mi := &file_isthmus_v1_services_proto_msgTypes[129]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9077,7 +9157,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[127]
+	mi := &file_isthmus_v1_services_proto_msgTypes[129]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9090,7 +9170,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{127}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{129}
 }
 
 func (x *WatchEventsRequest) GetResumeToken() string {
@@ -9123,7 +9203,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[128]
+	mi := &file_isthmus_v1_services_proto_msgTypes[130]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9135,7 +9215,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[128]
+	mi := &file_isthmus_v1_services_proto_msgTypes[130]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9148,7 +9228,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{128}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{130}
 }
 
 func (x *WatchEventsResponse) GetType() EventType {
@@ -9207,7 +9287,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[129]
+	mi := &file_isthmus_v1_services_proto_msgTypes[131]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9219,7 +9299,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[129]
+	mi := &file_isthmus_v1_services_proto_msgTypes[131]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9232,7 +9312,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{129}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{131}
 }
 
 func (x *Event) GetSequence() uint64 {
@@ -9424,7 +9504,10 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\x06strays\x18\x03 \x03(\v2\x17.isthmus.v1.StrayTunnelR\x06strays\"&\n" +
 	"\x10GetTunnelRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\x15\n" +
-	"\x13WatchTunnelsRequest\"j\n" +
+	"\x13WatchTunnelsRequest\"(\n" +
+	"\x12ResetTunnelRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x15\n" +
+	"\x13ResetTunnelResponse\"j\n" +
 	"\vTunnelEvent\x12)\n" +
 	"\x04type\x18\x01 \x01(\x0e2\x15.isthmus.v1.EventTypeR\x04type\x120\n" +
 	"\x06tunnel\x18\x02 \x01(\v2\x18.isthmus.v1.TunnelStatusR\x06tunnel\"\xe1\b\n" +
@@ -10059,11 +10142,12 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\aConfirm\x12\x1a.isthmus.v1.ConfirmRequest\x1a\x1b.isthmus.v1.ConfirmResponse\"\b\xd0\xd3\x18\x02\xd8\xd3\x18\x01\x12H\n" +
 	"\aGetSpec\x12\x1a.isthmus.v1.GetSpecRequest\x1a\x1b.isthmus.v1.GetSpecResponse\"\x04\xd0\xd3\x18\x01\x12T\n" +
 	"\vListHistory\x12\x1e.isthmus.v1.ListHistoryRequest\x1a\x1f.isthmus.v1.ListHistoryResponse\"\x04\xd0\xd3\x18\x01\x12L\n" +
-	"\bRollback\x12\x1b.isthmus.v1.RollbackRequest\x1a\x19.isthmus.v1.ApplyResponse\"\b\xd0\xd3\x18\x02\xd8\xd3\x18\x012\x82\x02\n" +
+	"\bRollback\x12\x1b.isthmus.v1.RollbackRequest\x1a\x19.isthmus.v1.ApplyResponse\"\b\xd0\xd3\x18\x02\xd8\xd3\x18\x012\xdc\x02\n" +
 	"\rTunnelService\x12T\n" +
 	"\vListTunnels\x12\x1e.isthmus.v1.ListTunnelsRequest\x1a\x1f.isthmus.v1.ListTunnelsResponse\"\x04\xd0\xd3\x18\x01\x12I\n" +
 	"\tGetTunnel\x12\x1c.isthmus.v1.GetTunnelRequest\x1a\x18.isthmus.v1.TunnelStatus\"\x04\xd0\xd3\x18\x01\x12P\n" +
-	"\fWatchTunnels\x12\x1f.isthmus.v1.WatchTunnelsRequest\x1a\x17.isthmus.v1.TunnelEvent\"\x04\xd0\xd3\x18\x010\x012\xc1\x02\n" +
+	"\fWatchTunnels\x12\x1f.isthmus.v1.WatchTunnelsRequest\x1a\x17.isthmus.v1.TunnelEvent\"\x04\xd0\xd3\x18\x010\x01\x12X\n" +
+	"\vResetTunnel\x12\x1e.isthmus.v1.ResetTunnelRequest\x1a\x1f.isthmus.v1.ResetTunnelResponse\"\b\xd0\xd3\x18\x02\xd8\xd3\x18\x012\xc1\x02\n" +
 	"\n" +
 	"BGPService\x12N\n" +
 	"\tListPeers\x12\x1c.isthmus.v1.ListPeersRequest\x1a\x1d.isthmus.v1.ListPeersResponse\"\x04\xd0\xd3\x18\x01\x12C\n" +
@@ -10136,7 +10220,7 @@ func file_isthmus_v1_services_proto_rawDescGZIP() []byte {
 }
 
 var file_isthmus_v1_services_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 130)
+var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 132)
 var file_isthmus_v1_services_proto_goTypes = []any{
 	(Change_Action)(0),             // 0: isthmus.v1.Change.Action
 	(*Source)(nil),                 // 1: isthmus.v1.Source
@@ -10162,251 +10246,253 @@ var file_isthmus_v1_services_proto_goTypes = []any{
 	(*ListTunnelsResponse)(nil),    // 21: isthmus.v1.ListTunnelsResponse
 	(*GetTunnelRequest)(nil),       // 22: isthmus.v1.GetTunnelRequest
 	(*WatchTunnelsRequest)(nil),    // 23: isthmus.v1.WatchTunnelsRequest
-	(*TunnelEvent)(nil),            // 24: isthmus.v1.TunnelEvent
-	(*TunnelStatus)(nil),           // 25: isthmus.v1.TunnelStatus
-	(*WireGuardStatus)(nil),        // 26: isthmus.v1.WireGuardStatus
-	(*Explanation)(nil),            // 27: isthmus.v1.Explanation
-	(*StrayTunnel)(nil),            // 28: isthmus.v1.StrayTunnel
-	(*ListPeersRequest)(nil),       // 29: isthmus.v1.ListPeersRequest
-	(*ListPeersResponse)(nil),      // 30: isthmus.v1.ListPeersResponse
-	(*GetPeerRequest)(nil),         // 31: isthmus.v1.GetPeerRequest
-	(*WatchPeersRequest)(nil),      // 32: isthmus.v1.WatchPeersRequest
-	(*PeerEvent)(nil),              // 33: isthmus.v1.PeerEvent
-	(*ResetPeerRequest)(nil),       // 34: isthmus.v1.ResetPeerRequest
-	(*ResetPeerResponse)(nil),      // 35: isthmus.v1.ResetPeerResponse
-	(*PeerStatus)(nil),             // 36: isthmus.v1.PeerStatus
-	(*PeerFilter)(nil),             // 37: isthmus.v1.PeerFilter
-	(*DiscardedAttribute)(nil),     // 38: isthmus.v1.DiscardedAttribute
-	(*ListRoutesRequest)(nil),      // 39: isthmus.v1.ListRoutesRequest
-	(*ListRoutesResponse)(nil),     // 40: isthmus.v1.ListRoutesResponse
-	(*WatchRoutesRequest)(nil),     // 41: isthmus.v1.WatchRoutesRequest
-	(*RouteEvent)(nil),             // 42: isthmus.v1.RouteEvent
-	(*Route)(nil),                  // 43: isthmus.v1.Route
-	(*NextHop)(nil),                // 44: isthmus.v1.NextHop
-	(*ListPoliciesRequest)(nil),    // 45: isthmus.v1.ListPoliciesRequest
-	(*ListPoliciesResponse)(nil),   // 46: isthmus.v1.ListPoliciesResponse
-	(*Drop)(nil),                   // 47: isthmus.v1.Drop
-	(*WatchPoliciesRequest)(nil),   // 48: isthmus.v1.WatchPoliciesRequest
-	(*PolicyEvent)(nil),            // 49: isthmus.v1.PolicyEvent
-	(*ProveEgressRequest)(nil),     // 50: isthmus.v1.ProveEgressRequest
-	(*ProveEgressResponse)(nil),    // 51: isthmus.v1.ProveEgressResponse
-	(*EgressProof)(nil),            // 52: isthmus.v1.EgressProof
-	(*EgressProofState)(nil),       // 53: isthmus.v1.EgressProofState
-	(*CanaryResult)(nil),           // 54: isthmus.v1.CanaryResult
-	(*PolicyStatus)(nil),           // 55: isthmus.v1.PolicyStatus
-	(*ListPoolsRequest)(nil),       // 56: isthmus.v1.ListPoolsRequest
-	(*ListPoolsResponse)(nil),      // 57: isthmus.v1.ListPoolsResponse
-	(*GetPoolRequest)(nil),         // 58: isthmus.v1.GetPoolRequest
-	(*WatchPoolsRequest)(nil),      // 59: isthmus.v1.WatchPoolsRequest
-	(*PoolEvent)(nil),              // 60: isthmus.v1.PoolEvent
-	(*PoolStatus)(nil),             // 61: isthmus.v1.PoolStatus
-	(*PoolMember)(nil),             // 62: isthmus.v1.PoolMember
-	(*ProbeTarget)(nil),            // 63: isthmus.v1.ProbeTarget
-	(*ListNamesRequest)(nil),       // 64: isthmus.v1.ListNamesRequest
-	(*ListNamesResponse)(nil),      // 65: isthmus.v1.ListNamesResponse
-	(*WatchNamesRequest)(nil),      // 66: isthmus.v1.WatchNamesRequest
-	(*NameEvent)(nil),              // 67: isthmus.v1.NameEvent
-	(*NameStatus)(nil),             // 68: isthmus.v1.NameStatus
-	(*GoneAddress)(nil),            // 69: isthmus.v1.GoneAddress
-	(*SealRequest)(nil),            // 70: isthmus.v1.SealRequest
-	(*SealResponse)(nil),           // 71: isthmus.v1.SealResponse
-	(*UnsealRequest)(nil),          // 72: isthmus.v1.UnsealRequest
-	(*UnsealResponse)(nil),         // 73: isthmus.v1.UnsealResponse
-	(*GetMachineRequest)(nil),      // 74: isthmus.v1.GetMachineRequest
-	(*Machine)(nil),                // 75: isthmus.v1.Machine
-	(*Slot)(nil),                   // 76: isthmus.v1.Slot
-	(*UpgradeRequest)(nil),         // 77: isthmus.v1.UpgradeRequest
-	(*UpgradeHeader)(nil),          // 78: isthmus.v1.UpgradeHeader
-	(*UpgradeResponse)(nil),        // 79: isthmus.v1.UpgradeResponse
-	(*RollbackSlotRequest)(nil),    // 80: isthmus.v1.RollbackSlotRequest
-	(*RollbackSlotResponse)(nil),   // 81: isthmus.v1.RollbackSlotResponse
-	(*RebootRequest)(nil),          // 82: isthmus.v1.RebootRequest
-	(*RebootResponse)(nil),         // 83: isthmus.v1.RebootResponse
-	(*PowerOffRequest)(nil),        // 84: isthmus.v1.PowerOffRequest
-	(*PowerOffResponse)(nil),       // 85: isthmus.v1.PowerOffResponse
-	(*GetStatusRequest)(nil),       // 86: isthmus.v1.GetStatusRequest
-	(*SystemStatus)(nil),           // 87: isthmus.v1.SystemStatus
-	(*Summary)(nil),                // 88: isthmus.v1.Summary
-	(*PlatformStatus)(nil),         // 89: isthmus.v1.PlatformStatus
-	(*PlatformInterface)(nil),      // 90: isthmus.v1.PlatformInterface
-	(*Counters)(nil),               // 91: isthmus.v1.Counters
-	(*SetSecretRequest)(nil),       // 92: isthmus.v1.SetSecretRequest
-	(*RollbackSecretRequest)(nil),  // 93: isthmus.v1.RollbackSecretRequest
-	(*ListSecretsRequest)(nil),     // 94: isthmus.v1.ListSecretsRequest
-	(*ListSecretsResponse)(nil),    // 95: isthmus.v1.ListSecretsResponse
-	(*SecretInfo)(nil),             // 96: isthmus.v1.SecretInfo
-	(*DeleteSecretRequest)(nil),    // 97: isthmus.v1.DeleteSecretRequest
-	(*DeleteSecretResponse)(nil),   // 98: isthmus.v1.DeleteSecretResponse
-	(*ListAuditRequest)(nil),       // 99: isthmus.v1.ListAuditRequest
-	(*ListAuditResponse)(nil),      // 100: isthmus.v1.ListAuditResponse
-	(*AuditEntry)(nil),             // 101: isthmus.v1.AuditEntry
-	(*RenewAuthorityRequest)(nil),  // 102: isthmus.v1.RenewAuthorityRequest
-	(*RenewAuthorityResponse)(nil), // 103: isthmus.v1.RenewAuthorityResponse
-	(*IssueClientRequest)(nil),     // 104: isthmus.v1.IssueClientRequest
-	(*IssueClientResponse)(nil),    // 105: isthmus.v1.IssueClientResponse
-	(*RenewClientRequest)(nil),     // 106: isthmus.v1.RenewClientRequest
-	(*RenewClientResponse)(nil),    // 107: isthmus.v1.RenewClientResponse
-	(*ListClientsRequest)(nil),     // 108: isthmus.v1.ListClientsRequest
-	(*ListClientsResponse)(nil),    // 109: isthmus.v1.ListClientsResponse
-	(*Client)(nil),                 // 110: isthmus.v1.Client
-	(*RevokeClientRequest)(nil),    // 111: isthmus.v1.RevokeClientRequest
-	(*RevokeClientResponse)(nil),   // 112: isthmus.v1.RevokeClientResponse
-	(*ListPortsRequest)(nil),       // 113: isthmus.v1.ListPortsRequest
-	(*ListPortsResponse)(nil),      // 114: isthmus.v1.ListPortsResponse
-	(*WatchPortsRequest)(nil),      // 115: isthmus.v1.WatchPortsRequest
-	(*PortEvent)(nil),              // 116: isthmus.v1.PortEvent
-	(*PortUse)(nil),                // 117: isthmus.v1.PortUse
-	(*AddressUse)(nil),             // 118: isthmus.v1.AddressUse
-	(*ConnectionTable)(nil),        // 119: isthmus.v1.ConnectionTable
-	(*EndFlowsRequest)(nil),        // 120: isthmus.v1.EndFlowsRequest
-	(*EndFlowsResponse)(nil),       // 121: isthmus.v1.EndFlowsResponse
-	(*WhoRequest)(nil),             // 122: isthmus.v1.WhoRequest
-	(*WhoResponse)(nil),            // 123: isthmus.v1.WhoResponse
-	(*TranslatedFlow)(nil),         // 124: isthmus.v1.TranslatedFlow
-	(*EventFilter)(nil),            // 125: isthmus.v1.EventFilter
-	(*ListEventsRequest)(nil),      // 126: isthmus.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),     // 127: isthmus.v1.ListEventsResponse
-	(*WatchEventsRequest)(nil),     // 128: isthmus.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),    // 129: isthmus.v1.WatchEventsResponse
-	(*Event)(nil),                  // 130: isthmus.v1.Event
-	(*Spec)(nil),                   // 131: isthmus.v1.Spec
-	(*Problem)(nil),                // 132: isthmus.v1.Problem
-	(*durationpb.Duration)(nil),    // 133: google.protobuf.Duration
-	(*EgressPolicy)(nil),           // 134: isthmus.v1.EgressPolicy
-	(*timestamppb.Timestamp)(nil),  // 135: google.protobuf.Timestamp
-	(EventType)(0),                 // 136: isthmus.v1.EventType
-	(*Inside)(nil),                 // 137: isthmus.v1.Inside
-	(*Condition)(nil),              // 138: isthmus.v1.Condition
+	(*ResetTunnelRequest)(nil),     // 24: isthmus.v1.ResetTunnelRequest
+	(*ResetTunnelResponse)(nil),    // 25: isthmus.v1.ResetTunnelResponse
+	(*TunnelEvent)(nil),            // 26: isthmus.v1.TunnelEvent
+	(*TunnelStatus)(nil),           // 27: isthmus.v1.TunnelStatus
+	(*WireGuardStatus)(nil),        // 28: isthmus.v1.WireGuardStatus
+	(*Explanation)(nil),            // 29: isthmus.v1.Explanation
+	(*StrayTunnel)(nil),            // 30: isthmus.v1.StrayTunnel
+	(*ListPeersRequest)(nil),       // 31: isthmus.v1.ListPeersRequest
+	(*ListPeersResponse)(nil),      // 32: isthmus.v1.ListPeersResponse
+	(*GetPeerRequest)(nil),         // 33: isthmus.v1.GetPeerRequest
+	(*WatchPeersRequest)(nil),      // 34: isthmus.v1.WatchPeersRequest
+	(*PeerEvent)(nil),              // 35: isthmus.v1.PeerEvent
+	(*ResetPeerRequest)(nil),       // 36: isthmus.v1.ResetPeerRequest
+	(*ResetPeerResponse)(nil),      // 37: isthmus.v1.ResetPeerResponse
+	(*PeerStatus)(nil),             // 38: isthmus.v1.PeerStatus
+	(*PeerFilter)(nil),             // 39: isthmus.v1.PeerFilter
+	(*DiscardedAttribute)(nil),     // 40: isthmus.v1.DiscardedAttribute
+	(*ListRoutesRequest)(nil),      // 41: isthmus.v1.ListRoutesRequest
+	(*ListRoutesResponse)(nil),     // 42: isthmus.v1.ListRoutesResponse
+	(*WatchRoutesRequest)(nil),     // 43: isthmus.v1.WatchRoutesRequest
+	(*RouteEvent)(nil),             // 44: isthmus.v1.RouteEvent
+	(*Route)(nil),                  // 45: isthmus.v1.Route
+	(*NextHop)(nil),                // 46: isthmus.v1.NextHop
+	(*ListPoliciesRequest)(nil),    // 47: isthmus.v1.ListPoliciesRequest
+	(*ListPoliciesResponse)(nil),   // 48: isthmus.v1.ListPoliciesResponse
+	(*Drop)(nil),                   // 49: isthmus.v1.Drop
+	(*WatchPoliciesRequest)(nil),   // 50: isthmus.v1.WatchPoliciesRequest
+	(*PolicyEvent)(nil),            // 51: isthmus.v1.PolicyEvent
+	(*ProveEgressRequest)(nil),     // 52: isthmus.v1.ProveEgressRequest
+	(*ProveEgressResponse)(nil),    // 53: isthmus.v1.ProveEgressResponse
+	(*EgressProof)(nil),            // 54: isthmus.v1.EgressProof
+	(*EgressProofState)(nil),       // 55: isthmus.v1.EgressProofState
+	(*CanaryResult)(nil),           // 56: isthmus.v1.CanaryResult
+	(*PolicyStatus)(nil),           // 57: isthmus.v1.PolicyStatus
+	(*ListPoolsRequest)(nil),       // 58: isthmus.v1.ListPoolsRequest
+	(*ListPoolsResponse)(nil),      // 59: isthmus.v1.ListPoolsResponse
+	(*GetPoolRequest)(nil),         // 60: isthmus.v1.GetPoolRequest
+	(*WatchPoolsRequest)(nil),      // 61: isthmus.v1.WatchPoolsRequest
+	(*PoolEvent)(nil),              // 62: isthmus.v1.PoolEvent
+	(*PoolStatus)(nil),             // 63: isthmus.v1.PoolStatus
+	(*PoolMember)(nil),             // 64: isthmus.v1.PoolMember
+	(*ProbeTarget)(nil),            // 65: isthmus.v1.ProbeTarget
+	(*ListNamesRequest)(nil),       // 66: isthmus.v1.ListNamesRequest
+	(*ListNamesResponse)(nil),      // 67: isthmus.v1.ListNamesResponse
+	(*WatchNamesRequest)(nil),      // 68: isthmus.v1.WatchNamesRequest
+	(*NameEvent)(nil),              // 69: isthmus.v1.NameEvent
+	(*NameStatus)(nil),             // 70: isthmus.v1.NameStatus
+	(*GoneAddress)(nil),            // 71: isthmus.v1.GoneAddress
+	(*SealRequest)(nil),            // 72: isthmus.v1.SealRequest
+	(*SealResponse)(nil),           // 73: isthmus.v1.SealResponse
+	(*UnsealRequest)(nil),          // 74: isthmus.v1.UnsealRequest
+	(*UnsealResponse)(nil),         // 75: isthmus.v1.UnsealResponse
+	(*GetMachineRequest)(nil),      // 76: isthmus.v1.GetMachineRequest
+	(*Machine)(nil),                // 77: isthmus.v1.Machine
+	(*Slot)(nil),                   // 78: isthmus.v1.Slot
+	(*UpgradeRequest)(nil),         // 79: isthmus.v1.UpgradeRequest
+	(*UpgradeHeader)(nil),          // 80: isthmus.v1.UpgradeHeader
+	(*UpgradeResponse)(nil),        // 81: isthmus.v1.UpgradeResponse
+	(*RollbackSlotRequest)(nil),    // 82: isthmus.v1.RollbackSlotRequest
+	(*RollbackSlotResponse)(nil),   // 83: isthmus.v1.RollbackSlotResponse
+	(*RebootRequest)(nil),          // 84: isthmus.v1.RebootRequest
+	(*RebootResponse)(nil),         // 85: isthmus.v1.RebootResponse
+	(*PowerOffRequest)(nil),        // 86: isthmus.v1.PowerOffRequest
+	(*PowerOffResponse)(nil),       // 87: isthmus.v1.PowerOffResponse
+	(*GetStatusRequest)(nil),       // 88: isthmus.v1.GetStatusRequest
+	(*SystemStatus)(nil),           // 89: isthmus.v1.SystemStatus
+	(*Summary)(nil),                // 90: isthmus.v1.Summary
+	(*PlatformStatus)(nil),         // 91: isthmus.v1.PlatformStatus
+	(*PlatformInterface)(nil),      // 92: isthmus.v1.PlatformInterface
+	(*Counters)(nil),               // 93: isthmus.v1.Counters
+	(*SetSecretRequest)(nil),       // 94: isthmus.v1.SetSecretRequest
+	(*RollbackSecretRequest)(nil),  // 95: isthmus.v1.RollbackSecretRequest
+	(*ListSecretsRequest)(nil),     // 96: isthmus.v1.ListSecretsRequest
+	(*ListSecretsResponse)(nil),    // 97: isthmus.v1.ListSecretsResponse
+	(*SecretInfo)(nil),             // 98: isthmus.v1.SecretInfo
+	(*DeleteSecretRequest)(nil),    // 99: isthmus.v1.DeleteSecretRequest
+	(*DeleteSecretResponse)(nil),   // 100: isthmus.v1.DeleteSecretResponse
+	(*ListAuditRequest)(nil),       // 101: isthmus.v1.ListAuditRequest
+	(*ListAuditResponse)(nil),      // 102: isthmus.v1.ListAuditResponse
+	(*AuditEntry)(nil),             // 103: isthmus.v1.AuditEntry
+	(*RenewAuthorityRequest)(nil),  // 104: isthmus.v1.RenewAuthorityRequest
+	(*RenewAuthorityResponse)(nil), // 105: isthmus.v1.RenewAuthorityResponse
+	(*IssueClientRequest)(nil),     // 106: isthmus.v1.IssueClientRequest
+	(*IssueClientResponse)(nil),    // 107: isthmus.v1.IssueClientResponse
+	(*RenewClientRequest)(nil),     // 108: isthmus.v1.RenewClientRequest
+	(*RenewClientResponse)(nil),    // 109: isthmus.v1.RenewClientResponse
+	(*ListClientsRequest)(nil),     // 110: isthmus.v1.ListClientsRequest
+	(*ListClientsResponse)(nil),    // 111: isthmus.v1.ListClientsResponse
+	(*Client)(nil),                 // 112: isthmus.v1.Client
+	(*RevokeClientRequest)(nil),    // 113: isthmus.v1.RevokeClientRequest
+	(*RevokeClientResponse)(nil),   // 114: isthmus.v1.RevokeClientResponse
+	(*ListPortsRequest)(nil),       // 115: isthmus.v1.ListPortsRequest
+	(*ListPortsResponse)(nil),      // 116: isthmus.v1.ListPortsResponse
+	(*WatchPortsRequest)(nil),      // 117: isthmus.v1.WatchPortsRequest
+	(*PortEvent)(nil),              // 118: isthmus.v1.PortEvent
+	(*PortUse)(nil),                // 119: isthmus.v1.PortUse
+	(*AddressUse)(nil),             // 120: isthmus.v1.AddressUse
+	(*ConnectionTable)(nil),        // 121: isthmus.v1.ConnectionTable
+	(*EndFlowsRequest)(nil),        // 122: isthmus.v1.EndFlowsRequest
+	(*EndFlowsResponse)(nil),       // 123: isthmus.v1.EndFlowsResponse
+	(*WhoRequest)(nil),             // 124: isthmus.v1.WhoRequest
+	(*WhoResponse)(nil),            // 125: isthmus.v1.WhoResponse
+	(*TranslatedFlow)(nil),         // 126: isthmus.v1.TranslatedFlow
+	(*EventFilter)(nil),            // 127: isthmus.v1.EventFilter
+	(*ListEventsRequest)(nil),      // 128: isthmus.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),     // 129: isthmus.v1.ListEventsResponse
+	(*WatchEventsRequest)(nil),     // 130: isthmus.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),    // 131: isthmus.v1.WatchEventsResponse
+	(*Event)(nil),                  // 132: isthmus.v1.Event
+	(*Spec)(nil),                   // 133: isthmus.v1.Spec
+	(*Problem)(nil),                // 134: isthmus.v1.Problem
+	(*durationpb.Duration)(nil),    // 135: google.protobuf.Duration
+	(*EgressPolicy)(nil),           // 136: isthmus.v1.EgressPolicy
+	(*timestamppb.Timestamp)(nil),  // 137: google.protobuf.Timestamp
+	(EventType)(0),                 // 138: isthmus.v1.EventType
+	(*Inside)(nil),                 // 139: isthmus.v1.Inside
+	(*Condition)(nil),              // 140: isthmus.v1.Condition
 }
 var file_isthmus_v1_services_proto_depIdxs = []int32{
-	131, // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
-	132, // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
+	133, // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
+	134, // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
 	1,   // 2: isthmus.v1.ValidateRequest.source:type_name -> isthmus.v1.Source
-	132, // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
-	132, // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
+	134, // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
+	134, // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
 	1,   // 5: isthmus.v1.PlanRequest.source:type_name -> isthmus.v1.Source
 	0,   // 6: isthmus.v1.Change.action:type_name -> isthmus.v1.Change.Action
 	6,   // 7: isthmus.v1.PlanResponse.changes:type_name -> isthmus.v1.Change
-	132, // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
+	134, // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
 	1,   // 9: isthmus.v1.ApplyRequest.source:type_name -> isthmus.v1.Source
-	133, // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
+	135, // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
 	6,   // 11: isthmus.v1.ApplyResponse.changes:type_name -> isthmus.v1.Change
-	132, // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
-	133, // 13: isthmus.v1.ApplyResponse.goes_back_in:type_name -> google.protobuf.Duration
-	134, // 14: isthmus.v1.EditPoliciesRequest.set:type_name -> isthmus.v1.EgressPolicy
-	133, // 15: isthmus.v1.EditPoliciesRequest.confirm_within:type_name -> google.protobuf.Duration
-	133, // 16: isthmus.v1.SetDisabledRequest.confirm_within:type_name -> google.protobuf.Duration
-	131, // 17: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
+	134, // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
+	135, // 13: isthmus.v1.ApplyResponse.goes_back_in:type_name -> google.protobuf.Duration
+	136, // 14: isthmus.v1.EditPoliciesRequest.set:type_name -> isthmus.v1.EgressPolicy
+	135, // 15: isthmus.v1.EditPoliciesRequest.confirm_within:type_name -> google.protobuf.Duration
+	135, // 16: isthmus.v1.SetDisabledRequest.confirm_within:type_name -> google.protobuf.Duration
+	133, // 17: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
 	18,  // 18: isthmus.v1.ListHistoryResponse.revisions:type_name -> isthmus.v1.Revision
-	135, // 19: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
-	133, // 20: isthmus.v1.RollbackRequest.confirm_within:type_name -> google.protobuf.Duration
-	25,  // 21: isthmus.v1.ListTunnelsResponse.tunnels:type_name -> isthmus.v1.TunnelStatus
-	28,  // 22: isthmus.v1.ListTunnelsResponse.strays:type_name -> isthmus.v1.StrayTunnel
-	136, // 23: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
-	25,  // 24: isthmus.v1.TunnelEvent.tunnel:type_name -> isthmus.v1.TunnelStatus
-	135, // 25: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
-	137, // 26: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
-	135, // 27: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
-	135, // 28: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
-	135, // 29: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
-	138, // 30: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
-	27,  // 31: isthmus.v1.TunnelStatus.explanation:type_name -> isthmus.v1.Explanation
-	135, // 32: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
-	135, // 33: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
-	135, // 34: isthmus.v1.TunnelStatus.last_error_since:type_name -> google.protobuf.Timestamp
-	135, // 35: isthmus.v1.TunnelStatus.data_received:type_name -> google.protobuf.Timestamp
-	26,  // 36: isthmus.v1.TunnelStatus.wireguard:type_name -> isthmus.v1.WireGuardStatus
-	135, // 37: isthmus.v1.WireGuardStatus.last_handshake:type_name -> google.protobuf.Timestamp
-	133, // 38: isthmus.v1.WireGuardStatus.keepalive:type_name -> google.protobuf.Duration
-	135, // 39: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
-	135, // 40: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
-	135, // 41: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
-	36,  // 42: isthmus.v1.ListPeersResponse.peers:type_name -> isthmus.v1.PeerStatus
-	136, // 43: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
-	36,  // 44: isthmus.v1.PeerEvent.peer:type_name -> isthmus.v1.PeerStatus
-	135, // 45: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
-	133, // 46: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
-	138, // 47: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
-	135, // 48: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
-	37,  // 49: isthmus.v1.PeerStatus.filter:type_name -> isthmus.v1.PeerFilter
-	135, // 50: isthmus.v1.PeerStatus.last_error_time:type_name -> google.protobuf.Timestamp
-	38,  // 51: isthmus.v1.PeerFilter.discarded:type_name -> isthmus.v1.DiscardedAttribute
-	43,  // 52: isthmus.v1.ListRoutesResponse.routes:type_name -> isthmus.v1.Route
-	136, // 53: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
-	43,  // 54: isthmus.v1.RouteEvent.route:type_name -> isthmus.v1.Route
-	44,  // 55: isthmus.v1.Route.next_hops:type_name -> isthmus.v1.NextHop
-	135, // 56: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
-	138, // 57: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
-	55,  // 58: isthmus.v1.ListPoliciesResponse.policies:type_name -> isthmus.v1.PolicyStatus
-	47,  // 59: isthmus.v1.ListPoliciesResponse.drops:type_name -> isthmus.v1.Drop
-	136, // 60: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
-	55,  // 61: isthmus.v1.PolicyEvent.policy:type_name -> isthmus.v1.PolicyStatus
-	52,  // 62: isthmus.v1.ProveEgressResponse.proof:type_name -> isthmus.v1.EgressProof
-	135, // 63: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
-	53,  // 64: isthmus.v1.EgressProof.states:type_name -> isthmus.v1.EgressProofState
-	54,  // 65: isthmus.v1.EgressProof.canaries:type_name -> isthmus.v1.CanaryResult
-	61,  // 66: isthmus.v1.ListPoolsResponse.pools:type_name -> isthmus.v1.PoolStatus
-	136, // 67: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
-	61,  // 68: isthmus.v1.PoolEvent.pool:type_name -> isthmus.v1.PoolStatus
-	62,  // 69: isthmus.v1.PoolStatus.members:type_name -> isthmus.v1.PoolMember
-	135, // 70: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
-	63,  // 71: isthmus.v1.PoolMember.targets:type_name -> isthmus.v1.ProbeTarget
-	135, // 72: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
-	135, // 73: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
-	68,  // 74: isthmus.v1.ListNamesResponse.names:type_name -> isthmus.v1.NameStatus
-	136, // 75: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
-	68,  // 76: isthmus.v1.NameEvent.name:type_name -> isthmus.v1.NameStatus
-	135, // 77: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
-	135, // 78: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
-	69,  // 79: isthmus.v1.NameStatus.gone:type_name -> isthmus.v1.GoneAddress
-	135, // 80: isthmus.v1.NameStatus.differs:type_name -> google.protobuf.Timestamp
-	135, // 81: isthmus.v1.GoneAddress.since:type_name -> google.protobuf.Timestamp
-	76,  // 82: isthmus.v1.Machine.slots:type_name -> isthmus.v1.Slot
-	135, // 83: isthmus.v1.Slot.deadline:type_name -> google.protobuf.Timestamp
-	78,  // 84: isthmus.v1.UpgradeRequest.header:type_name -> isthmus.v1.UpgradeHeader
-	135, // 85: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
-	135, // 86: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
-	138, // 87: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
-	91,  // 88: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
-	89,  // 89: isthmus.v1.SystemStatus.platform:type_name -> isthmus.v1.PlatformStatus
-	88,  // 90: isthmus.v1.SystemStatus.summary:type_name -> isthmus.v1.Summary
-	117, // 91: isthmus.v1.Summary.ports:type_name -> isthmus.v1.PortUse
-	90,  // 92: isthmus.v1.PlatformStatus.interfaces:type_name -> isthmus.v1.PlatformInterface
-	135, // 93: isthmus.v1.PlatformStatus.read:type_name -> google.protobuf.Timestamp
-	96,  // 94: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
-	135, // 95: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
-	135, // 96: isthmus.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
-	135, // 97: isthmus.v1.ListAuditRequest.until:type_name -> google.protobuf.Timestamp
-	101, // 98: isthmus.v1.ListAuditResponse.entries:type_name -> isthmus.v1.AuditEntry
-	135, // 99: isthmus.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
-	135, // 100: isthmus.v1.RenewAuthorityResponse.former_until:type_name -> google.protobuf.Timestamp
-	133, // 101: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
-	110, // 102: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
-	110, // 103: isthmus.v1.RenewClientResponse.client:type_name -> isthmus.v1.Client
-	110, // 104: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
-	135, // 105: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
-	135, // 106: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
-	117, // 107: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
-	118, // 108: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
-	119, // 109: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
-	135, // 110: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
-	136, // 111: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
-	117, // 112: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
-	133, // 113: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
-	135, // 114: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
-	133, // 115: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
-	124, // 116: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
-	135, // 117: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
-	135, // 118: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
-	135, // 119: isthmus.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
-	135, // 120: isthmus.v1.EventFilter.until:type_name -> google.protobuf.Timestamp
-	125, // 121: isthmus.v1.ListEventsRequest.filter:type_name -> isthmus.v1.EventFilter
-	130, // 122: isthmus.v1.ListEventsResponse.events:type_name -> isthmus.v1.Event
-	125, // 123: isthmus.v1.WatchEventsRequest.filter:type_name -> isthmus.v1.EventFilter
-	136, // 124: isthmus.v1.WatchEventsResponse.type:type_name -> isthmus.v1.EventType
-	130, // 125: isthmus.v1.WatchEventsResponse.event:type_name -> isthmus.v1.Event
-	135, // 126: isthmus.v1.Event.time:type_name -> google.protobuf.Timestamp
-	133, // 127: isthmus.v1.Event.lasted:type_name -> google.protobuf.Duration
+	137, // 19: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
+	135, // 20: isthmus.v1.RollbackRequest.confirm_within:type_name -> google.protobuf.Duration
+	27,  // 21: isthmus.v1.ListTunnelsResponse.tunnels:type_name -> isthmus.v1.TunnelStatus
+	30,  // 22: isthmus.v1.ListTunnelsResponse.strays:type_name -> isthmus.v1.StrayTunnel
+	138, // 23: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
+	27,  // 24: isthmus.v1.TunnelEvent.tunnel:type_name -> isthmus.v1.TunnelStatus
+	137, // 25: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
+	139, // 26: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
+	137, // 27: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
+	137, // 28: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
+	137, // 29: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
+	140, // 30: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
+	29,  // 31: isthmus.v1.TunnelStatus.explanation:type_name -> isthmus.v1.Explanation
+	137, // 32: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
+	137, // 33: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
+	137, // 34: isthmus.v1.TunnelStatus.last_error_since:type_name -> google.protobuf.Timestamp
+	137, // 35: isthmus.v1.TunnelStatus.data_received:type_name -> google.protobuf.Timestamp
+	28,  // 36: isthmus.v1.TunnelStatus.wireguard:type_name -> isthmus.v1.WireGuardStatus
+	137, // 37: isthmus.v1.WireGuardStatus.last_handshake:type_name -> google.protobuf.Timestamp
+	135, // 38: isthmus.v1.WireGuardStatus.keepalive:type_name -> google.protobuf.Duration
+	137, // 39: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
+	137, // 40: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
+	137, // 41: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
+	38,  // 42: isthmus.v1.ListPeersResponse.peers:type_name -> isthmus.v1.PeerStatus
+	138, // 43: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
+	38,  // 44: isthmus.v1.PeerEvent.peer:type_name -> isthmus.v1.PeerStatus
+	137, // 45: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
+	135, // 46: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
+	140, // 47: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
+	137, // 48: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
+	39,  // 49: isthmus.v1.PeerStatus.filter:type_name -> isthmus.v1.PeerFilter
+	137, // 50: isthmus.v1.PeerStatus.last_error_time:type_name -> google.protobuf.Timestamp
+	40,  // 51: isthmus.v1.PeerFilter.discarded:type_name -> isthmus.v1.DiscardedAttribute
+	45,  // 52: isthmus.v1.ListRoutesResponse.routes:type_name -> isthmus.v1.Route
+	138, // 53: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
+	45,  // 54: isthmus.v1.RouteEvent.route:type_name -> isthmus.v1.Route
+	46,  // 55: isthmus.v1.Route.next_hops:type_name -> isthmus.v1.NextHop
+	137, // 56: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
+	140, // 57: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
+	57,  // 58: isthmus.v1.ListPoliciesResponse.policies:type_name -> isthmus.v1.PolicyStatus
+	49,  // 59: isthmus.v1.ListPoliciesResponse.drops:type_name -> isthmus.v1.Drop
+	138, // 60: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
+	57,  // 61: isthmus.v1.PolicyEvent.policy:type_name -> isthmus.v1.PolicyStatus
+	54,  // 62: isthmus.v1.ProveEgressResponse.proof:type_name -> isthmus.v1.EgressProof
+	137, // 63: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
+	55,  // 64: isthmus.v1.EgressProof.states:type_name -> isthmus.v1.EgressProofState
+	56,  // 65: isthmus.v1.EgressProof.canaries:type_name -> isthmus.v1.CanaryResult
+	63,  // 66: isthmus.v1.ListPoolsResponse.pools:type_name -> isthmus.v1.PoolStatus
+	138, // 67: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
+	63,  // 68: isthmus.v1.PoolEvent.pool:type_name -> isthmus.v1.PoolStatus
+	64,  // 69: isthmus.v1.PoolStatus.members:type_name -> isthmus.v1.PoolMember
+	137, // 70: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
+	65,  // 71: isthmus.v1.PoolMember.targets:type_name -> isthmus.v1.ProbeTarget
+	137, // 72: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
+	137, // 73: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
+	70,  // 74: isthmus.v1.ListNamesResponse.names:type_name -> isthmus.v1.NameStatus
+	138, // 75: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
+	70,  // 76: isthmus.v1.NameEvent.name:type_name -> isthmus.v1.NameStatus
+	137, // 77: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
+	137, // 78: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
+	71,  // 79: isthmus.v1.NameStatus.gone:type_name -> isthmus.v1.GoneAddress
+	137, // 80: isthmus.v1.NameStatus.differs:type_name -> google.protobuf.Timestamp
+	137, // 81: isthmus.v1.GoneAddress.since:type_name -> google.protobuf.Timestamp
+	78,  // 82: isthmus.v1.Machine.slots:type_name -> isthmus.v1.Slot
+	137, // 83: isthmus.v1.Slot.deadline:type_name -> google.protobuf.Timestamp
+	80,  // 84: isthmus.v1.UpgradeRequest.header:type_name -> isthmus.v1.UpgradeHeader
+	137, // 85: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
+	137, // 86: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
+	140, // 87: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
+	93,  // 88: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
+	91,  // 89: isthmus.v1.SystemStatus.platform:type_name -> isthmus.v1.PlatformStatus
+	90,  // 90: isthmus.v1.SystemStatus.summary:type_name -> isthmus.v1.Summary
+	119, // 91: isthmus.v1.Summary.ports:type_name -> isthmus.v1.PortUse
+	92,  // 92: isthmus.v1.PlatformStatus.interfaces:type_name -> isthmus.v1.PlatformInterface
+	137, // 93: isthmus.v1.PlatformStatus.read:type_name -> google.protobuf.Timestamp
+	98,  // 94: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
+	137, // 95: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
+	137, // 96: isthmus.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
+	137, // 97: isthmus.v1.ListAuditRequest.until:type_name -> google.protobuf.Timestamp
+	103, // 98: isthmus.v1.ListAuditResponse.entries:type_name -> isthmus.v1.AuditEntry
+	137, // 99: isthmus.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
+	137, // 100: isthmus.v1.RenewAuthorityResponse.former_until:type_name -> google.protobuf.Timestamp
+	135, // 101: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
+	112, // 102: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
+	112, // 103: isthmus.v1.RenewClientResponse.client:type_name -> isthmus.v1.Client
+	112, // 104: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
+	137, // 105: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
+	137, // 106: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
+	119, // 107: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
+	120, // 108: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
+	121, // 109: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
+	137, // 110: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
+	138, // 111: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
+	119, // 112: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
+	135, // 113: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
+	137, // 114: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
+	135, // 115: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
+	126, // 116: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
+	137, // 117: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
+	137, // 118: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
+	137, // 119: isthmus.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
+	137, // 120: isthmus.v1.EventFilter.until:type_name -> google.protobuf.Timestamp
+	127, // 121: isthmus.v1.ListEventsRequest.filter:type_name -> isthmus.v1.EventFilter
+	132, // 122: isthmus.v1.ListEventsResponse.events:type_name -> isthmus.v1.Event
+	127, // 123: isthmus.v1.WatchEventsRequest.filter:type_name -> isthmus.v1.EventFilter
+	138, // 124: isthmus.v1.WatchEventsResponse.type:type_name -> isthmus.v1.EventType
+	132, // 125: isthmus.v1.WatchEventsResponse.event:type_name -> isthmus.v1.Event
+	137, // 126: isthmus.v1.Event.time:type_name -> google.protobuf.Timestamp
+	135, // 127: isthmus.v1.Event.lasted:type_name -> google.protobuf.Duration
 	3,   // 128: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
 	5,   // 129: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
 	8,   // 130: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
@@ -10419,98 +10505,100 @@ var file_isthmus_v1_services_proto_depIdxs = []int32{
 	20,  // 137: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
 	22,  // 138: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
 	23,  // 139: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
-	29,  // 140: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
-	31,  // 141: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
-	32,  // 142: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
-	34,  // 143: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
-	39,  // 144: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
-	41,  // 145: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
-	45,  // 146: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
-	48,  // 147: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
-	50,  // 148: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
-	122, // 149: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
-	120, // 150: isthmus.v1.NATService.EndFlows:input_type -> isthmus.v1.EndFlowsRequest
-	56,  // 151: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
-	58,  // 152: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
-	59,  // 153: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
-	64,  // 154: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
-	66,  // 155: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
-	86,  // 156: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
-	74,  // 157: isthmus.v1.SystemService.GetMachine:input_type -> isthmus.v1.GetMachineRequest
-	77,  // 158: isthmus.v1.SystemService.Upgrade:input_type -> isthmus.v1.UpgradeRequest
-	80,  // 159: isthmus.v1.SystemService.RollbackSlot:input_type -> isthmus.v1.RollbackSlotRequest
-	82,  // 160: isthmus.v1.SystemService.Reboot:input_type -> isthmus.v1.RebootRequest
-	84,  // 161: isthmus.v1.SystemService.PowerOff:input_type -> isthmus.v1.PowerOffRequest
-	70,  // 162: isthmus.v1.SystemService.Seal:input_type -> isthmus.v1.SealRequest
-	72,  // 163: isthmus.v1.SystemService.Unseal:input_type -> isthmus.v1.UnsealRequest
-	92,  // 164: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
-	92,  // 165: isthmus.v1.SecretService.AddSecret:input_type -> isthmus.v1.SetSecretRequest
-	93,  // 166: isthmus.v1.SecretService.RollbackSecret:input_type -> isthmus.v1.RollbackSecretRequest
-	94,  // 167: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
-	97,  // 168: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
-	104, // 169: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
-	108, // 170: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
-	111, // 171: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
-	106, // 172: isthmus.v1.AccessService.RenewClient:input_type -> isthmus.v1.RenewClientRequest
-	102, // 173: isthmus.v1.AccessService.RenewAuthority:input_type -> isthmus.v1.RenewAuthorityRequest
-	99,  // 174: isthmus.v1.AccessService.ListAudit:input_type -> isthmus.v1.ListAuditRequest
-	113, // 175: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
-	115, // 176: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
-	126, // 177: isthmus.v1.EventService.ListEvents:input_type -> isthmus.v1.ListEventsRequest
-	128, // 178: isthmus.v1.EventService.WatchEvents:input_type -> isthmus.v1.WatchEventsRequest
-	4,   // 179: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
-	7,   // 180: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
-	9,   // 181: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
-	9,   // 182: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
-	9,   // 183: isthmus.v1.SpecService.SetDisabled:output_type -> isthmus.v1.ApplyResponse
-	13,  // 184: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
-	15,  // 185: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
-	17,  // 186: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
-	9,   // 187: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
-	21,  // 188: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
-	25,  // 189: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
-	24,  // 190: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
-	30,  // 191: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
-	36,  // 192: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
-	33,  // 193: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
-	35,  // 194: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
-	40,  // 195: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
-	42,  // 196: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
-	46,  // 197: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
-	49,  // 198: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
-	51,  // 199: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
-	123, // 200: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
-	121, // 201: isthmus.v1.NATService.EndFlows:output_type -> isthmus.v1.EndFlowsResponse
-	57,  // 202: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
-	61,  // 203: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
-	60,  // 204: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
-	65,  // 205: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
-	67,  // 206: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
-	87,  // 207: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
-	75,  // 208: isthmus.v1.SystemService.GetMachine:output_type -> isthmus.v1.Machine
-	79,  // 209: isthmus.v1.SystemService.Upgrade:output_type -> isthmus.v1.UpgradeResponse
-	81,  // 210: isthmus.v1.SystemService.RollbackSlot:output_type -> isthmus.v1.RollbackSlotResponse
-	83,  // 211: isthmus.v1.SystemService.Reboot:output_type -> isthmus.v1.RebootResponse
-	85,  // 212: isthmus.v1.SystemService.PowerOff:output_type -> isthmus.v1.PowerOffResponse
-	71,  // 213: isthmus.v1.SystemService.Seal:output_type -> isthmus.v1.SealResponse
-	73,  // 214: isthmus.v1.SystemService.Unseal:output_type -> isthmus.v1.UnsealResponse
-	96,  // 215: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
-	96,  // 216: isthmus.v1.SecretService.AddSecret:output_type -> isthmus.v1.SecretInfo
-	96,  // 217: isthmus.v1.SecretService.RollbackSecret:output_type -> isthmus.v1.SecretInfo
-	95,  // 218: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
-	98,  // 219: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
-	105, // 220: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
-	109, // 221: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
-	112, // 222: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
-	107, // 223: isthmus.v1.AccessService.RenewClient:output_type -> isthmus.v1.RenewClientResponse
-	103, // 224: isthmus.v1.AccessService.RenewAuthority:output_type -> isthmus.v1.RenewAuthorityResponse
-	100, // 225: isthmus.v1.AccessService.ListAudit:output_type -> isthmus.v1.ListAuditResponse
-	114, // 226: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
-	116, // 227: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
-	127, // 228: isthmus.v1.EventService.ListEvents:output_type -> isthmus.v1.ListEventsResponse
-	129, // 229: isthmus.v1.EventService.WatchEvents:output_type -> isthmus.v1.WatchEventsResponse
-	179, // [179:230] is the sub-list for method output_type
-	128, // [128:179] is the sub-list for method input_type
+	24,  // 140: isthmus.v1.TunnelService.ResetTunnel:input_type -> isthmus.v1.ResetTunnelRequest
+	31,  // 141: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
+	33,  // 142: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
+	34,  // 143: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
+	36,  // 144: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
+	41,  // 145: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
+	43,  // 146: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
+	47,  // 147: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
+	50,  // 148: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
+	52,  // 149: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
+	124, // 150: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
+	122, // 151: isthmus.v1.NATService.EndFlows:input_type -> isthmus.v1.EndFlowsRequest
+	58,  // 152: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
+	60,  // 153: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
+	61,  // 154: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
+	66,  // 155: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
+	68,  // 156: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
+	88,  // 157: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
+	76,  // 158: isthmus.v1.SystemService.GetMachine:input_type -> isthmus.v1.GetMachineRequest
+	79,  // 159: isthmus.v1.SystemService.Upgrade:input_type -> isthmus.v1.UpgradeRequest
+	82,  // 160: isthmus.v1.SystemService.RollbackSlot:input_type -> isthmus.v1.RollbackSlotRequest
+	84,  // 161: isthmus.v1.SystemService.Reboot:input_type -> isthmus.v1.RebootRequest
+	86,  // 162: isthmus.v1.SystemService.PowerOff:input_type -> isthmus.v1.PowerOffRequest
+	72,  // 163: isthmus.v1.SystemService.Seal:input_type -> isthmus.v1.SealRequest
+	74,  // 164: isthmus.v1.SystemService.Unseal:input_type -> isthmus.v1.UnsealRequest
+	94,  // 165: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
+	94,  // 166: isthmus.v1.SecretService.AddSecret:input_type -> isthmus.v1.SetSecretRequest
+	95,  // 167: isthmus.v1.SecretService.RollbackSecret:input_type -> isthmus.v1.RollbackSecretRequest
+	96,  // 168: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
+	99,  // 169: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
+	106, // 170: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
+	110, // 171: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
+	113, // 172: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
+	108, // 173: isthmus.v1.AccessService.RenewClient:input_type -> isthmus.v1.RenewClientRequest
+	104, // 174: isthmus.v1.AccessService.RenewAuthority:input_type -> isthmus.v1.RenewAuthorityRequest
+	101, // 175: isthmus.v1.AccessService.ListAudit:input_type -> isthmus.v1.ListAuditRequest
+	115, // 176: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
+	117, // 177: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
+	128, // 178: isthmus.v1.EventService.ListEvents:input_type -> isthmus.v1.ListEventsRequest
+	130, // 179: isthmus.v1.EventService.WatchEvents:input_type -> isthmus.v1.WatchEventsRequest
+	4,   // 180: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
+	7,   // 181: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
+	9,   // 182: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
+	9,   // 183: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
+	9,   // 184: isthmus.v1.SpecService.SetDisabled:output_type -> isthmus.v1.ApplyResponse
+	13,  // 185: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
+	15,  // 186: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
+	17,  // 187: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
+	9,   // 188: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
+	21,  // 189: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
+	27,  // 190: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
+	26,  // 191: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
+	25,  // 192: isthmus.v1.TunnelService.ResetTunnel:output_type -> isthmus.v1.ResetTunnelResponse
+	32,  // 193: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
+	38,  // 194: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
+	35,  // 195: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
+	37,  // 196: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
+	42,  // 197: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
+	44,  // 198: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
+	48,  // 199: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
+	51,  // 200: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
+	53,  // 201: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
+	125, // 202: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
+	123, // 203: isthmus.v1.NATService.EndFlows:output_type -> isthmus.v1.EndFlowsResponse
+	59,  // 204: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
+	63,  // 205: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
+	62,  // 206: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
+	67,  // 207: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
+	69,  // 208: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
+	89,  // 209: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
+	77,  // 210: isthmus.v1.SystemService.GetMachine:output_type -> isthmus.v1.Machine
+	81,  // 211: isthmus.v1.SystemService.Upgrade:output_type -> isthmus.v1.UpgradeResponse
+	83,  // 212: isthmus.v1.SystemService.RollbackSlot:output_type -> isthmus.v1.RollbackSlotResponse
+	85,  // 213: isthmus.v1.SystemService.Reboot:output_type -> isthmus.v1.RebootResponse
+	87,  // 214: isthmus.v1.SystemService.PowerOff:output_type -> isthmus.v1.PowerOffResponse
+	73,  // 215: isthmus.v1.SystemService.Seal:output_type -> isthmus.v1.SealResponse
+	75,  // 216: isthmus.v1.SystemService.Unseal:output_type -> isthmus.v1.UnsealResponse
+	98,  // 217: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
+	98,  // 218: isthmus.v1.SecretService.AddSecret:output_type -> isthmus.v1.SecretInfo
+	98,  // 219: isthmus.v1.SecretService.RollbackSecret:output_type -> isthmus.v1.SecretInfo
+	97,  // 220: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
+	100, // 221: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
+	107, // 222: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
+	111, // 223: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
+	114, // 224: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
+	109, // 225: isthmus.v1.AccessService.RenewClient:output_type -> isthmus.v1.RenewClientResponse
+	105, // 226: isthmus.v1.AccessService.RenewAuthority:output_type -> isthmus.v1.RenewAuthorityResponse
+	102, // 227: isthmus.v1.AccessService.ListAudit:output_type -> isthmus.v1.ListAuditResponse
+	116, // 228: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
+	118, // 229: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
+	129, // 230: isthmus.v1.EventService.ListEvents:output_type -> isthmus.v1.ListEventsResponse
+	131, // 231: isthmus.v1.EventService.WatchEvents:output_type -> isthmus.v1.WatchEventsResponse
+	180, // [180:232] is the sub-list for method output_type
+	128, // [128:180] is the sub-list for method input_type
 	128, // [128:128] is the sub-list for extension type_name
 	128, // [128:128] is the sub-list for extension extendee
 	0,   // [0:128] is the sub-list for field type_name
@@ -10537,7 +10625,7 @@ func file_isthmus_v1_services_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isthmus_v1_services_proto_rawDesc), len(file_isthmus_v1_services_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   130,
+			NumMessages:   132,
 			NumExtensions: 0,
 			NumServices:   12,
 		},

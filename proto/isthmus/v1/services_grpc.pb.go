@@ -460,13 +460,14 @@ const (
 	TunnelService_ListTunnels_FullMethodName  = "/isthmus.v1.TunnelService/ListTunnels"
 	TunnelService_GetTunnel_FullMethodName    = "/isthmus.v1.TunnelService/GetTunnel"
 	TunnelService_WatchTunnels_FullMethodName = "/isthmus.v1.TunnelService/WatchTunnels"
+	TunnelService_ResetTunnel_FullMethodName  = "/isthmus.v1.TunnelService/ResetTunnel"
 )
 
 // TunnelServiceClient is the client API for TunnelService service.
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// TunnelService reads tunnels.
+// TunnelService reads and resets tunnels.
 type TunnelServiceClient interface {
 	// ListTunnels returns the tunnels in the order of their names.
 	ListTunnels(ctx context.Context, in *ListTunnelsRequest, opts ...grpc.CallOption) (*ListTunnelsResponse, error)
@@ -475,6 +476,11 @@ type TunnelServiceClient interface {
 	// WatchTunnels follows the tunnels. A change of only the byte and packet counters is not an
 	// event.
 	WatchTunnels(ctx context.Context, in *WatchTunnelsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TunnelEvent], error)
+	// ResetTunnel negotiates the keys of a tunnel again, which interrupts its traffic: an IPsec
+	// tunnel's IKE SA is ended and opened again at once, or by the peer with respondOnly; a WireGuard
+	// tunnel makes a new handshake. At most once in 10 seconds for each tunnel, else
+	// RESOURCE_EXHAUSTED.
+	ResetTunnel(ctx context.Context, in *ResetTunnelRequest, opts ...grpc.CallOption) (*ResetTunnelResponse, error)
 }
 
 type tunnelServiceClient struct {
@@ -524,11 +530,21 @@ func (c *tunnelServiceClient) WatchTunnels(ctx context.Context, in *WatchTunnels
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type TunnelService_WatchTunnelsClient = grpc.ServerStreamingClient[TunnelEvent]
 
+func (c *tunnelServiceClient) ResetTunnel(ctx context.Context, in *ResetTunnelRequest, opts ...grpc.CallOption) (*ResetTunnelResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ResetTunnelResponse)
+	err := c.cc.Invoke(ctx, TunnelService_ResetTunnel_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // TunnelServiceServer is the server API for TunnelService service.
 // All implementations must embed UnimplementedTunnelServiceServer
 // for forward compatibility.
 //
-// TunnelService reads tunnels.
+// TunnelService reads and resets tunnels.
 type TunnelServiceServer interface {
 	// ListTunnels returns the tunnels in the order of their names.
 	ListTunnels(context.Context, *ListTunnelsRequest) (*ListTunnelsResponse, error)
@@ -537,6 +553,11 @@ type TunnelServiceServer interface {
 	// WatchTunnels follows the tunnels. A change of only the byte and packet counters is not an
 	// event.
 	WatchTunnels(*WatchTunnelsRequest, grpc.ServerStreamingServer[TunnelEvent]) error
+	// ResetTunnel negotiates the keys of a tunnel again, which interrupts its traffic: an IPsec
+	// tunnel's IKE SA is ended and opened again at once, or by the peer with respondOnly; a WireGuard
+	// tunnel makes a new handshake. At most once in 10 seconds for each tunnel, else
+	// RESOURCE_EXHAUSTED.
+	ResetTunnel(context.Context, *ResetTunnelRequest) (*ResetTunnelResponse, error)
 	mustEmbedUnimplementedTunnelServiceServer()
 }
 
@@ -555,6 +576,9 @@ func (UnimplementedTunnelServiceServer) GetTunnel(context.Context, *GetTunnelReq
 }
 func (UnimplementedTunnelServiceServer) WatchTunnels(*WatchTunnelsRequest, grpc.ServerStreamingServer[TunnelEvent]) error {
 	return status.Error(codes.Unimplemented, "method WatchTunnels not implemented")
+}
+func (UnimplementedTunnelServiceServer) ResetTunnel(context.Context, *ResetTunnelRequest) (*ResetTunnelResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ResetTunnel not implemented")
 }
 func (UnimplementedTunnelServiceServer) mustEmbedUnimplementedTunnelServiceServer() {}
 func (UnimplementedTunnelServiceServer) testEmbeddedByValue()                       {}
@@ -624,6 +648,24 @@ func _TunnelService_WatchTunnels_Handler(srv interface{}, stream grpc.ServerStre
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type TunnelService_WatchTunnelsServer = grpc.ServerStreamingServer[TunnelEvent]
 
+func _TunnelService_ResetTunnel_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ResetTunnelRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(TunnelServiceServer).ResetTunnel(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: TunnelService_ResetTunnel_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(TunnelServiceServer).ResetTunnel(ctx, req.(*ResetTunnelRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // TunnelService_ServiceDesc is the grpc.ServiceDesc for TunnelService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -638,6 +680,10 @@ var TunnelService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetTunnel",
 			Handler:    _TunnelService_GetTunnel_Handler,
+		},
+		{
+			MethodName: "ResetTunnel",
+			Handler:    _TunnelService_ResetTunnel_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
