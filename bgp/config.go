@@ -17,6 +17,9 @@ type Config struct {
 	ASN      uint32
 	RouterID netip.Addr // IPv4
 	Peers    []Peer     // by name
+	// Reason is sent to the peers that are shut down from now on (RFC 9003). A change of it alone
+	// changes nothing.
+	Reason   string
 	Announce []netip.Prefix
 }
 
@@ -41,6 +44,8 @@ type Peer struct {
 	// GracefulRestart offers RFC 4724 to the peer with this restart time, at most 4095s; 0 offers
 	// none.
 	GracefulRestart time.Duration
+	// Disabled means that the session is shut down.
+	Disabled bool
 }
 
 // Rule matches the prefixes inside Prefix whose length is from Min to Max.

@@ -21,10 +21,12 @@ const (
 	Quarantined SessionState = "quarantined"
 	// PrefixLimit sessions are held down because the peer sent more prefixes than allowed.
 	PrefixLimit SessionState = "prefix-limit"
+	// Disabled sessions are shut down by the document.
+	Disabled SessionState = "disabled"
 )
 
 // SessionStates lists every state.
-var SessionStates = []SessionState{Unknown, Idle, Connect, Active, OpenSent, OpenConfirm, Established, Quarantined, PrefixLimit}
+var SessionStates = []SessionState{Unknown, Idle, Connect, Active, OpenSent, OpenConfirm, Established, Quarantined, PrefixLimit, Disabled}
 
 // PeerState is the observed state of one session.
 type PeerState struct {

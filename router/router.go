@@ -99,7 +99,7 @@ func New(o Options) (*Router, error) {
 	r.Report = report.New(report.Options{
 		Documents: r.documents, Applied: r.applier, Observed: r.observer, Translog: translog, Capabilities: r.capabilities,
 		Pools: probes.List, Ports: used.Counted,
-		Store: o.Store, BGP: o.BGP, Tables: o.Tables, FIB: o.FIB, NAT: o.NAT, Addresses: o.Addresses, Flows: o.Flows, Callers: o.Callers,
+		Store: o.Store, Drivers: o.Drivers, BGP: o.BGP, Tables: o.Tables, FIB: o.FIB, NAT: o.NAT, Addresses: o.Addresses, Flows: o.Flows, Callers: o.Callers,
 		Resolvers: o.Resolvers, Kernel: o.Host.Capabilities, Counters: o.Counters, Notices: o.Notices, Platform: o.Platform, Version: o.Version,
 		Bell: &r.bell, Log: o.Log,
 	})

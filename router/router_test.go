@@ -145,7 +145,7 @@ func (d tunnels) Remove(_ context.Context, name string) error {
 		return d.staying
 	}
 	for _, p := range d.bgp.Peers {
-		if p.Tunnel == name && !d.faulty {
+		if p.Tunnel == name && !p.Disabled && !d.faulty {
 			d.t.Errorf("tunnel %s is removed while peer %s is in it", name, p.Name)
 		}
 	}
@@ -161,6 +161,13 @@ func (d tunnels) Run(ctx context.Context, report func(tunnel.State)) error {
 	d.report[d.kind] = report
 	d.mu.Unlock()
 	<-ctx.Done()
+	return nil
+}
+
+func (d tunnels) Reset(_ context.Context, name string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.note("reset %s %s", d.kind, name)
 	return nil
 }
 

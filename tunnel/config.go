@@ -27,6 +27,8 @@ type Config struct {
 	MTU       int    // bytes
 	Inside    []Inside
 	Probe     Probe
+	// Disabled means that the document shuts the tunnel down. No driver applies it.
+	Disabled bool
 
 	// Exactly one of these is set; see Kind.
 	IPsec     *IPsec

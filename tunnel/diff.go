@@ -20,6 +20,11 @@ func Diff(a, b Config) []Difference {
 	if a.Kind() != b.Kind() {
 		return []Difference{{Field: "kind", Old: a.Kind(), New: b.Kind(), Interrupts: "the tunnel is made again"}}
 	}
+	if b.Disabled {
+		d.add("disabled", a.Disabled, b.Disabled, "the tunnel is shut down, and its sessions and static routes leave it")
+	} else {
+		d.add("disabled", a.Disabled, b.Disabled, "")
+	}
 	const rehomed = "the interface is made again"
 	d.add("id", a.ID, b.ID, rehomed)
 	d.add("interface", a.Interface, b.Interface, rehomed)
@@ -29,7 +34,13 @@ func Diff(a, b Config) []Difference {
 	if !slices.Equal(a.Inside, b.Inside) {
 		d.add("inside", a.Inside, b.Inside, "sessions on the former inside addresses end")
 	}
-	return append(d, b.carrier().diff(a.carrier())...)
+	d = append(d, b.carrier().diff(a.carrier())...)
+	if a.Disabled { // it carries nothing that could be interrupted
+		for i := range d {
+			d[i].Interrupts = ""
+		}
+	}
+	return d
 }
 
 // differences collects fields that differ.

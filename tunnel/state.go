@@ -17,10 +17,12 @@ const (
 	// State.Silence. Routes do not use the tunnel.
 	Suspect Status = "suspect"
 	Up      Status = "up"
+	// Disabled means that the document shuts the tunnel down.
+	Disabled Status = "disabled"
 )
 
 // Statuses lists every state, the best first.
-var Statuses = []Status{Up, Suspect, Connecting, Down, Unknown}
+var Statuses = []Status{Up, Suspect, Connecting, Down, Disabled, Unknown}
 
 // State is the observed state of one tunnel.
 type State struct {

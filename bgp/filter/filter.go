@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 	"sync/atomic"
 )
 
@@ -261,6 +262,23 @@ func Cease(reason string) []byte {
 // Collision is the NOTIFICATION for a connection that is closed in favour of another one (RFC 4271
 // section 6.8, RFC 4486).
 var Collision = &Notification{Code: 6, Subcode: 7, Reason: "another connection of the same peer is kept"}
+
+// maxCommunication is the length in bytes of the longest Shutdown Communication (RFC 9003).
+const maxCommunication = 255
+
+// Shutdown returns the NOTIFICATION of an administrative shutdown (RFC 4486), with a text for the
+// operator of the peer (RFC 9003 section 2). Longer text is truncated between characters.
+func Shutdown(text string) *Notification {
+	text = strings.ToValidUTF8(text, "?")
+	if len(text) > maxCommunication {
+		text = strings.ToValidUTF8(text[:maxCommunication], "")
+	}
+	n := &Notification{Code: 6, Subcode: 2, Reason: "shut down by the document"}
+	if text != "" {
+		n.Data = append([]byte{byte(len(text))}, text...)
+	}
+	return n
+}
 
 // AsNotification returns the Notification in err, or one for an internal error.
 func AsNotification(err error) *Notification {

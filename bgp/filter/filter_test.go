@@ -524,3 +524,20 @@ func FuzzMessages(f *testing.F) {
 		}
 	})
 }
+
+// TestShutdown checks the length and the characters of the text of an administrative shutdown.
+func TestShutdown(t *testing.T) {
+	for what, c := range map[string]struct{ text, want string }{
+		"none":                   {"", ""},
+		"short":                  {"NET-1", "\x05NET-1"},
+		"longest":                {strings.Repeat("x", 255), "\xff" + strings.Repeat("x", 255)},
+		"too long":               {strings.Repeat("x", 500), "\xff" + strings.Repeat("x", 255)},
+		"cut within a character": {strings.Repeat("x", 254) + "ä", "\xfe" + strings.Repeat("x", 254)},
+		"not UTF-8":              {"a\xffb", "\x03a?b"},
+	} {
+		n := Shutdown(c.text)
+		if n.Code != 6 || n.Subcode != 2 || string(n.Data) != c.want {
+			t.Errorf("%s: %d/%d %q, want %q", what, n.Code, n.Subcode, n.Data, c.want)
+		}
+	}
+}

@@ -98,6 +98,7 @@ type Driver struct {
 	// admitted are the prefixes that limited peers get, in order.
 	admitted map[string][]netip.Prefix
 	expect   map[string]time.Time // peers whose End-of-RIB is awaited, with the deadline
+	disabled map[string]time.Time // since when peers are shut down
 	synced   bool
 	freed    bool // the child has been released from deferring announcements
 
@@ -188,7 +189,10 @@ func (d *Driver) Apply(ctx context.Context, c bgp.Config) error {
 	// reports must not wait for it.
 	keys, refused := make([]password, len(c.Peers)), make([]error, len(c.Peers))
 	for i, p := range c.Peers {
-		keys[i], refused[i] = d.check(c.ASN, p)
+		// Because of an error the former configuration would stay, and with it the session.
+		if !p.Disabled {
+			keys[i], refused[i] = d.check(c.ASN, p)
+		}
 	}
 	d.mu.Lock()
 	old := make(map[string]bgp.Peer, len(d.want.Peers))
@@ -231,6 +235,7 @@ func (d *Driver) Apply(ctx context.Context, c bgp.Config) error {
 	now := time.Now()
 	names := d.nameListLocked()
 	d.sup.keep(names)
+	d.disableLocked(now)
 	for name := range d.peers {
 		if _, ok := peers[name]; !ok {
 			delete(d.peers, name)
@@ -239,7 +244,7 @@ func (d *Driver) Apply(ctx context.Context, c bgp.Config) error {
 			delete(d.counters, name)
 		}
 	}
-	for _, name := range names {
+	for name := range peers {
 		if d.peers[name] == nil {
 			d.peers[name] = &bgp.PeerState{Name: name, State: bgp.Unknown, Since: now}
 		}
@@ -277,12 +282,33 @@ func (d *Driver) check(asn uint32, p bgp.Peer) (password, error) {
 	return key, nil
 }
 
+// nameListLocked returns the peers that may have sessions.
 func (d *Driver) nameListLocked() []string {
-	names := make([]string, len(d.want.Peers))
-	for i, p := range d.want.Peers {
-		names[i] = p.Name
+	names := make([]string, 0, len(d.want.Peers))
+	for _, p := range d.want.Peers {
+		if !p.Disabled {
+			names = append(names, p.Name)
+		}
 	}
 	return names
+}
+
+// disableLocked records since when peers are disabled. A peer begins again as a new one afterwards.
+func (d *Driver) disableLocked(now time.Time) {
+	former := d.disabled
+	d.disabled = map[string]time.Time{}
+	for _, p := range d.want.Peers {
+		since, was := former[p.Name]
+		switch {
+		case p.Disabled && was:
+			d.disabled[p.Name] = since
+		case p.Disabled:
+			d.disabled[p.Name] = now
+			delete(d.expect, p.Name)
+		case was:
+			d.peers[p.Name] = &bgp.PeerState{Name: p.Name, State: bgp.Idle, Since: now, TimesUp: d.peers[p.Name].TimesUp}
+		}
+	}
 }
 
 func (d *Driver) nudge() {
@@ -310,6 +336,9 @@ func (d *Driver) Peers() []bgp.PeerState {
 // stateLocked returns the state of a configured peer, with its counts.
 func (d *Driver) stateLocked(name string) bgp.PeerState {
 	s := *d.peers[name]
+	if since, ok := d.disabled[name]; ok {
+		return bgp.PeerState{Name: name, State: bgp.Disabled, Since: since, TimesUp: s.TimesUp, Filtered: d.filteredLocked(name)}
+	}
 	if h := d.sup.held(name); h != nil {
 		s.State, s.NextTry, s.QuarantineReason = h.state, h.until, h.reason
 	}

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/isthmus-net/isthmus/bgp/filter"
 	"github.com/isthmus-net/isthmus/bgp/relay"
 )
 
@@ -47,7 +48,12 @@ func (d *Driver) pushOnce(ctx context.Context) error {
 		Announce: d.want.Announce, Restarting: d.restart,
 	}
 	var connected []relay.Peer
+	shut := map[string]*filter.Notification{}
 	for _, w := range d.want.Peers {
+		if w.Disabled {
+			shut[w.Name] = filter.Shutdown(d.want.Reason)
+			continue
+		}
 		if limited(w.Export) {
 			w.Export.Allow = exactly(d.admitted[w.Name])
 		}
@@ -70,7 +76,7 @@ func (d *Driver) pushOnce(ctx context.Context) error {
 	d.mu.Unlock()
 	// Before GoBGP reports that it waits for a connection.
 	if r != nil {
-		r.Apply(connected)
+		r.Apply(connected, shut)
 	}
 
 	reply, err := d.call(ctx, p, frameConfig, m.ID, m)

@@ -53,6 +53,9 @@ func (d *Driver) Run(ctx context.Context, r bgp.Reporter) error {
 
 // expectLocked makes Synced wait for a peer's End-of-RIB.
 func (d *Driver) expectLocked(now time.Time, name string) {
+	if _, ok := d.disabled[name]; ok {
+		return
+	}
 	wait := restartTime
 	for _, p := range d.want.Peers {
 		if p.Name == name && p.GracefulRestart > 0 {

@@ -103,8 +103,12 @@ func New(o Options) *Relay {
 
 // Apply updates the sessions to match peers. A new or changed session waits until Ready. The
 // connection of a removed or changed session stays for drainTime, because the speaker still has to
-// send its NOTIFICATION.
-func (r *Relay) Apply(peers []Peer) {
+// send its NOTIFICATION. The removed sessions of the peers in shut are ended here instead, with a
+// NOTIFICATION that has been written when Apply returns, since their interface may then be removed.
+// For them, Apply takes as long as lastWords at most.
+func (r *Relay) Apply(peers []Peer, shut map[string]*filter.Notification) {
+	var said sync.WaitGroup
+	defer said.Wait() // without the lock
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.ctx.Err() != nil {
@@ -116,7 +120,15 @@ func (r *Relay) Apply(peers []Peer) {
 	}
 	for name, s := range r.sessions {
 		if p := want[name]; p == nil || !p.equal(&s.p) {
-			s.stop()
+			if n := shut[name]; n != nil && p == nil {
+				said.Add(1)
+				r.wg.Go(func() {
+					defer said.Done()
+					s.shut(n)
+				})
+			} else {
+				s.stop()
+			}
 			delete(r.sessions, name)
 		}
 	}

@@ -190,7 +190,7 @@ func (b *bench) up(id byte) (peer, speaker net.Conn) {
 
 func TestSession(t *testing.T) {
 	b := start(t, Options{})
-	b.Apply([]Peer{peer()})
+	b.Apply([]Peer{peer()}, nil)
 	b.Ready("a")
 	p, s := b.up(11)
 	if len(b.Passed()) != 1 {
@@ -221,7 +221,7 @@ func TestSession(t *testing.T) {
 // messages are not lost.
 func TestMalformed(t *testing.T) {
 	b := start(t, Options{})
-	b.Apply([]Peer{peer()})
+	b.Apply([]Peer{peer()}, nil)
 	b.Ready("a")
 	p, s := b.up(11)
 	p.Write(append(keepalive, message(9)...))
@@ -241,7 +241,7 @@ func TestMalformed(t *testing.T) {
 // TestMalformedOpen checks that a malformed OPEN never reaches the speaker.
 func TestMalformedOpen(t *testing.T) {
 	b := start(t, Options{})
-	b.Apply([]Peer{peer()})
+	b.Apply([]Peer{peer()}, nil)
 	b.Ready("a")
 	p := b.mustCall()
 	m := open(11)
@@ -257,7 +257,7 @@ func TestMalformedOpen(t *testing.T) {
 // TestWaits checks that a peer which sends its OPEN only after ours gets ours.
 func TestWaits(t *testing.T) {
 	b := start(t, Options{})
-	b.Apply([]Peer{peer()})
+	b.Apply([]Peer{peer()}, nil)
 	b.Ready("a")
 	p := b.mustCall()
 	expect(t, p, open(1))
@@ -271,7 +271,7 @@ func TestStrangers(t *testing.T) {
 	t.Cleanup(func() { exec.Command("ip", "link", "del", "ist-other").Run() })
 	ip(t, "link set ist-other up")
 	b := start(t, Options{})
-	b.Apply([]Peer{peer()})
+	b.Apply([]Peer{peer()}, nil)
 	b.Ready("a")
 	b.mustCall().Close()
 	before := runtime.NumGoroutine()
@@ -291,7 +291,7 @@ func TestStrangers(t *testing.T) {
 	}
 	other := peer()
 	other.Interface = "ist-other"
-	b.Apply([]Peer{other})
+	b.Apply([]Peer{other}, nil)
 	eventually(t, "the listener is gone from lo", func() bool {
 		c, err := call(theirs, limit)
 		if err == nil {
@@ -304,7 +304,7 @@ func TestStrangers(t *testing.T) {
 // TestFlood checks that no more than two connections of a peer are kept, however many it opens.
 func TestFlood(t *testing.T) {
 	b := start(t, Options{})
-	b.Apply([]Peer{peer()})
+	b.Apply([]Peer{peer()}, nil)
 	b.Ready("a")
 	p, s := b.up(11)
 	before := runtime.NumGoroutine()
@@ -327,19 +327,19 @@ func TestKeyRemoved(t *testing.T) {
 	b := start(t, Options{})
 	with, without := peer(), peer()
 	with.Key, without.Counters = []byte("secret"), with.Counters
-	b.Apply([]Peer{without})
+	b.Apply([]Peer{without}, nil)
 	b.mustCall()
 	for range 2 {
-		b.Apply([]Peer{with})
+		b.Apply([]Peer{with}, nil)
 		if c, err := call(theirs, time.Second); err == nil {
 			c.Close()
 			t.Fatal("a connection without the key")
 		}
-		b.Apply([]Peer{without})
+		b.Apply([]Peer{without}, nil)
 		b.mustCall()
 	}
 	// With the key on both sides.
-	b.Apply([]Peer{with})
+	b.Apply([]Peer{with}, nil)
 	d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(theirs, 0)), Timeout: limit,
 		Control: control(func(fd int) error { return md5(fd, local, []byte("secret")) })}
 	d.SetMultipathTCP(false)
@@ -367,7 +367,7 @@ func TestDial(t *testing.T) {
 	b := start(t, Options{RemotePort: port})
 	p := peer()
 	p.Passive = false
-	b.Apply([]Peer{p})
+	b.Apply([]Peer{p}, nil)
 	b.Ready("a")
 	eventually(t, "the reason", func() bool {
 		b.mu.Lock()
@@ -415,7 +415,7 @@ func TestCollision(t *testing.T) {
 			if c.in {
 				p.Passive = true
 			}
-			b.Apply([]Peer{p})
+			b.Apply([]Peer{p}, nil)
 			b.Ready("a")
 			var first net.Conn
 			var s *session
@@ -485,7 +485,7 @@ func TestCollisionAtOnce(t *testing.T) {
 		l, port := far(t)
 		b := start(t, Options{RemotePort: port})
 		b.o.Identifier = netip.MustParseAddr("200.0.0.1")
-		b.Apply([]Peer{peer()})
+		b.Apply([]Peer{peer()}, nil)
 		b.Ready("a")
 		first := b.mustCall()
 		first.Write(open(11))
@@ -529,10 +529,10 @@ func TestCollisionAtOnce(t *testing.T) {
 // TestDrain checks that the speaker's last message to a removed peer is passed on.
 func TestDrain(t *testing.T) {
 	b := start(t, Options{})
-	b.Apply([]Peer{peer()})
+	b.Apply([]Peer{peer()}, nil)
 	b.Ready("a")
 	p, s := b.up(11)
-	b.Apply(nil)
+	b.Apply(nil, nil)
 	bye := message(filter.NotificationType, 6, 3)
 	go func() { s.Write(bye); s.Close() }()
 	expect(t, p, bye)
@@ -543,9 +543,36 @@ func TestDrain(t *testing.T) {
 }
 
 // TestClose checks that nothing is sent on Close, which leaves the sessions to graceful restart.
+// TestShut checks that the peer of a removed session has received the NOTIFICATION of an
+// administrative shutdown when Apply returns, with its text, and gets no session afterwards.
+func TestShut(t *testing.T) {
+	b := start(t, Options{})
+	b.Apply([]Peer{peer()}, nil)
+	b.Ready("a")
+	peer, speaker := b.up(11)
+	b.Apply(nil, map[string]*filter.Notification{"a": filter.Shutdown("until 6 pm")})
+	want := message(filter.NotificationType, append([]byte{6, 2, 10}, "until 6 pm"...)...)
+	peer.SetReadDeadline(time.Now().Add(limit))
+	got := make([]byte, len(want))
+	if n, err := io.ReadFull(peer, got); err != nil || !bytes.Equal(got, want) {
+		t.Fatalf("got %x, %v, want %x", got[:n], err, want)
+	}
+	over(t, peer)
+	over(t, speaker)
+	eventually(t, "no listener is left for the peer", func() bool {
+		c, err := call(theirs, time.Second)
+		if err == nil {
+			defer c.Close()
+			c.SetReadDeadline(time.Now().Add(limit))
+			_, err = c.Read(make([]byte, 1))
+		}
+		return err != nil
+	})
+}
+
 func TestClose(t *testing.T) {
 	b := start(t, Options{})
-	b.Apply([]Peer{peer()})
+	b.Apply([]Peer{peer()}, nil)
 	b.Ready("a")
 	p, s := b.up(11)
 	waiting := b.mustCall()
@@ -561,7 +588,7 @@ func TestRebind(t *testing.T) {
 	p := peer()
 	p.Interface, p.Local, p.Address = "ist-a", netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("198.51.100.2")
 	p.Inner, p.InnerLocal = p.Address, p.Local
-	b.Apply([]Peer{p}) // before the interface exists
+	b.Apply([]Peer{p}, nil) // before the interface exists
 	listening := func() (index int) {
 		b.Relay.mu.Lock()
 		defer b.Relay.mu.Unlock()

@@ -108,6 +108,27 @@ func (s *session) stop() {
 	}
 }
 
+// shut ends the session with a NOTIFICATION to the peer, which it has written when it returns.
+func (s *session) shut(n *filter.Notification) {
+	s.mu.Lock()
+	active, in := s.active, s.in
+	s.mu.Unlock()
+	var inner net.Conn
+	if active != nil {
+		inner = active.notify(n)
+	}
+	s.cancel()
+	s.mu.Lock()
+	s.changedLocked()
+	s.mu.Unlock()
+	if in != nil && in != active {
+		in.close()
+	}
+	if active != nil {
+		s.r.wg.Go(func() { active.end(inner) })
+	}
+}
+
 // dial opens connections to the peer whenever the speaker is ready and has none.
 func (s *session) dial() {
 	for {

@@ -13,15 +13,17 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"google.golang.org/grpc/codes"
 
 	"github.com/isthmus-net/isthmus/router/condition"
 	"github.com/isthmus-net/isthmus/router/event"
+	"github.com/isthmus-net/isthmus/router/reason"
 	"github.com/isthmus-net/isthmus/test/golden"
 )
 
 // TestDocs keeps docs/cli.md, docs/conditions.md, docs/events.md, docs/spec.md and the references
-// in docs/topology.md and docs/install/first-boot.md what the commands and the contract say. With
-// -update it writes them.
+// in docs/api.md, docs/topology.md and docs/install/first-boot.md what commands and contract say.
+// With -update it writes them.
 func TestDocs(t *testing.T) {
 	read := func(file string) string {
 		text, err := os.ReadFile(file)
@@ -42,11 +44,16 @@ func TestDocs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	api, err := apiPage(read("../../docs/api.md"), read("../../proto/isthmus/v1/services.proto"))
+	if err != nil {
+		t.Fatal(err)
+	}
 	// The part before the reference is written by hand.
 	guide, _, _ := strings.Cut(read("../../docs/topology.md"), "# The schema\n")
 	boot, _, _ := strings.Cut(read("../../docs/install/first-boot.md"), "# The fields\n")
 	for file, want := range map[string]string{
 		"../../docs/cli.md": cliPage(), "../../docs/conditions.md": conditionsPage(), "../../docs/events.md": eventsPage(), "../../docs/spec.md": "# The document\n" + spec, "../../docs/topology.md": guide + "# The schema\n" + topology,
+		"../../docs/api.md":                api,
 		"../../docs/install/first-boot.md": boot + "# The fields\n" + userData,
 	} {
 		golden.Check(t, file, want)
@@ -276,4 +283,47 @@ func TestPagesNameCommands(t *testing.T) {
 	if seen < 50 {
 		t.Errorf("only %d commands were found", seen)
 	}
+}
+
+var serviceLine = regexp.MustCompile(`^service (\w+) \{$`)
+
+// apiPage fills the lists of services and of reasons into docs/api.md.
+func apiPage(page, proto string) (string, error) {
+	var services, reasons strings.Builder
+	var comment []string
+	services.WriteString("| service | purpose |\n| --- | --- |\n")
+	for line := range strings.Lines(proto) {
+		line = strings.TrimSuffix(line, "\n")
+		if text, ok := strings.CutPrefix(line, "// "); ok {
+			comment = append(comment, text)
+			continue
+		}
+		if m := serviceLine.FindStringSubmatch(line); m != nil {
+			text, ok := strings.CutPrefix(strings.Join(comment, " "), m[1]+" ")
+			if !ok {
+				return "", fmt.Errorf("service %s: the comment does not begin with its name", m[1])
+			}
+			first, _, _ := strings.Cut(text+" ", ". ")
+			fmt.Fprintf(&services, "| `%s` | %s. |\n", m[1], strings.ToUpper(first[:1])+strings.TrimSuffix(first[1:], "."))
+		}
+		comment = nil
+	}
+	reasons.WriteString("| reason | code | meaning | metadata |\n| --- | --- | --- | --- |\n")
+	for _, r := range reason.All {
+		fmt.Fprintf(&reasons, "| `%s` | `%s` | %s | %s |\n", r.Name, codeName(r.Code), r.Meaning, r.Metadata)
+	}
+	for name, text := range map[string]string{"services": services.String(), "reasons": reasons.String()} {
+		before, rest, ok := strings.Cut(page, "<!-- "+name+" -->\n")
+		_, after, found := strings.Cut(rest, "<!-- end of "+name+" -->")
+		if !ok || !found {
+			return "", fmt.Errorf("docs/api.md has no place for the %s", name)
+		}
+		page = before + "<!-- " + name + " -->\n" + text + "<!-- end of " + name + " -->" + after
+	}
+	return page, nil
+}
+
+// codeName returns a code as the contract writes it: InvalidArgument is INVALID_ARGUMENT.
+func codeName(c codes.Code) string {
+	return strings.ToUpper(regexp.MustCompile(`([a-z])([A-Z])`).ReplaceAllString(c.String(), "${1}_$2"))
 }

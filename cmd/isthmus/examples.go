@@ -110,6 +110,13 @@ isthmus nat who 203.0.113.9:21877 --at 2026-11-20T12:01:05Z
 isthmus nat who 203.0.113.9:21877 --at "2026-11-20 13:01:05" --within 30s
 isthmus nat who 203.0.113.9:21877 --at 2026-11-20T12:01:05+01:00 --within 30s --protocol tcp --to 198.51.100.7
 isthmus nat who 203.0.113.9 --to 198.51.100.7 --within 1m`,
+	"peer disable": `
+isthmus peer disable aws-0 -m "maintenance until 6 pm, NET-1234"
+isthmus peer disable aws-0 aws-1 --plan
+isthmus peer disable aws-0 --confirm-within 2m`,
+	"peer enable": `
+isthmus peer enable aws-0
+isthmus peer enable aws-0 aws-1 --plan`,
 	"plan": `
 isthmus plan -f hub.yaml
 isthmus plan -f hub.yaml -o json
@@ -125,6 +132,8 @@ isthmus policy set -f partner.yaml --confirm-within 2m`,
 	"reset peer": `
 isthmus reset peer aws-0
 isthmus reset peer aws-0 --soft   # keeps the session`,
+	"reset tunnel": `
+isthmus reset tunnel aws-0`,
 	"rollback": `
 isthmus rollback
 isthmus rollback --to 7
@@ -172,6 +181,13 @@ isthmus topology render -f network.yaml --for azure --part gateways --set azure-
 isthmus topology show -f network.yaml
 isthmus topology show -f network.yaml -o json
 isthmus topology show -f network.yaml --set azure-hub-0=20.0.0.4`,
+	"tunnel disable": `
+isthmus tunnel disable aws-0 -m NET-1234
+isthmus tunnel disable aws-0 aws-1 --plan
+isthmus tunnel disable aws-0 --confirm-within 2m   # reverts unless isthmus confirm follows`,
+	"tunnel enable": `
+isthmus tunnel enable aws-0
+isthmus tunnel enable aws-0 aws-1 --plan`,
 	"validate": `
 isthmus validate -f hub.yaml
 isthmus validate -f hub.yaml -o json

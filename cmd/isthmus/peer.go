@@ -45,7 +45,7 @@ func (a *app) addPeers(root, get, describe, watch *cobra.Command) {
 	}.add(a, get, describe, watch)
 
 	var soft bool
-	reset := a.group("reset", "Restart a session")
+	reset := a.group("reset", "Restart a session or a tunnel")
 	peer := &cobra.Command{Use: "peer NAME", Short: "Close and reopen a BGP session, and end its quarantine", Args: cobra.ExactArgs(1),
 		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, args []string) error {
 			_, err := isthmusv1.NewBGPServiceClient(conn).ResetPeer(ctx, &isthmusv1.ResetPeerRequest{Name: args[0], Soft: soft})
@@ -53,6 +53,12 @@ func (a *app) addPeers(root, get, describe, watch *cobra.Command) {
 		})}
 	peer.ValidArgsFunction = names(a, true, named((*isthmusv1.PeerStatus).GetName))
 	peer.Flags().BoolVar(&soft, "soft", false, "keep the session; apply the import policy to the peer's routes again, and send our routes again")
-	reset.AddCommand(peer)
+	tunnel := &cobra.Command{Use: "tunnel NAME", Short: "Negotiate the keys of a tunnel again, which interrupts its traffic", Args: cobra.ExactArgs(1),
+		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, args []string) error {
+			_, err := isthmusv1.NewTunnelServiceClient(conn).ResetTunnel(ctx, &isthmusv1.ResetTunnelRequest{Name: args[0]})
+			return err
+		})}
+	tunnel.ValidArgsFunction = names(a, true, named((*isthmusv1.TunnelStatus).GetName))
+	reset.AddCommand(peer, tunnel)
 	root.AddCommand(reset)
 }

@@ -169,8 +169,14 @@ func (a *app) printStatus(s *isthmusv1.SystemStatus) error {
 		document += fmt.Sprintf("; reverts in %s unless `isthmus confirm %d` is called", a.until(s.ConfirmUntil), s.Generation)
 	}
 	line("document", "%s", document)
-	line("tunnels", "%d/%d up", n.GetTunnelsUp(), n.GetTunnels())
-	line("peers", "%d/%d established, %d prefixes accepted, %d announced", n.GetPeersEstablished(), n.GetPeers(), n.GetPrefixesAccepted(), n.GetPrefixesAnnounced())
+	disabled := func(n uint32) string {
+		if n == 0 {
+			return ""
+		}
+		return fmt.Sprintf(", %d disabled", n)
+	}
+	line("tunnels", "%d/%d up%s", n.GetTunnelsUp(), n.GetTunnels(), disabled(n.GetTunnelsDisabled()))
+	line("peers", "%d/%d established%s, %d prefixes accepted, %d announced", n.GetPeersEstablished(), n.GetPeers(), disabled(n.GetPeersDisabled()), n.GetPrefixesAccepted(), n.GetPrefixesAnnounced())
 	line("routes", "%d/%d installed", n.GetRoutesInstalled(), n.GetRoutes())
 	line("pools", "%d with %d/%d addresses healthy", n.GetPools(), n.GetPoolAddressesHealthy(), n.GetPoolAddresses())
 	if p := n.GetPorts(); p != nil {

@@ -8,14 +8,13 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/auth"
 	"github.com/isthmus-net/isthmus/router/event"
+	"github.com/isthmus-net/isthmus/router/reason"
 )
 
 // Bounds of pages of events and of audit entries.
@@ -42,7 +41,7 @@ func pageSize(size uint32) (int, error) {
 	case size == 0:
 		return logPage, nil
 	case size > maxLogPage:
-		return 0, status.Errorf(codes.InvalidArgument, "page_size %d: must be 1 to %d", size, maxLogPage)
+		return 0, reason.RequestInvalid.Errorf("page_size %d: must be 1 to %d", size, maxLogPage)
 	}
 	return int(size), nil
 }
@@ -53,7 +52,7 @@ func timeOf(field string, t *timestamppb.Timestamp) (time.Time, error) {
 		return time.Time{}, nil
 	}
 	if err := t.CheckValid(); err != nil {
-		return time.Time{}, status.Errorf(codes.InvalidArgument, "%s: %v", field, err)
+		return time.Time{}, reason.RequestInvalid.Errorf("%s: %v", field, err)
 	}
 	return t.AsTime(), nil
 }
@@ -68,7 +67,7 @@ func filterOf(ctx context.Context, m *isthmusv1.EventFilter) (f event.Filter, er
 		return f, err
 	}
 	if err := f.Check(); err != nil {
-		return f, status.Error(codes.InvalidArgument, err.Error())
+		return f, reason.RequestInvalid.Errorf("%v", err)
 	}
 	return f, nil
 }
@@ -95,7 +94,7 @@ func (s *services) ListEvents(ctx context.Context, r *isthmusv1.ListEventsReques
 	if r.PageToken != "" {
 		last, ok := pagedEvents.readToken(r.PageToken, of)
 		if before, err = strconv.ParseUint(last, 10, 64); !ok || err != nil || before == 0 {
-			return nil, status.Error(codes.InvalidArgument, "page_token: belongs to another list or filter; start again without it")
+			return nil, reason.PageToken.Errorf("page_token: belongs to another list or filter; start again without it")
 		}
 	}
 	events, more := s.events.Before(before, size, filter.Match)
@@ -130,7 +129,7 @@ func (s *services) WatchEvents(r *isthmusv1.WatchEventsRequest, stream grpc.Serv
 	case r.ResumeToken != "":
 		of, text, _ := strings.Cut(r.ResumeToken, "-")
 		if from, err = strconv.ParseUint(text, 10, 64); err != nil || of == "" {
-			return status.Error(codes.InvalidArgument, "resume_token: is not from a watch of events; start again without it")
+			return reason.PageToken.Errorf("resume_token: is not from a watch of events; start again without it")
 		}
 		filter.Since = time.Time{} // the client has had the events before the token
 		if of != id {

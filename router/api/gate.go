@@ -4,10 +4,8 @@ import (
 	"context"
 	"sync"
 
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
-
 	"github.com/isthmus-net/isthmus/router/auth"
+	"github.com/isthmus-net/isthmus/router/reason"
 )
 
 // Bounds of calls that read a whole document or a table of BGP. Each of them may cost a second, and
@@ -46,7 +44,7 @@ func (g *gate) enter(ctx context.Context) (leave func(), err error) {
 	// Root on the node is exempt from the total, so that clients cannot lock it out.
 	if g.waiting[who] >= maxWaitingPerClient || who != "" && g.total >= maxWaiting {
 		g.mu.Unlock()
-		return nil, status.Errorf(codes.ResourceExhausted, "too many calls %s are waiting (at most %d of one client, %d of all clients); try again later", g.what, maxWaitingPerClient, maxWaiting)
+		return nil, reason.TooManyCalls.Errorf("too many calls %s are waiting (at most %d of one client, %d of all clients); try again later", g.what, maxWaitingPerClient, maxWaiting)
 	}
 	g.waiting[who]++
 	g.total++
@@ -63,7 +61,7 @@ func (g *gate) enter(ctx context.Context) (leave func(), err error) {
 	case <-g.turn:
 	case <-ctx.Done():
 		gone()
-		return nil, status.FromContextError(ctx.Err()).Err()
+		return nil, statusOf(ctx.Err())
 	}
 	return func() {
 		g.turn <- struct{}{}

@@ -11,13 +11,13 @@ import (
 	"strings"
 	"time"
 
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	nouns "github.com/isthmus-net/isthmus/router/noun"
+	"github.com/isthmus-net/isthmus/router/reason"
 )
 
 // Kind describes the objects of one noun to its calls. Named returns the usual kind.
@@ -100,7 +100,7 @@ func matchRoutes(request proto.Message) (string, func(*isthmusv1.Route) bool, er
 	if r.Within != "" {
 		var err error
 		if within, err = netip.ParsePrefix(r.Within); err != nil {
-			return "", nil, status.Errorf(codes.InvalidArgument, "within %q: must be a prefix, such as 10.0.0.0/8", r.Within)
+			return "", nil, reason.RequestInvalid.Errorf("within %q: must be a prefix, such as 10.0.0.0/8", r.Within)
 		}
 		within = within.Masked()
 	}
@@ -158,7 +158,7 @@ func (k Kind[T]) get(all []T, key string) (T, error) {
 	i, ok := slices.BinarySearchFunc(all, key, func(o T, key string) int { return k.compare(k.key(o), key) })
 	if !ok {
 		var none T
-		return none, status.Errorf(codes.NotFound, "%s %q: not found", k.name, key)
+		return none, notFound(k.name, key)
 	}
 	return all[i], nil
 }
@@ -168,7 +168,7 @@ func (k Kind[T]) get(all []T, key string) (T, error) {
 // the list and the filter that it came from.
 func (k Kind[T]) page(all []T, size uint32, token, filter string, match func(T) bool) ([]T, string, error) {
 	if size > k.maxSize {
-		return nil, "", status.Errorf(codes.InvalidArgument, "page_size %d: must be 1 to %d", size, k.maxSize)
+		return nil, "", reason.RequestInvalid.Errorf("page_size %d: must be 1 to %d", size, k.maxSize)
 	}
 	if size == 0 {
 		size = k.size
@@ -177,7 +177,7 @@ func (k Kind[T]) page(all []T, size uint32, token, filter string, match func(T) 
 	if token != "" {
 		after, ok := k.readToken(token, filter)
 		if !ok {
-			return nil, "", status.Errorf(codes.InvalidArgument, "page_token: belongs to another list or filter; start again without it")
+			return nil, "", reason.PageToken.Errorf("page_token: belongs to another list or filter; start again without it")
 		}
 		i, found := slices.BinarySearchFunc(all, after, func(o T, key string) int { return k.compare(k.key(o), key) })
 		if start = i; found {
@@ -304,7 +304,7 @@ func wait[T any](ctx context.Context, stopping <-chan struct{}, c <-chan T) erro
 	case <-c:
 		return nil
 	case <-stopping:
-		return status.Error(codes.Unavailable, "the server is stopping")
+		return reason.Stopping.Errorf("the server is stopping")
 	case <-ctx.Done():
 		return status.FromContextError(ctx.Err()).Err()
 	}

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/reason"
 )
 
 // Machine is the machine that the router runs on. Methods may be called from several goroutines. An
@@ -34,7 +35,7 @@ const (
 // needsMachine returns an error if the daemon has no Machine.
 func (s *services) needsMachine() error {
 	if s.machine == nil {
-		return status.Error(codes.Unimplemented, "this daemon does not manage the machine that it runs on")
+		return reason.NotManaged.Errorf("this daemon does not manage the machine that it runs on")
 	}
 	return nil
 }
@@ -48,7 +49,7 @@ func ofMachine(err error) error {
 	if s := status.Convert(statusOf(err)); s.Code() != codes.Internal {
 		return s.Err()
 	}
-	return status.Error(codes.FailedPrecondition, err.Error())
+	return reason.MachineRefused.Errorf("%v", err)
 }
 
 func (s *services) GetMachine(ctx context.Context, _ *isthmusv1.GetMachineRequest) (*isthmusv1.Machine, error) {
@@ -68,7 +69,7 @@ func (s *services) Upgrade(stream grpc.ClientStreamingServer[isthmusv1.UpgradeRe
 		return err
 	}
 	if first.GetHeader() == nil || len(first.Chunk) > 0 {
-		return status.Error(codes.InvalidArgument, "the first message must have the header and nothing else")
+		return reason.RequestInvalid.Errorf("the first message must have the header and nothing else")
 	}
 	body, bytes := io.Pipe()
 	defer body.Close()
@@ -84,7 +85,7 @@ func (s *services) Upgrade(stream grpc.ClientStreamingServer[isthmusv1.UpgradeRe
 // sends nothing for chunkLimit.
 func receive(stream grpc.ClientStreamingServer[isthmusv1.UpgradeRequest, isthmusv1.UpgradeResponse], to *io.PipeWriter) {
 	late := time.AfterFunc(chunkLimit, func() {
-		to.CloseWithError(status.Errorf(codes.DeadlineExceeded, "the client sent nothing for %v", chunkLimit))
+		to.CloseWithError(reason.DeadlineExceeded.Errorf("the client sent nothing for %v", chunkLimit))
 	})
 	defer late.Stop()
 	for {
@@ -92,7 +93,7 @@ func receive(stream grpc.ClientStreamingServer[isthmusv1.UpgradeRequest, isthmus
 		m, err := stream.Recv()
 		late.Stop() // the time that the helper takes to write does not count
 		if err == nil && (m.Header != nil || len(m.Chunk) > maxChunk) {
-			err = status.Errorf(codes.InvalidArgument, "each message after the first must have at most %d bytes of the slot and no header", maxChunk)
+			err = reason.RequestInvalid.Errorf("each message after the first must have at most %d bytes of the slot and no header", maxChunk)
 		}
 		if err == nil {
 			_, err = to.Write(m.Chunk)

@@ -6,11 +6,9 @@ import (
 	"net/netip"
 	"strings"
 
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
-
 	"github.com/isthmus-net/isthmus/bgp"
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/reason"
 )
 
 // Paths has the pages of ListPaths. Not all peers have a path to the same prefix, so that the token
@@ -56,7 +54,7 @@ func pathFilter(r *isthmusv1.ListPathsRequest) string { return r.Peer + " " + r.
 func pathQuery(r *isthmusv1.ListPathsRequest) (q bgp.Query, destination netip.Prefix, err error) {
 	view, known := views[r.View]
 	refuse := func(format string, args ...any) (bgp.Query, netip.Prefix, error) {
-		return q, destination, status.Errorf(codes.InvalidArgument, format, args...)
+		return q, destination, reason.RequestInvalid.Errorf(format, args...)
 	}
 	switch {
 	case r.Destination != "" && (r.Peer != "" || r.View != 0 || r.PageToken != ""):
@@ -83,7 +81,7 @@ func pathQuery(r *isthmusv1.ListPathsRequest) (q bgp.Query, destination netip.Pr
 		_, serr := fmt.Sscan(start, &q.Start)
 		q.After, err = netip.ParsePrefix(prefix)
 		if !ok || serr != nil || err != nil {
-			return refuse("page_token: belongs to another list or filter; start again without it")
+			return q, destination, reason.PageToken.Errorf("page_token: belongs to another list or filter; start again without it")
 		}
 	}
 	return q, destination, nil

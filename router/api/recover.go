@@ -6,8 +6,8 @@ import (
 	"runtime/debug"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
+
+	"github.com/isthmus-net/isthmus/router/reason"
 )
 
 // A panic in a handler ends its call, not the daemon: BGP sessions and embedded WireGuard devices
@@ -31,6 +31,6 @@ func recoverStream(log *slog.Logger) grpc.StreamServerInterceptor {
 func recovered(log *slog.Logger, method string, err *error) {
 	if p := recover(); p != nil {
 		log.Error("a request caused a panic; please report it", "method", method, "panic", p, "stack", string(debug.Stack()))
-		*err = status.Error(codes.Internal, "the call caused a panic in isthmusd, which continues to run; please report it with the lines of its log")
+		*err = reason.PanicOfTheDaemon.Errorf("the call caused a panic in isthmusd, which continues to run; please report it with the lines of its log")
 	}
 }

@@ -26,6 +26,7 @@ type Router interface {
 	Plan(ctx context.Context, source *isthmusv1.Source) (*isthmusv1.PlanResponse, error)
 	Apply(ctx context.Context, author string, r *isthmusv1.ApplyRequest) (*isthmusv1.ApplyResponse, error)
 	EditPolicies(ctx context.Context, author string, r *isthmusv1.EditPoliciesRequest) (*isthmusv1.ApplyResponse, error)
+	SetDisabled(ctx context.Context, author string, r *isthmusv1.SetDisabledRequest) (*isthmusv1.ApplyResponse, error)
 	Confirm(ctx context.Context, author string, generation uint64) error
 	Rollback(ctx context.Context, author string, r *isthmusv1.RollbackRequest) (*isthmusv1.ApplyResponse, error)
 	// Spec returns an accepted document; generation 0 is the present one.
@@ -38,6 +39,7 @@ type Router interface {
 	// Changed returns a channel that is closed when an object of a noun may have changed.
 	Changed() <-chan struct{}
 
+	ResetTunnel(ctx context.Context, name string) error
 	ResetPeer(ctx context.Context, name string, soft bool) error
 	// Paths returns a page of the paths of a peer, and the query for the next page, whose Start is
 	// 0 if there is none.

@@ -87,8 +87,8 @@ func Listen(o Options) (*Server, error) {
 	}
 	s.grpc = grpc.NewServer(
 		grpc.Creds(o.Authority.Credentials(s.pages)),
-		grpc.ChainUnaryInterceptor(o.Authority.Unary(describe, o.Router.Generation), recoverUnary(o.Log)),
-		grpc.ChainStreamInterceptor(o.Authority.Stream(describe, o.Router.Generation), recoverStream(o.Log)),
+		grpc.ChainUnaryInterceptor(reasonUnary, o.Authority.Unary(describe, o.Router.Generation), recoverUnary(o.Log)),
+		grpc.ChainStreamInterceptor(reasonStream, o.Authority.Stream(describe, o.Router.Generation), recoverStream(o.Log)),
 		grpc.MaxRecvMsgSize(maxDocument+64<<10),
 		grpc.MaxHeaderListSize(16<<10),
 		grpc.MaxConcurrentStreams(100),

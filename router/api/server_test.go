@@ -41,6 +41,7 @@ import (
 	"github.com/isthmus-net/isthmus/router/api"
 	"github.com/isthmus-net/isthmus/router/api/apitest"
 	"github.com/isthmus-net/isthmus/router/auth"
+	"github.com/isthmus-net/isthmus/router/reason"
 	"github.com/isthmus-net/isthmus/test/root"
 )
 
@@ -106,6 +107,21 @@ func wantCode(t *testing.T, what string, err error, want codes.Code) {
 	t.Helper()
 	if got := status.Code(err); got != want {
 		t.Errorf("%s: %v, want %v", what, err, want)
+	}
+	if err != nil {
+		wantReason(t, what, err)
+	}
+}
+
+// wantReason checks that an error has a reason of the table, with the reason's code.
+func wantReason(t *testing.T, what string, err error) {
+	t.Helper()
+	if m := status.Convert(err).Message(); strings.HasPrefix(m, "connection error") || strings.HasPrefix(m, "error reading from server") || strings.HasPrefix(m, "grpc: received message larger") {
+		return // the connection's, or of gRPC before it calls interceptors
+	}
+	i := slices.IndexFunc(reason.All, func(r *reason.Reason) bool { return r.Name == reason.Of(err) })
+	if i < 0 || reason.All[i].Code != status.Code(err) {
+		t.Errorf("%s: %v has the reason %q", what, err, reason.Of(err))
 	}
 }
 
@@ -196,7 +212,7 @@ func TestHandshake(t *testing.T) {
 func TestRoles(t *testing.T) {
 	s := apitest.Serve(t, time.Now, apitest.New(time.Now))
 	minimum := map[string]auth.Role{}
-	for _, m := range []string{"Apply", "EditPolicies", "Confirm", "Rollback", "ResetPeer", "SetSecret", "AddSecret", "RollbackSecret", "DeleteSecret", "ProveEgress", "Who", "EndFlows"} {
+	for _, m := range []string{"Apply", "EditPolicies", "SetDisabled", "Confirm", "Rollback", "ResetPeer", "ResetTunnel", "SetSecret", "AddSecret", "RollbackSecret", "DeleteSecret", "ProveEgress", "Who", "EndFlows"} {
 		minimum[m] = auth.Operator
 	}
 	for _, m := range []string{"IssueClient", "ListClients", "ListAudit", "RevokeClient", "RenewAuthority", "RollbackSlot", "Reboot", "PowerOff", "Seal", "Unseal"} {
@@ -240,6 +256,9 @@ func TestRoles(t *testing.T) {
 			refused := status.Code(err) == codes.PermissionDenied
 			if want := role < max(minimum[path.Base(full)], auth.Reader); refused != want {
 				t.Errorf("%s as %s: %v", full, role, err)
+			}
+			if err != nil {
+				wantReason(t, full, err)
 			}
 		}
 	}
@@ -320,8 +339,8 @@ func TestErrors(t *testing.T) {
 	_, err := specs.Apply(ctx, &isthmusv1.ApplyRequest{Source: source("bad-1\nbad-2\n")})
 	wantCode(t, "bad document", err, codes.InvalidArgument)
 	details := status.Convert(err).Details()
-	if len(details) != 1 || len(details[0].(*isthmusv1.Problems).Problems) != 2 {
-		t.Errorf("details are %v, want two problems", details)
+	if len(details) != 3 || len(details[0].(*isthmusv1.Problems).Problems) != 2 {
+		t.Errorf("details are %v, want two problems, their fields and a reason", details)
 	}
 	// Ten thousand problems do not fit into trailers: the server sends some, and the number of the
 	// others.
@@ -345,6 +364,15 @@ func TestErrors(t *testing.T) {
 	edit := func(what string, r *isthmusv1.EditPoliciesRequest, want codes.Code) {
 		_, err := specs.EditPolicies(ctx, r)
 		wantCode(t, what, err, want)
+	}
+	for what, r := range map[string]*isthmusv1.SetDisabledRequest{
+		"no name":        {},
+		"too many names": {Tunnels: make([]string, 999), Peers: make([]string, 2)},
+		"two lines":      {Tunnels: []string{"a"}, Message: "a\nb"},
+		"too soon":       {Tunnels: []string{"a"}, ConfirmWithin: durationpb.New(time.Second)},
+	} {
+		_, err := specs.SetDisabled(ctx, r)
+		wantCode(t, what, err, codes.InvalidArgument)
 	}
 	edit("no edit", &isthmusv1.EditPoliciesRequest{}, codes.InvalidArgument)
 	edit("set and text", &isthmusv1.EditPoliciesRequest{Set: []*isthmusv1.EgressPolicy{{Name: "a"}}, Text: "b"}, codes.InvalidArgument)

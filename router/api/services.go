@@ -13,8 +13,6 @@ import (
 	"unicode"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -23,6 +21,7 @@ import (
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/auth"
 	"github.com/isthmus-net/isthmus/router/event"
+	"github.com/isthmus-net/isthmus/router/reason"
 	"github.com/isthmus-net/isthmus/router/store"
 )
 
@@ -40,6 +39,7 @@ type services struct {
 	reading, writing, listing *gate
 
 	isthmusv1.UnimplementedSpecServiceServer
+	isthmusv1.UnimplementedTunnelServiceServer
 	isthmusv1.UnimplementedBGPServiceServer
 	isthmusv1.UnimplementedRouteServiceServer
 	isthmusv1.UnimplementedNATServiceServer
@@ -52,6 +52,7 @@ type services struct {
 func (s *services) register(server *grpc.Server) {
 	r := s.serveNouns(server)
 	isthmusv1.RegisterSpecServiceServer(r, s)
+	isthmusv1.RegisterTunnelServiceServer(r, s)
 	isthmusv1.RegisterBGPServiceServer(r, s)
 	isthmusv1.RegisterRouteServiceServer(r, s)
 	isthmusv1.RegisterNATServiceServer(r, s)
@@ -111,6 +112,22 @@ func describe(request any) auth.Subject {
 			subject.Digest = hash(data)
 		}
 		return subject
+	case *isthmusv1.SetDisabledRequest:
+		dry, verb := "", "enable"
+		if r.DryRun {
+			dry = "dry run"
+		}
+		if r.Disabled {
+			verb = "disable"
+		}
+		parts := []string{dry, trial(r.ConfirmWithin), why(r.Message)}
+		for _, name := range r.Tunnels {
+			parts = append(parts, verb+" tunnel "+name)
+		}
+		for _, name := range r.Peers {
+			parts = append(parts, verb+" peer "+name)
+		}
+		return auth.Subject{Object: joined(parts...)}
 	case *isthmusv1.ConfirmRequest:
 		return auth.Subject{Object: fmt.Sprintf("generation %d", r.Generation)}
 	case *isthmusv1.RollbackRequest:
@@ -119,6 +136,8 @@ func describe(request any) auth.Subject {
 			dry = "dry run"
 		}
 		return auth.Subject{Object: joined(dry, fmt.Sprintf("generation %d", r.ToGeneration), trial(r.ConfirmWithin), why(r.Message))}
+	case *isthmusv1.ResetTunnelRequest:
+		return auth.Subject{Object: r.Name}
 	case *isthmusv1.ResetPeerRequest:
 		return auth.Subject{Object: r.Name}
 	case *isthmusv1.ProveEgressRequest:
@@ -182,9 +201,9 @@ func author(ctx context.Context) string { return auth.FromContext(ctx).Name }
 func checkSource(s *isthmusv1.Source) error {
 	switch {
 	case s.GetSource() == nil:
-		return status.Error(codes.InvalidArgument, "source: give the document as spec or as text")
+		return reason.RequestInvalid.Errorf("source: give the document as spec or as text")
 	case len(s.GetText()) > maxDocument:
-		return status.Errorf(codes.InvalidArgument, "source: the document has %d bytes, must have at most %d", len(s.GetText()), maxDocument)
+		return reason.RequestInvalid.Errorf("source: the document has %d bytes, must have at most %d", len(s.GetText()), maxDocument)
 	}
 	return nil
 }
@@ -236,14 +255,14 @@ const maxMessage = 500
 
 func checkMessage(m string) error {
 	if len(m) > maxMessage || strings.ContainsFunc(m, unicode.IsControl) {
-		return status.Errorf(codes.InvalidArgument, "message: must be one line of at most %d bytes", maxMessage)
+		return reason.RequestInvalid.Errorf("message: must be one line of at most %d bytes", maxMessage)
 	}
 	return nil
 }
 
 func checkConfirm(c *durationpb.Duration) error {
 	if d := c.AsDuration(); c != nil && (!c.IsValid() || d < 10*time.Second || d > time.Hour) {
-		return status.Errorf(codes.InvalidArgument, "confirm_within %v: must be 10s to 1h", d)
+		return reason.RequestInvalid.Errorf("confirm_within %v: must be 10s to 1h", d)
 	}
 	return nil
 }
@@ -251,11 +270,11 @@ func checkConfirm(c *durationpb.Duration) error {
 func (s *services) EditPolicies(ctx context.Context, r *isthmusv1.EditPoliciesRequest) (*isthmusv1.ApplyResponse, error) {
 	switch {
 	case len(r.Set)+len(r.Delete) == 0 && r.Text == "":
-		return nil, status.Error(codes.InvalidArgument, "set: give policies to set, as set or as text, or names to delete")
+		return nil, reason.RequestInvalid.Errorf("set: give policies to set, as set or as text, or names to delete")
 	case len(r.Set) > 0 && r.Text != "":
-		return nil, status.Error(codes.InvalidArgument, "text: give policies as set or as text, not both")
+		return nil, reason.RequestInvalid.Errorf("text: give policies as set or as text, not both")
 	case len(r.Text) > maxDocument:
-		return nil, status.Errorf(codes.InvalidArgument, "text: has %d bytes, must have at most %d", len(r.Text), maxDocument)
+		return nil, reason.RequestInvalid.Errorf("text: has %d bytes, must have at most %d", len(r.Text), maxDocument)
 	}
 	if err := checkConfirm(r.ConfirmWithin); err != nil {
 		return nil, err
@@ -269,9 +288,28 @@ func (s *services) EditPolicies(ctx context.Context, r *isthmusv1.EditPoliciesRe
 	return a, statusOf(err)
 }
 
+// maxDisabled bounds the objects of one SetDisabled.
+const maxDisabled = 1000
+
+func (s *services) SetDisabled(ctx context.Context, r *isthmusv1.SetDisabledRequest) (*isthmusv1.ApplyResponse, error) {
+	if n := len(r.Tunnels) + len(r.Peers); n < 1 || n > maxDisabled {
+		return nil, reason.RequestInvalid.Errorf("tunnels: %d names with those of peers, must be 1 to %d", n, maxDisabled)
+	}
+	if err := cmp.Or(checkConfirm(r.ConfirmWithin), checkMessage(r.Message)); err != nil {
+		return nil, err
+	}
+	leave, err := s.writing.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	a, err := s.router.SetDisabled(ctx, author(ctx), r)
+	return a, statusOf(err)
+}
+
 func (s *services) Confirm(ctx context.Context, r *isthmusv1.ConfirmRequest) (*isthmusv1.ConfirmResponse, error) {
 	if r.Generation == 0 {
-		return nil, status.Error(codes.InvalidArgument, "generation: give the generation to keep")
+		return nil, reason.RequestInvalid.Errorf("generation: give the generation to keep")
 	}
 	return &isthmusv1.ConfirmResponse{}, statusOf(s.router.Confirm(ctx, author(ctx), r.Generation))
 }
@@ -307,6 +345,10 @@ func (s *services) GetEffectiveSpec(ctx context.Context, _ *isthmusv1.GetEffecti
 	defer leave()
 	g, err := s.router.EffectiveSpec(ctx)
 	return g, statusOf(err)
+}
+
+func (s *services) ResetTunnel(ctx context.Context, r *isthmusv1.ResetTunnelRequest) (*isthmusv1.ResetTunnelResponse, error) {
+	return &isthmusv1.ResetTunnelResponse{}, statusOf(s.router.ResetTunnel(ctx, r.Name))
 }
 
 func (s *services) ResetPeer(ctx context.Context, r *isthmusv1.ResetPeerRequest) (*isthmusv1.ResetPeerResponse, error) {
@@ -364,10 +406,10 @@ func (s *services) AddSecret(ctx context.Context, r *isthmusv1.SetSecretRequest)
 
 func putSecret(ctx context.Context, r *isthmusv1.SetSecretRequest, put func(context.Context, string, string, []byte) (*isthmusv1.SecretInfo, error)) (*isthmusv1.SecretInfo, error) {
 	if !store.ValidSecretName(r.Name) {
-		return nil, status.Errorf(codes.InvalidArgument, "name %q: must be lower case letters, digits and hyphens, 1 to 63", r.Name)
+		return nil, reason.RequestInvalid.Errorf("name %q: must be lower case letters, digits and hyphens, 1 to 63", r.Name)
 	}
 	if n := len(r.Value); n < 1 || n > 4096 {
-		return nil, status.Errorf(codes.InvalidArgument, "value: has %d bytes, must have 1 to 4096", n)
+		return nil, reason.RequestInvalid.Errorf("value: has %d bytes, must have 1 to 4096", n)
 	}
 	i, err := put(ctx, author(ctx), r.Name, r.Value)
 	return i, statusOf(err)
@@ -400,7 +442,7 @@ func (s *services) RenewAuthority(ctx context.Context, r *isthmusv1.RenewAuthori
 func (s *services) IssueClient(ctx context.Context, r *isthmusv1.IssueClientRequest) (*isthmusv1.IssueClientResponse, error) {
 	role, err := auth.ParseRole(r.Role)
 	if err != nil {
-		return nil, status.Error(codes.InvalidArgument, err.Error())
+		return nil, reason.RequestInvalid.Errorf("%v", err)
 	}
 	if err := s.authority.MayIssue(ctx); err != nil {
 		return nil, statusOf(err)

@@ -3,6 +3,7 @@ package apply
 import (
 	"context"
 	"errors"
+	"maps"
 	"reflect"
 	"slices"
 
@@ -88,7 +89,8 @@ func (a *Applier) jobs(w *Wanted) []*object {
 	// Reserved prefixes depend on many parts of the target. The table itself finds the changes.
 	add("routes", StageRoutes, nil, func(context.Context) error { return a.applyRoutes(t) })
 	add("bgp", StageBGP, func(f *plan.Target) bool {
-		return reflect.DeepEqual(f.BGP, t.BGP) && reflect.DeepEqual(f.Health, t.Health) && reflect.DeepEqual(f.Takeover, t.Takeover)
+		// A mapped prefix is announced while one of its tunnels is enabled.
+		return maps.Equal(kindsOf(f), kindsOf(t)) && reflect.DeepEqual(f.BGP, t.BGP) && reflect.DeepEqual(f.Health, t.Health) && reflect.DeepEqual(f.Takeover, t.Takeover)
 	}, func(ctx context.Context) error { return a.applyBGP(ctx, t) })
 	return append(all, a.tunnelJobs(t)...)
 }
@@ -118,6 +120,7 @@ func (a *Applier) applyBGP(ctx context.Context, t *plan.Target) error {
 		}
 	}
 	c := live.Of(t, facts).BGP
+	c.Reason = t.Reason
 	if c.ASN == 0 {
 		c = bgp.Config{}
 	}

@@ -15,6 +15,9 @@ import (
 func (a *Applier) tunnelJobs(t *plan.Target) (all []*object) {
 	for i := range t.Tunnels {
 		c := t.Tunnels[i]
+		if c.Disabled {
+			continue
+		}
 		all = append(all, &object{key: "tunnel/" + c.Name, stage: StageTunnel, apply: func(ctx context.Context) error { return a.applyTunnel(ctx, c) },
 			same: func(f *plan.Target) bool { return sameTunnel(f, c) }})
 	}
@@ -30,10 +33,14 @@ func (a *Applier) tunnelJobs(t *plan.Target) (all []*object) {
 	}})
 }
 
+// kindsOf returns the tunnels that must exist. Those that are disabled are removed like those that
+// the document does not have, after routes and sessions have left them.
 func kindsOf(t *plan.Target) map[string]tunnel.Kind {
 	kinds := make(map[string]tunnel.Kind, len(t.Tunnels))
 	for _, c := range t.Tunnels {
-		kinds[c.Name] = c.Kind()
+		if !c.Disabled {
+			kinds[c.Name] = c.Kind()
+		}
 	}
 	return kinds
 }

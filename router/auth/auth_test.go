@@ -62,7 +62,7 @@ func TestRules(t *testing.T) {
 		v1 + "AccessService/RenewClient": {Reader, true}, // only the caller's own certificate
 	}
 	for role, methods := range map[Role]string{
-		Operator: `SpecService/Apply SpecService/EditPolicies SpecService/Confirm SpecService/Rollback BGPService/ResetPeer
+		Operator: `SpecService/Apply SpecService/EditPolicies SpecService/SetDisabled SpecService/Confirm SpecService/Rollback TunnelService/ResetTunnel BGPService/ResetPeer
 			NATService/ProveEgress NATService/EndFlows NATService/Who SecretService/SetSecret SecretService/AddSecret SecretService/RollbackSecret SecretService/DeleteSecret`,
 		Admin: `SystemService/Upgrade SystemService/RollbackSlot SystemService/Reboot SystemService/PowerOff SystemService/Seal SystemService/Unseal
 			AccessService/IssueClient AccessService/RevokeClient AccessService/RenewAuthority`,

@@ -2,13 +2,14 @@ package auth
 
 import (
 	"context"
+	"fmt"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/reason"
 )
 
 // Subject describes a request in the audit log.
@@ -33,7 +34,7 @@ func (a *Authority) Unary(describe func(request any) Subject, generation func() 
 		e := a.entry(ctx, info.FullMethod)
 		e.Object, e.Digest, e.From = shorten(subject.Object), subject.Digest, generation()
 		if e, err = a.audit.begin(e); err != nil {
-			return nil, status.Errorf(codes.Unavailable, "%v", err)
+			return nil, reason.AuditFailed.Errorf("%v", err)
 		}
 		response, err := next(ctx, request)
 		e.Event, e.Result = End, status.Code(err).String()
@@ -61,7 +62,7 @@ func (a *Authority) Stream(describe func(request any) Subject, generation func()
 		}
 		done, ok := a.clients.openStream(FromContext(stream.Context()).Serial)
 		if !ok {
-			return status.Errorf(codes.ResourceExhausted, "%d streams of this client are open already", maxStreamsPerClient)
+			return reason.TooManyStreams.Errorf("%d streams of this client are open already", maxStreamsPerClient)
 		}
 		defer done()
 		if !r.write {
@@ -98,7 +99,7 @@ func (s *auditedStream) RecvMsg(m any) error {
 	}
 	e, err := s.begin(m)
 	if err != nil {
-		return status.Errorf(codes.Unavailable, "%v", err)
+		return reason.AuditFailed.Errorf("%v", err)
 	}
 	s.entry = e
 	return nil
@@ -117,19 +118,19 @@ func (a *Authority) judge(ctx context.Context, method string, r rule, known bool
 	var err error
 	switch {
 	case id.Role == 0:
-		err = status.Error(codes.Unauthenticated, "who is calling is not known")
+		err = reason.CallerUnknown.Errorf("who is calling is not known")
 	case id.Serial != "" && a.valid(id.Serial) != nil:
-		err = status.Error(codes.Unauthenticated, "certificate is revoked")
+		err = reason.CertificateRevoked.Errorf("certificate is revoked")
 	case !id.Expires.IsZero() && a.clock().at.After(id.Expires):
 		// The timer of the connection stops while a machine sleeps, and does not follow changes of
 		// the clock.
-		err = status.Error(codes.Unauthenticated, "certificate has expired")
+		err = reason.CertificateExpired.Errorf("certificate has expired")
 	case !known:
-		err = status.Errorf(codes.PermissionDenied, "%s is not allowed", method)
+		err = reason.MethodNotAllowed.With(map[string]string{"method": method}, "%s is not allowed", method)
 	case id.Role < r.role:
-		err = status.Errorf(codes.PermissionDenied, "%s needs role %s, %s has role %s", method, r.role, id.Name, id.Role)
+		err = reason.PermissionRole.With(map[string]string{"method": method, "role": id.Role.String(), "needed": r.role.String()}, "%s needs role %s, %s has role %s", method, r.role, id.Name, id.Role)
 	case !a.clients.allowCall(id.Serial, a.now()):
-		err = status.Errorf(codes.ResourceExhausted, "more than %d calls per second", callsPerSecond)
+		err = reason.RateLimited.Errorf("more than %d calls per second", callsPerSecond)
 		if !r.write {
 			return rule{}, err
 		}
@@ -139,7 +140,7 @@ func (a *Authority) judge(ctx context.Context, method string, r rule, known bool
 	e := a.entry(ctx, method)
 	e.Result, e.Error = status.Code(err).String(), shorten(status.Convert(err).Message())
 	if aerr := a.audit.refuse(id.Name+id.Serial, e); aerr != nil {
-		return rule{}, status.Errorf(status.Code(err), "%s; and %v", status.Convert(err).Message(), aerr)
+		return rule{}, reason.Again(err, fmt.Sprintf("%s; and %v", status.Convert(err).Message(), aerr))
 	}
 	return rule{}, err
 }

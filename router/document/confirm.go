@@ -26,7 +26,7 @@ func (m *Manager) Confirm(generation uint64) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.unstored != nil && generation == m.present.Generation {
-		return fmt.Errorf("%w: generation %d was not confirmed in time, and generation %d is applied again", fault.ErrPrecondition, generation, m.present.RevertTo)
+		return fmt.Errorf("%w: generation %d, and generation %d is applied again", fault.ErrNotConfirmed, generation, m.present.RevertTo)
 	}
 	if err := m.Store.Confirm(generation); err != nil {
 		return err

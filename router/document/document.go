@@ -165,8 +165,35 @@ func (m *Manager) Apply(ctx context.Context, c Change, src *isthmusv1.Source) (u
 }
 
 func (m *Manager) accept(ctx context.Context, c Change, s source, reason string) (generation uint64, changes []plan.Change, err error) {
+	return m.acceptMade(ctx, c, func(basis) (source, string, error) { return s, reason, nil })
+}
+
+// SetDisabled shuts tunnels and peers of the present document down, or takes them back.
+func (m *Manager) SetDisabled(ctx context.Context, c Change, e spec.Disabling) (uint64, []plan.Change, error) {
+	return m.acceptMade(ctx, c, func(b basis) (source, string, error) {
+		if b.spec == nil {
+			return source{}, "", fault.ErrNoDocument
+		}
+		text, problems, err := e.Apply(b.carried.Text)
+		if len(problems) > 0 {
+			return source{}, "", problems
+		}
+		if err != nil {
+			return source{}, "", fmt.Errorf("%w: %w", fault.ErrPrecondition, err)
+		}
+		d, problems := spec.Decode([]byte(text))
+		return source{doc: d, problems: problems, text: text}, e.String(), nil
+	})
+}
+
+// acceptMade accepts the document that made makes of the present one, with its reason.
+func (m *Manager) acceptMade(ctx context.Context, c Change, made func(basis) (source, string, error)) (generation uint64, changes []plan.Change, err error) {
 	generation, err = m.change(func(b basis) (func() error, error) {
 		if err := b.expects(c.Expected); err != nil {
+			return nil, err
+		}
+		s, reason, err := made(b)
+		if err != nil {
 			return nil, err
 		}
 		checked, target, ledger, problems, err := m.planNew(ctx, s, b)
@@ -208,7 +235,7 @@ func (m *Manager) Edit(ctx context.Context, c Change, e spec.Edit, dry bool) (ge
 			return nil, err
 		}
 		if b.spec == nil {
-			return nil, fmt.Errorf("%w: no document can be edited: apply one first", fault.ErrPrecondition)
+			return nil, fault.ErrNoDocument
 		}
 		edited, problems, err := e.Apply(b.spec, b.carried.Text)
 		if len(problems) > 0 {

@@ -203,6 +203,7 @@ func (m *Manager) plan(ctx context.Context, d spec.Document, decodeProblems spec
 
 // use makes a target the wanted one and applies it.
 func (m *Manager) use(s *spec.Spec, target plan.Target, ledger plan.Ledger) {
+	target.Reason = m.carried().Message
 	m.spec, m.target, m.ledger, m.invalid = s, target, ledger, nil
 	m.version++
 	if !m.Safe {

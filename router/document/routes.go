@@ -36,7 +36,7 @@ func (m *Manager) routed(changes []plan.Change, from, to plan.Target) []plan.Cha
 			interrupt(c, fmt.Sprintf("the session is closed and held down: the peer has sent %s, more than maxPrefixes", counted(int(n), "prefix", "prefixes")))
 		}
 		r := rerouting{from: from, to: to, learned: learned}
-		if was, had := peerNamed(from, c.Name); had && ok {
+		if was, had := peerNamed(from, c.Name); had && ok && !is.Disabled {
 			r.peer(&was, &is)
 		} else if had {
 			r.peer(&was, nil)

@@ -33,6 +33,7 @@ var calls = map[string]struct {
 	"RenewAuthority": {AuthorityRenewed, "", "the certificate authority was renewed %s"},
 	"RenewClient":    {ClientRenewed, "client/", "a certificate was renewed: %s"},
 	"ResetPeer":      {PeerReset, "peer/", "the session %s was reset"},
+	"ResetTunnel":    {TunnelReset, "tunnel/", "the tunnel %s was reset"},
 	"RevokeClient":   {ClientRevoked, "client/", "certificate %s was revoked"},
 	"RollbackSecret": {SecretSet, "secret/", "the former value of secret %s was restored"},
 	"RollbackSlot":   {MachineChanged, "", "the machine starts its other slot%s"},

@@ -49,6 +49,7 @@ var (
 	MachineChanged   = &Kind{Name: "MachineChanged", Of: "node", Severity: Warning, Meaning: "An admin has upgraded, rebooted, switched off, sealed or unsealed the machine, or has chosen its other slot."}
 	NodeStarted      = &Kind{Name: "NodeStarted", Of: "node", Severity: Info, Meaning: "The daemon has started. The message says whether the run before ended without a stop."}
 	NodeStopped      = &Kind{Name: "NodeStopped", Of: "node", Severity: Info, Meaning: "The daemon was stopped. The kernel keeps tunnels, routes and rules."}
+	TunnelReset      = &Kind{Name: "TunnelReset", Of: "tunnel", Severity: Info, Meaning: "An operator has reset a tunnel: its keys are negotiated again."}
 	PeerReset        = &Kind{Name: "PeerReset", Of: "peer", Severity: Info, Meaning: "An operator has reset a BGP session."}
 	PoolAddressDown  = &Kind{Name: "PoolAddressDown", Of: "pool", Severity: Warning, Meaning: "An address of a pool has failed its health checks. New flows do not get it while others are healthy."}
 	PoolAddressUp    = &Kind{Name: "PoolAddressUp", Of: "pool", Severity: Info, Meaning: "An address of a pool passes its health checks again, or is no longer probed or no longer in the pool."}
@@ -70,7 +71,7 @@ var All = []*Kind{
 	Applied, AuthorityRenewed, CallFailed, CallRefused, ClientIssued, ClientRenewed, ClientRevoked, ConditionBegan, ConditionChanged,
 	ConditionEnded, Confirmed, DocumentAccepted, FlowsEnded, LoginRefused, MachineChanged, NodeStarted, NodeStopped, PeerReset,
 	PoolAddressDown, PoolAddressUp, Reverted, SecretDeleted, SecretSet, SessionDown, SessionRemoved, SessionUp, Suppressed, TunnelDown,
-	TunnelRemoved, TunnelSuspect, TunnelUp,
+	TunnelRemoved, TunnelReset, TunnelSuspect, TunnelUp,
 }
 
 // Lookup returns the kind with a name, ignoring case, and false if the name is unknown.

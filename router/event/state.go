@@ -100,7 +100,7 @@ func (st *State) apply(e Event) {
 var own = []string{condition.TunnelDown.Name, condition.TunnelSuspect.Name, condition.SessionDown.Name}
 
 // down are the states in which a tunnel is not up. Not known is neither.
-var down = []string{"down", "connecting", "dead"}
+var down = []string{"down", "connecting", "dead", "disabled"}
 
 // Compare returns the events that lead from the recorded state to a snapshot. It changes neither.
 func Compare(st *State, s Snapshot) []Event {

@@ -45,7 +45,7 @@ var tunnels = []*Metric{
 		},
 		Rules: []Rule{
 			{
-				Alert: "IsthmusTunnelDown", Expr: `max without (state) (isthmus_tunnel_state{state!~"up|unknown"}) == 1`, For: "1m", Severity: "critical",
+				Alert: "IsthmusTunnelDown", Expr: `max without (state) (isthmus_tunnel_state{state!~"up|disabled|unknown"}) == 1`, For: "1m", Severity: "critical",
 				Summary:     "tunnel {{ $labels.tunnel }} of {{ $labels.instance }} does not work",
 				Description: "The command says why the tunnel is not up, as far as the peer reveals it, and which line of the document to change. Its conditions are explained by `isthmus describe condition TYPE`.",
 				See:         "isthmus describe tunnel {{ $labels.tunnel }}",
@@ -137,7 +137,7 @@ var peers = []*Metric{
 	{
 		Name: "isthmus_bgp_peer_state", Type: Gauge,
 		Help:   "1 for the state that the BGP session is in, and 0 for every other state.",
-		Trap:   "The states are those of RFC 4271 and three of isthmus. There is no number for a state: compare the label with `established`.",
+		Trap:   "The states are those of RFC 4271 and four of isthmus. There is no number for a state: compare the label with `established`.",
 		Labels: []Label{peerLabel, {Name: "state", Help: quoted(report.PeerStates()), Values: report.PeerStates()}},
 		read: func(v *view, emit func(float64, ...string)) {
 			all := report.PeerStates()
@@ -146,7 +146,7 @@ var peers = []*Metric{
 			}
 		},
 		Rules: []Rule{{
-			Alert: "IsthmusPeerDown", Expr: `max without (state) (isthmus_bgp_peer_state{state!="established"}) == 1`, For: "2m", Severity: "critical",
+			Alert: "IsthmusPeerDown", Expr: `max without (state) (isthmus_bgp_peer_state{state!~"established|disabled"}) == 1`, For: "2m", Severity: "critical",
 			Summary:     "the BGP session with {{ $labels.peer }} of {{ $labels.instance }} is not established",
 			Description: "The command shows the last error. When the tunnel of the peer is down, begin there. A session in quarantine has a condition, and `isthmus reset peer` ends it.",
 			See:         "isthmus describe peer {{ $labels.peer }}",

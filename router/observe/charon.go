@@ -52,7 +52,7 @@ func (o *Observer) askCharon(ctx context.Context, now time.Time) {
 func (o *Observer) has(kind tunnel.Kind) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return slices.ContainsFunc(o.seen.Target.Tunnels, func(c tunnel.Config) bool { return c.Kind() == kind })
+	return slices.ContainsFunc(o.seen.Target.Tunnels, func(c tunnel.Config) bool { return c.Kind() == kind && !c.Disabled })
 }
 
 // set reports whether the health has changed.

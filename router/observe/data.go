@@ -41,6 +41,9 @@ func (o *Observer) dataTargets() []liveness.Target {
 	}
 	out := make([]liveness.Target, 0, len(o.seen.Target.Tunnels))
 	for _, c := range o.seen.Target.Tunnels {
+		if c.Disabled {
+			continue
+		}
 		out = append(out, liveness.Target{
 			Name: c.Name, Interface: c.Interface, Inside: c.Inside, Probe: c.Probe, Talks: talks[c.Name], Up: o.raw[c.Name].Status == tunnel.Up,
 		})
@@ -105,7 +108,9 @@ func (o *Observer) setReports(reports map[string]liveness.Report, now time.Time)
 
 // alive reports whether routes may use a tunnel. Only one that is known not to carry data leaves
 // its groups: while charon does not answer, its tunnels still work.
-func alive(s tunnel.Status) bool { return s != tunnel.Down && s != tunnel.Suspect }
+func alive(s tunnel.Status) bool {
+	return s != tunnel.Down && s != tunnel.Suspect && s != tunnel.Disabled
+}
 
 // effective returns the state of a tunnel: that of its driver, together with what is known about
 // its data.

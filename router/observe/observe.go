@@ -138,24 +138,32 @@ func (o *Observer) Use(s *spec.Spec, t plan.Target) {
 	clear(o.tunnels)
 	for _, c := range t.Tunnels {
 		o.tunnels[c.Name] = c
-		if _, known := former[c.Name]; !known {
+		if was, known := former[c.Name]; !c.Disabled && (!known || was.Disabled) {
 			o.seen.LostTunnels[c.Name] = now
 		}
 	}
 	maps.DeleteFunc(o.seen.LostTunnels, func(name string, _ time.Time) bool { _, ok := o.tunnels[name]; return !ok })
 	for name, seen := range o.seen.Tunnels {
-		if c, ok := o.tunnels[name]; !ok || c.Kind() != seen.Kind {
+		if c, ok := o.tunnels[name]; !ok || c.Kind() != seen.Kind || c.Disabled != (seen.Status == tunnel.Disabled) {
 			delete(o.seen.Tunnels, name)
 			delete(o.raw, name)
 			delete(o.data, name)
 			delete(o.told, name)
 		}
 	}
+	for name, c := range o.tunnels {
+		if _, seen := o.seen.Tunnels[name]; c.Disabled && !seen {
+			o.seen.Tunnels[name] = tunnel.State{Name: name, Kind: c.Kind(), Interface: c.Interface, Status: tunnel.Disabled, Since: now}
+			delete(o.seen.LostTunnels, name)
+		}
+	}
 	peers := maps.Clone(o.peers)
 	clear(o.peers)
 	for _, p := range t.BGP.Peers {
 		o.peers[p.Name] = p
-		if _, known := peers[p.Name]; !known {
+		if was, known := peers[p.Name]; p.Disabled {
+			delete(o.seen.LostSessions, p.Name)
+		} else if !known || was.Disabled {
 			o.seen.LostSessions[p.Name] = now
 		}
 	}
@@ -239,13 +247,13 @@ func (o *Observer) Seen(s tunnel.State, mark uint64) {
 }
 
 // setTunnel stores a state. It returns the state with what is known about the tunnel's data,
-// whether a map of prefixes is behind it, and false if the tunnel is not wanted or a newer state
-// has come since the mark.
+// whether a map of prefixes is behind it, and false if the tunnel is not wanted, is disabled, or a
+// newer state has come since the mark.
 func (o *Observer) setTunnel(s tunnel.State, mark uint64) (effect tunnel.State, mapped, wanted bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	c, ok := o.tunnels[s.Name]
-	if !ok || c.Kind() != s.Kind || o.told[s.Name] > mark {
+	if !ok || c.Disabled || c.Kind() != s.Kind || o.told[s.Name] > mark {
 		return s, false, false
 	}
 	o.states++

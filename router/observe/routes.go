@@ -72,7 +72,7 @@ func (o *Observer) session(s bgp.PeerState) (bgp.Peer, bool) {
 	switch {
 	case s.State == bgp.Established:
 		delete(o.seen.LostSessions, s.Name)
-	case s.State != bgp.Unknown && !lost:
+	case s.State != bgp.Unknown && !lost && !p.Disabled:
 		o.seen.LostSessions[s.Name] = time.Now()
 	}
 	return p, true

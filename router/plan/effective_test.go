@@ -86,9 +86,9 @@ func TestEffective(t *testing.T) {
 		"egress.dnsProxy", "egress.nameHold", "egress.policies.destinations", "egress.policies.flows", "egress.policies.names", "egress.policies.pickup", "egress.policies.pool",
 		"egress.policies.ports", "egress.policies.probes", "egress.policies.probes.quorum", "egress.policies.protocol", "egress.policies.timeouts", "egress.policies.to", "egress.policies.whenDown",
 		"egress.pools.addresses.zone", "egress.pools.announce", "egress.pools.blocks", "egress.pools.probes.quorum", "egress.portlessTimeout", "egress.resolvers", "egress.zones",
-		"peers.allowOwnAs", "peers.asOverride", "peers.disableGracefulRestart", "peers.export.allow", "peers.export.maxPrefixes", "peers.export.med", "peers.export.prepend",
+		"peers.allowOwnAs", "peers.asOverride", "peers.disableGracefulRestart", "peers.disabled", "peers.export.allow", "peers.export.maxPrefixes", "peers.export.med", "peers.export.prepend",
 		"peers.import.allow", "peers.password", "staticRoutes.blackhole",
-		"tunnels.cloud", "tunnels.ipsec.childRekeyBytes", "tunnels.ipsec.respondOnly", "tunnels.probe", "tunnels.sources", "tunnels.wireguard.endpoint", "tunnels.wireguard.presharedKey",
+		"tunnels.cloud", "tunnels.disabled", "tunnels.ipsec.childRekeyBytes", "tunnels.ipsec.respondOnly", "tunnels.probe", "tunnels.sources", "tunnels.wireguard.endpoint", "tunnels.wireguard.presharedKey",
 	}
 	if unset = slices.Compact(unset); !slices.Equal(unset, want) {
 		t.Errorf("fields without a value:\n%s", strings.Join(unset, "\n"))

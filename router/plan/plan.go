@@ -40,6 +40,8 @@ type Target struct {
 	// Takeover without paths takes over nothing.
 	Takeover egress.Takeover
 	Log      egress.Log
+	// Reason is why the document was accepted, in the words of its author.
+	Reason string
 	// SSHKeys may log in by SSH.
 	SSHKeys []string
 	// PortlessTimeout is the conntrack timeout of flows without ports; 0: the machine's.
@@ -174,7 +176,7 @@ func Make(s *spec.Spec, former Ledger, m Machine) (Target, Ledger, spec.Problems
 	for _, w := range s.Takeover.Paths {
 		for _, c := range t.Tunnels {
 			for _, in := range c.Inside {
-				if in.Remote == w.To {
+				if in.Remote == w.To && !c.Disabled {
 					t.Takeover.Paths = append(t.Takeover.Paths, egress.Path{Interface: c.Interface, From: in.Local.Addr(), To: w.To})
 				}
 			}
@@ -301,7 +303,7 @@ func (t *Target) peers(s *spec.Spec, tunnels map[string]tunnel.Config) (problems
 	}
 	for _, p := range s.Peers {
 		c := tunnels[p.Tunnel]
-		p.Interface = c.Interface
+		p.Interface, p.Disabled = c.Interface, p.Disabled || c.Disabled
 		for _, in := range c.Inside {
 			if !p.Address.IsValid() {
 				p.Address = in.Remote

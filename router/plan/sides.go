@@ -56,19 +56,22 @@ func (t *Target) proxy(s *spec.Spec) {
 	t.Names.Proxy = nil
 	may := func(name string) bool { return len(s.ProxyFrom) == 0 || slices.Contains(s.ProxyFrom, name) }
 	for _, l := range s.Names.Proxy {
-		begin := len(t.Names.Proxy)
+		inside := false
 		for _, c := range t.Tunnels {
-			if slices.ContainsFunc(c.Inside, func(in tunnel.Inside) bool { return in.Local.Addr() == l.Address }) {
+			if !slices.ContainsFunc(c.Inside, func(in tunnel.Inside) bool { return in.Local.Addr() == l.Address }) {
+				continue
+			}
+			if inside = true; !c.Disabled { // a disabled tunnel has no interface to listen on
 				t.Names.Proxy = append(t.Names.Proxy, egress.Listener{Address: l.Address, Interface: c.Interface})
 				t.NAT.DNS = append(t.NAT.DNS, nat.Door{Interface: c.Interface, Address: l.Address})
 			}
 		}
-		if len(t.Names.Proxy) > begin {
+		if inside {
 			continue
 		}
 		doors := map[string]nat.Door{}
 		for _, c := range t.Tunnels {
-			if may(c.Name) {
+			if may(c.Name) && !c.Disabled {
 				doors[c.Interface] = nat.Door{Interface: c.Interface, Address: l.Address}
 			}
 		}

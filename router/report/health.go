@@ -10,15 +10,16 @@ import (
 func (r *Report) Generation() uint64 { return r.Documents.Status().Present.Generation }
 
 // Health implements api.Router. A service does not serve while it has a condition with the severity
-// error.
+// error. A tunnel or peer that the document disables does not serve either: its service says
+// whether it carries traffic. The node serves, because that is intended.
 func (r *Report) Health() map[string]bool {
 	target := r.Observed.Target()
 	out := map[string]bool{"": true, "node": true}
 	for _, t := range target.Tunnels {
-		out["tunnel/"+t.Name] = true
+		out["tunnel/"+t.Name] = !t.Disabled
 	}
 	for _, p := range target.BGP.Peers {
-		out["peer/"+p.Name] = true
+		out["peer/"+p.Name] = !p.Disabled
 	}
 	for _, p := range target.NAT.Pools {
 		out["pool/"+p.Name] = true

@@ -40,6 +40,7 @@ func tunnelConditions(t *isthmusv1.TunnelStatus, lost, now time.Time) []*isthmus
 		if t.Explanation != nil {
 			return []*isthmusv1.Condition{condition.TunnelDegraded.Warning(t.Explanation.Since.AsTime(), "%s", why)}
 		}
+	case t.State == string(tunnel.Disabled):
 	case t.State == string(tunnel.Suspect):
 		return []*isthmusv1.Condition{condition.TunnelSuspect.Error(t.Since.AsTime(), "%s", why)}
 	case lost.IsZero() || now.Sub(lost) < lostFor:
@@ -55,6 +56,9 @@ func tunnelConditions(t *isthmusv1.TunnelStatus, lost, now time.Time) []*isthmus
 // peerConditions returns the conditions of a session. lost is since when it is not established, and
 // carried whether its tunnel is up.
 func peerConditions(c bgp.Peer, s bgp.PeerState, lost, now time.Time, carried bool) (out []*isthmusv1.Condition) {
+	if c.Disabled {
+		return nil
+	}
 	if s.HeldBack > 0 {
 		out = append(out, condition.PrefixesHeldBack.Warning(s.Since, "%d prefixes are not announced: export.maxPrefixes is %d; put aggregates into `announce`, or raise it to what the peer takes", s.HeldBack, c.Export.MaxPrefixes))
 	}
@@ -111,12 +115,13 @@ func (r *Report) objectConditions() (out []*isthmusv1.Condition) {
 	}
 	// Without the BGP process, all sessions are unknown, and one condition says so.
 	peers := r.peers()
-	stopped := len(peers) > 0
-	for _, p := range peers {
+	enabled := slices.DeleteFunc(slices.Clone(peers), func(p *isthmusv1.PeerStatus) bool { return p.State == string(bgp.Disabled) })
+	stopped := len(enabled) > 0
+	for _, p := range enabled {
 		stopped = stopped && p.State == string(bgp.Unknown) && len(p.Conditions) > 0
 	}
 	if stopped {
-		out = append(out, condition.BGPDown.Error(peers[0].Conditions[0].Since.AsTime(), "the BGP process does not run, and %d sessions are unknown; it is started again after at most a minute: see the log of isthmusd", len(peers)))
+		out = append(out, condition.BGPDown.Error(enabled[0].Conditions[0].Since.AsTime(), "the BGP process does not run, and %d sessions are unknown; it is started again after at most a minute: see the log of isthmusd", len(enabled)))
 		peers = nil
 	}
 	for _, p := range peers {

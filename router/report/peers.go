@@ -30,6 +30,12 @@ func (r *Report) peers() []*isthmusv1.PeerStatus {
 				s.State = bgp.Unknown
 			}
 			p := peerStatus(c, s)
+			if c.Disabled {
+				p.State, p.LastError = string(bgp.Disabled), isDisabled
+				if i, ok := state.Target.Tunnel(c.Tunnel); ok && state.Target.Tunnels[i].Disabled {
+					p.LastError = fmt.Sprintf("its tunnel %s is %s", c.Tunnel, isDisabled)
+				}
+			}
 			p.Conditions = peerConditions(c, s, state.LostSessions[c.Name], now, state.Tunnels[c.Tunnel].Status == tunnel.Up)
 			out = append(out, p)
 		}

@@ -25,6 +25,7 @@ import (
 	"github.com/isthmus-net/isthmus/router/bell"
 	"github.com/isthmus-net/isthmus/router/capability"
 	"github.com/isthmus-net/isthmus/router/document"
+	"github.com/isthmus-net/isthmus/router/fault"
 	"github.com/isthmus-net/isthmus/router/fib"
 	"github.com/isthmus-net/isthmus/router/observe"
 	"github.com/isthmus-net/isthmus/router/plan"
@@ -40,6 +41,7 @@ type Documents interface {
 	Preview(ctx context.Context, caller netip.Addr, src *isthmusv1.Source) (uint64, []plan.Change, spec.Problems, error)
 	Apply(ctx context.Context, c document.Change, src *isthmusv1.Source) (uint64, []plan.Change, error)
 	Edit(ctx context.Context, c document.Change, e spec.Edit, dry bool) (uint64, []plan.Change, error)
+	SetDisabled(ctx context.Context, c document.Change, e spec.Disabling) (uint64, []plan.Change, error)
 	Confirm(generation uint64) error
 	Rollback(ctx context.Context, c document.Change, generation uint64) (uint64, []plan.Change, error)
 	Document(generation uint64) (uint64, *isthmusv1.Spec, string, error)
@@ -96,7 +98,9 @@ type Options struct {
 	Applied   *apply.Applier
 	Observed  *observe.Observer
 	Store     *store.Store
-	BGP       bgp.Driver
+	// Drivers make the tunnels.
+	Drivers map[tunnel.Kind]tunnel.Driver
+	BGP     bgp.Driver
 	// Tables reads the tables of BGP. Nil: there are none.
 	Tables    bgp.Tables
 	FIB       FIB
@@ -124,6 +128,7 @@ type Options struct {
 type Report struct {
 	Options
 	started time.Time
+	resets  resets
 	// full while the rules are compared with the document, or contain more for a canary
 	proving chan struct{}
 }
@@ -168,6 +173,17 @@ func (r *Report) EditPolicies(ctx context.Context, author string, q *isthmusv1.E
 		e.Read([]byte(q.GetText()))
 	}
 	generation, changes, err := r.Documents.Edit(ctx, change(ctx, author, q.ExpectedGeneration, q.GetConfirmWithin().AsDuration()), e, q.GetDryRun())
+	if err != nil {
+		return nil, refusal(err)
+	}
+	return &isthmusv1.ApplyResponse{Generation: generation, Changes: changeMessages(changes), GoesBackIn: r.goesBackIn()}, nil
+}
+
+// SetDisabled implements api.Router.
+func (r *Report) SetDisabled(ctx context.Context, author string, q *isthmusv1.SetDisabledRequest) (*isthmusv1.ApplyResponse, error) {
+	c := change(ctx, author, q.ExpectedGeneration, q.GetConfirmWithin().AsDuration())
+	c.Message, c.Dry = q.GetMessage(), q.GetDryRun()
+	generation, changes, err := r.Documents.SetDisabled(ctx, c, spec.Disabling{Tunnels: q.GetTunnels(), Peers: q.GetPeers(), Disabled: q.GetDisabled()})
 	if err != nil {
 		return nil, refusal(err)
 	}
@@ -295,7 +311,7 @@ func refusal(err error) error {
 	case errors.As(err, &problems):
 		return &api.Refused{Problems: problemMessages(problems)}
 	case errors.Is(err, store.ErrNotFound):
-		return fmt.Errorf("%w: %w", api.ErrNotFound, err)
+		return fmt.Errorf("%w: %w", fault.ErrNoGeneration, err)
 	}
 	return err
 }

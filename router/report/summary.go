@@ -39,12 +39,18 @@ func (r *Report) summary() *isthmusv1.Summary {
 			if seen.Tunnels[c.Name].Status == tunnel.Up {
 				s.TunnelsUp++
 			}
+			if c.Disabled {
+				s.TunnelsDisabled++
+			}
 		}
 	})
 	for _, p := range r.BGP.Peers() {
 		s.Peers++
 		if p.State == bgp.Established {
 			s.PeersEstablished++
+		}
+		if p.State == bgp.Disabled {
+			s.PeersDisabled++
 		}
 		s.PrefixesAccepted += uint64(p.Accepted)
 		s.PrefixesAnnounced += uint64(p.Announced)

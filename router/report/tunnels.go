@@ -57,7 +57,7 @@ func (r *Report) tunnels() (out []*isthmusv1.TunnelStatus) {
 				s.Status = tunnel.Unknown
 			}
 			t := tunnelStatus(c, s)
-			if i, ok := places[c.Name]; ok {
+			if i, ok := places[c.Name]; ok && !c.Disabled {
 				doc.Tunnels[i].Config = c // with allocated inside addresses
 				explained(t, seen.Spec, doc, i, s)
 			}
@@ -71,6 +71,9 @@ func (r *Report) tunnels() (out []*isthmusv1.TunnelStatus) {
 	return out
 }
 
+// isDisabled is the reason why an object that the document disables is not up.
+const isDisabled = "disabled in the document"
+
 func tunnelStatus(c tunnel.Config, s tunnel.State) *isthmusv1.TunnelStatus {
 	t := &isthmusv1.TunnelStatus{
 		Name: c.Name, Id: c.ID, Kind: string(c.Kind()), Interface: c.Interface, Mtu: uint32(c.MTU),
@@ -80,7 +83,10 @@ func tunnelStatus(c tunnel.Config, s tunnel.State) *isthmusv1.TunnelStatus {
 		Established: stamp(s.Established), Keyed: stamp(s.Keyed), TimesUp: s.TimesUp, NatTraversal: s.NATTraversal,
 		Heard: stamp(s.Heard), Listening: stamp(s.Listening), DataReceived: stamp(s.Data), Probe: s.Answers,
 	}
-	if s.LastError != "" {
+	if c.Disabled {
+		t.LastError = isDisabled
+	}
+	if t.LastError != "" {
 		t.LastErrorSince = stamp(s.Failure.Since)
 		if s.Failure.Since.IsZero() {
 			t.LastErrorSince = stamp(s.Since)

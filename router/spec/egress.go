@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/isthmus-net/isthmus/nat"
@@ -118,6 +119,7 @@ func (c *checker) takeover(e *isthmusv1.Egress) {
 	case n > maxWatched:
 		c.Problem("egress.takeover.watch", strconv.Itoa(n), "are more than 8", "keep those that fail apart")
 	}
+	disabled := 0
 	for i, text := range t.GetWatch()[:min(len(t.GetWatch()), maxWatched)] {
 		at := fmt.Sprintf("egress.takeover.watch[%d]", i)
 		a, ok := c.Address(at, text)
@@ -127,6 +129,9 @@ func (c *checker) takeover(e *isthmusv1.Egress) {
 		remote := func(t Tunnel) bool {
 			return slices.ContainsFunc(t.Inside, func(in tunnel.Inside) bool { return in.Remote == a })
 		}
+		if i := slices.IndexFunc(c.s.Tunnels, remote); i >= 0 && c.s.Tunnels[i].Disabled {
+			disabled++
+		}
 		if !slices.ContainsFunc(c.s.Tunnels, remote) {
 			c.Problem(at, text, "is not a remote inside address of a tunnel", "write both addresses in the `inside` of the tunnel to the other node")
 		}
@@ -134,6 +139,10 @@ func (c *checker) takeover(e *isthmusv1.Egress) {
 			c.Problem(at, text, "is listed twice", "keep one of them")
 		}
 		out.Paths = append(out.Paths, egress.Path{To: a})
+	}
+	// A disabled tunnel does not answer, which must not look as if the other node were gone.
+	if len(out.Paths) > 0 && disabled == len(out.Paths) {
+		c.Problem("egress.takeover.watch", strings.Join(t.GetWatch(), ", "), "are only in tunnels that are disabled", "enable one of these tunnels, or remove `takeover`")
 	}
 	for i, p := range e.GetPools() {
 		if p.GetProbes() == nil {

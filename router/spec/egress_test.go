@@ -65,6 +65,7 @@ func TestEgressMistakes(t *testing.T) {
 	for _, k := range []struct{ from, to, want string }{
 		{"watch: [169.254.64.1]", "watch: []", `egress.takeover.watch: is required`},
 		{"watch: [169.254.64.1]", "watch: [169.254.64.2]", `egress.takeover.watch[0]: "169.254.64.2" is not a remote inside address of a tunnel`},
+		{"- {name: aws, ", "- {name: aws, disabled: true, ", `egress.takeover.watch: "169.254.64.1" are only in tunnels that are disabled`},
 		{"watch: [169.254.64.1]", "watch: [169.254.64.1, 169.254.64.1]", `egress.takeover.watch[1]: "169.254.64.1" is listed twice`},
 		{"interval: 0.1s", "interval: 0.05s", `egress.takeover.interval: "50ms" is not from 100ms to 10s`},
 		{"interval: 0.1s", "fall: 1", `egress.takeover.fall: "1" is not from 2 to 100`},

@@ -29,6 +29,7 @@ func (c *checker) peer(path string, p *isthmusv1.Peer) {
 		Passive:     p.GetPassive(),
 		MaxPrefixes: c.Number(path+".maxPrefixes", p.GetMaxPrefixes(), or(preset.MaxPrefixes, 1000), 1, 1_000_000),
 		ASOverride:  p.GetAsOverride(),
+		Disabled:    p.GetDisabled(),
 		AllowOwnAS:  uint8(c.Number(path+".allowOwnAs", p.GetAllowOwnAs(), 0, 0, 10)),
 	}}
 	third := out.HoldTime / 3 / time.Second * time.Second

@@ -14,7 +14,7 @@ import (
 func (c *checker) tunnel(path string, t *isthmusv1.Tunnel) {
 	ok := c.Name("tunnel", path+".name", t.GetName())
 	preset := c.cloud(path+".cloud", t)
-	out := Tunnel{Config: tunnel.Config{Name: t.GetName()}, Cloud: preset.Name}
+	out := Tunnel{Config: tunnel.Config{Name: t.GetName(), Disabled: t.GetDisabled()}, Cloud: preset.Name}
 	for i, in := range t.GetInside() {
 		c.insidePair(fmt.Sprintf("%s.inside[%d]", path, i), in, &out)
 	}

@@ -65,7 +65,8 @@ var importers = map[string][]string{
 	"golang.org/x/net/bpf":           {"router/sockfilter", "tunnel/ipsec", "tunnel/liveness", "nat/conntrack", "router/fib/kernel"},
 	"golang.org/x/net/dns/":          {"router/egress/dns"},
 	"golang.org/x/term":              {"cmd/isthmus"},
-	"google.golang.org/grpc/":        {"router/api", "router/auth", "cmd/isthmus", "proto/isthmus/v1"},
+	"google.golang.org/grpc/":        {"router/api", "router/auth", "router/reason", "cmd/isthmus", "proto/isthmus/v1"},
+	"google.golang.org/genproto/":    {"router/reason"},
 }
 
 func TestOneImporter(t *testing.T) {
@@ -126,20 +127,20 @@ var below = map[string][]string{
 	"router/egress/dns":      {"router/egress", "nat", "router/disk", "router/backoff"},
 	"router/store":           {"router/secret", "router/disk"},
 	"router/event":           {"proto/isthmus/v1", "router/bell", "router/condition"},
-	"router/auth":            {"proto/isthmus/v1", "router/condition", "router/store", "router/disk"},
+	"router/auth":            {"proto/isthmus/v1", "router/condition", "router/reason", "router/store", "router/disk"},
 	"router/spec":            {"proto/isthmus/v1", "bgp", "nat", "tunnel", "tunnel/apipa", "tunnel/cloud", "router/secret", "router/egress"},
 	"router/topology":        {"proto/isthmus/v1", "router/spec", "router/secret", "tunnel/apipa", "tunnel/cloud"},
 	"router/plan":            {"proto/isthmus/v1", "bgp", "nat", "tunnel", "tunnel/apipa", "tunnel/cloud", "router/fib", "router/spec", "router/secret", "router/egress"},
 	// The stages: none imports a later one.
 	"router/condition": {"proto/isthmus/v1"},
-	"router/bell":      {}, "router/fault": {},
+	"router/bell":      {}, "router/fault": {}, "router/reason": {},
 	"router/live":        {"bgp", "nat", "router/egress", "router/fib", "router/plan", "router/spec"},
 	"router/apply":       {"bgp", "nat", "nat/conntrack", "tunnel", "router/backoff", "router/egress", "router/fib", "router/live", "router/plan"},
 	"router/observe":     {"bgp", "nat", "nat/conntrack", "tunnel", "tunnel/liveness", "router/bell", "router/egress/dns", "router/egress/health", "router/fib", "router/live", "router/plan", "router/spec"},
 	"router/ports":       {"nat", "nat/conntrack", "nat/placement"},
 	"router/document":    {"proto/isthmus/v1", "bgp", "nat", "tunnel/explain", "router/fault", "router/fib", "router/plan", "router/secret", "router/spec", "router/store"},
 	"router/capability":  {"proto/isthmus/v1", "nat", "nat/placement", "router/api", "router/apply", "router/condition", "router/document", "router/egress", "router/egress/dns", "router/egress/health", "router/egress/takeover", "router/egress/translog", "router/fault", "router/live", "router/observe", "router/plan", "router/ports", "router/secret", "router/spec", "router/store"},
-	"router/report":      {"proto/isthmus/v1", "bgp", "nat", "nat/conntrack", "tunnel", "tunnel/explain", "router/api", "router/apply", "router/bell", "router/capability", "router/condition", "router/document", "router/event", "router/fib", "router/live", "router/observe", "router/plan", "router/spec", "router/store"},
+	"router/report":      {"proto/isthmus/v1", "bgp", "nat", "nat/conntrack", "tunnel", "tunnel/explain", "router/api", "router/apply", "router/bell", "router/capability", "router/condition", "router/document", "router/event", "router/fault", "router/fib", "router/live", "router/observe", "router/plan", "router/spec", "router/store"},
 	"router/metrics":     {"proto/isthmus/v1", "nat", "router/condition", "router/report"},
 	"router":             {"proto/isthmus/v1", "bgp", "nat", "tunnel", "tunnel/liveness", "router/apply", "router/bell", "router/capability", "router/document", "router/egress", "router/egress/dns", "router/egress/health", "router/egress/takeover", "router/event", "router/fib", "router/live", "router/observe", "router/plan", "router/ports", "router/report", "router/spec", "router/store"},
 	"image/slot":         {},
@@ -150,7 +151,7 @@ var below = map[string][]string{
 	"router/machine":     {"proto/isthmus/v1", "router/condition", "router/api", "router/store", "image/helper", "image/slot"},
 	"cmd/isthmus-system": {"image/helper", "image/slot", "image/tpm"},
 	"router/noun":        {},
-	"router/api":         {"proto/isthmus/v1", "router/auth", "router/event", "router/fault", "router/noun", "router/store", "router/secret", "bgp"},
+	"router/api":         {"proto/isthmus/v1", "router/auth", "router/event", "router/fault", "router/noun", "router/reason", "router/store", "router/secret", "bgp"},
 	"proto/isthmus/v1":   {},
 	// Presets, importers and topologies are data and pure functions, which work without a node.
 	"cmd/isthmus": {"proto/isthmus/v1", "router/condition", "router/event", "router/noun", "tunnel/cloud", "tunnel/cloud/importer", "router/topology", "router/spec", "router/disk"},

@@ -127,6 +127,7 @@ func (g *given) Apply(_ context.Context, c tunnel.Config) error {
 	return nil
 }
 
+func (g *given) Reset(context.Context, string) error { return nil }
 func (g *given) Remove(_ context.Context, name string) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -64,6 +64,9 @@ func (d Document) Strays(states map[string]tunnel.State, callers []tunnel.Caller
 	}
 	called := map[string]bool{}
 	for _, c := range callers {
+		if d.disabled(c.Address) {
+			continue // it calls because it does not know that
+		}
 		s := d.stray(states, missing)
 		s.Address, s.First, s.Last, s.Attempts = c.Address, c.First, c.Last, c.Attempts
 		called[s.Beside] = s.ByDesign
@@ -75,6 +78,11 @@ func (d Document) Strays(states map[string]tunnel.State, callers []tunnel.Caller
 		}
 	}
 	return out
+}
+
+// disabled reports whether an address is that of the peer of a disabled tunnel.
+func (d Document) disabled(a netip.Addr) bool {
+	return slices.ContainsFunc(d.Tunnels, func(t Tunnel) bool { return t.Disabled && t.Outside().Addr() == a })
 }
 
 // stray explains a calling address.

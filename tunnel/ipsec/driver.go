@@ -326,6 +326,29 @@ func (d *Driver) read(ctx context.Context) ([]string, error) {
 	return texts(conns, "conns"), nil
 }
 
+// Reset implements tunnel.Driver. It ends every IKE SA of the tunnel, and Run then initiates one at
+// once: the loss is not a failed attempt, after which Run would pause.
+func (d *Driver) Reset(ctx context.Context, name string) error {
+	d.mu.Lock()
+	rec := d.records[name]
+	if rec == nil {
+		d.mu.Unlock()
+		return fmt.Errorf("resetting tunnel %s: %w", name, tunnel.ErrNotFound)
+	}
+	sas := slices.Clone(rec.sas)
+	rec.tries, rec.next, rec.initiated, rec.adopted = 0, time.Time{}, time.Time{}, true
+	d.mu.Unlock()
+	var errs []error
+	for _, ike := range sas {
+		errs = append(errs, d.terminate(ctx, action{terminateIKE: ike.ID}))
+	}
+	d.nudge(connection(name))
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("resetting tunnel %s: %w", name, err)
+	}
+	return nil
+}
+
 // nudge makes Run read a connection again soon.
 func (d *Driver) nudge(conn string) {
 	d.mu.Lock()

@@ -668,6 +668,25 @@ func TestFakeHeals(t *testing.T) {
 		f.mu.Unlock()
 		b.await(t, c, tunnel.Up)
 	})
+	t.Run("reset", func(t *testing.T) {
+		before, ended := b.await(t, c, tunnel.Up), f.count("terminate")
+		for range 3 { // a loss soon after the last one is not a failed attempt either
+			if err := b.d.Reset(t.Context(), c.Name); err != nil {
+				t.Fatal(err)
+			}
+			before.TimesUp++
+			until(t, 5*time.Second, "up again", func() bool {
+				s := b.await(t, c, tunnel.Up)
+				return s.TimesUp == before.TimesUp && f.live(conn) == 1
+			})
+		}
+		if n := f.count("terminate") - ended; n != 3 {
+			t.Errorf("%d SAs were ended", n)
+		}
+		if err := b.d.Reset(t.Context(), "x"); !errors.Is(err, tunnel.ErrNotFound) {
+			t.Errorf("an unknown tunnel: %v", err)
+		}
+	})
 	t.Run("remove", func(t *testing.T) {
 		if err := errors.Join(b.d.Remove(t.Context(), c.Name), b.d.Remove(t.Context(), c.Name)); err != nil {
 			t.Fatal(err)

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -87,6 +88,48 @@ func (d *Driver) Apply(_ context.Context, c tunnel.Config) error {
 	return nil
 }
 
+// Reset implements tunnel.Driver. It removes the peer from the device, which forgets the keys, and
+// adds it again. A peer without an endpoint in the document keeps the one that it was last seen at,
+// so that this side can begin the handshake.
+func (d *Driver) Reset(_ context.Context, name string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	c, ok := d.wanted[name]
+	if !ok {
+		return fmt.Errorf("resetting tunnel %s: %w", name, tunnel.ErrNotFound)
+	}
+	if err := d.resetLocked(c); err != nil {
+		return fmt.Errorf("resetting tunnel %s: %w", name, err)
+	}
+	return nil
+}
+
+func (d *Driver) resetLocked(c tunnel.Config) error {
+	dev, write, done, err := d.open(c.Interface)
+	if err != nil {
+		return err
+	}
+	defer done()
+	key := wgtypes.Key(c.WireGuard.PeerPublicKey)
+	i := slices.IndexFunc(dev.Peers, func(p wgtypes.Peer) bool { return p.PublicKey == key })
+	if i < 0 {
+		return d.applyLocked(c)
+	}
+	if err := write(wgtypes.Config{Peers: []wgtypes.PeerConfig{{PublicKey: key, Remove: true}}}); err != nil {
+		return fmt.Errorf("removing the peer from device %s: %w", c.Interface, err)
+	}
+	d.writes.Add(1)
+	if err := d.applyLocked(c); err != nil {
+		return err
+	}
+	if last := dev.Peers[i].Endpoint; !c.WireGuard.Endpoint.IsValid() && last != nil {
+		if err := write(wgtypes.Config{Peers: []wgtypes.PeerConfig{{PublicKey: key, UpdateOnly: true, Endpoint: last}}}); err != nil {
+			return fmt.Errorf("setting the endpoint of device %s: %w", c.Interface, err)
+		}
+	}
+	return nil
+}
+
 func (d *Driver) applyLocked(c tunnel.Config) error {
 	k, err := d.keys(c.WireGuard)
 	if err != nil {
@@ -156,24 +199,11 @@ func control() (*wgctrl.Client, error) {
 
 // configure reads the device and writes the differences.
 func (d *Driver) configure(c tunnel.Config, k keys, former netip.AddrPort) error {
-	var dev *wgtypes.Device
-	var write func(wgtypes.Config) error
-	var err error
-	if u := d.embedded[c.Interface]; u != nil {
-		dev, err = u.read()
-		write = u.configure
-	} else {
-		ctl, failed := control()
-		if failed != nil {
-			return failed
-		}
-		defer ctl.Close()
-		dev, err = ctl.Device(c.Interface)
-		write = func(change wgtypes.Config) error { return ctl.ConfigureDevice(c.Interface, change) }
-	}
+	dev, write, done, err := d.open(c.Interface)
 	if err != nil {
-		return fmt.Errorf("reading device %s: %w", c.Interface, err)
+		return err
 	}
+	defer done()
 	if change, differs := compile(dev, *c.WireGuard, k, former, time.Now()); differs {
 		if err := write(change); err != nil {
 			return fmt.Errorf("configuring device %s: %w", c.Interface, err)
@@ -186,6 +216,28 @@ func (d *Driver) configure(c tunnel.Config, k keys, former netip.AddrPort) error
 		}
 	}
 	return nil
+}
+
+// open reads a device, and returns what writes to it and what ends that.
+func (d *Driver) open(name string) (dev *wgtypes.Device, write func(wgtypes.Config) error, done func(), err error) {
+	done = func() {}
+	if u := d.embedded[name]; u != nil {
+		dev, err = u.read()
+		write = u.configure
+	} else {
+		ctl, failed := control()
+		if failed != nil {
+			return nil, nil, nil, failed
+		}
+		done = func() { ctl.Close() }
+		dev, err = ctl.Device(name)
+		write = func(change wgtypes.Config) error { return ctl.ConfigureDevice(name, change) }
+	}
+	if err != nil {
+		done()
+		return nil, nil, nil, fmt.Errorf("reading device %s: %w", name, err)
+	}
+	return dev, write, done, nil
 }
 
 func (d *Driver) keys(w *tunnel.WireGuard) (keys, error) {

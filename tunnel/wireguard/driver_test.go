@@ -197,6 +197,34 @@ func conformance(t *testing.T, userspace bool) {
 		}
 		ping(t, "169.254.64.2")
 	})
+	t.Run("reset", func(t *testing.T) {
+		before := observe(t, d)
+		// A peer without an endpoint in the document is called where it was last seen.
+		roaming := near.Config
+		w := *roaming.WireGuard
+		w.Endpoint = netip.AddrPort{}
+		roaming.WireGuard = &w
+		for _, c := range []tunnel.Config{near.Config, roaming, near.Config} {
+			if err := d.Apply(ctx, c); err != nil {
+				t.Fatal(err)
+			}
+			if err := d.Reset(ctx, "near"); err != nil {
+				t.Fatal(err)
+			}
+			if s := observe(t, d); !s.Remote.IsValid() || s.Remote.Port() != 51821 {
+				t.Errorf("after a reset the peer is at %v", s.Remote)
+			}
+			until(t, "a new handshake", func() bool {
+				s := observe(t, d)
+				return s.Status == tunnel.Up && s.Keyed.After(before.Keyed)
+			})
+			before = observe(t, d)
+			ping(t, "169.254.64.2")
+		}
+		if err := d.Reset(ctx, "x"); !errors.Is(err, tunnel.ErrNotFound) {
+			t.Errorf("an unknown tunnel: %v", err)
+		}
+	})
 	t.Run("interface deleted", func(t *testing.T) {
 		for range 5 { // an embedded device notices this a little later
 			linktest.Run(t, "ip", "link", "del", "ist-near")

@@ -802,6 +802,104 @@ func (x *EditPoliciesRequest) GetDryRun() bool {
 	return false
 }
 
+type SetDisabledRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Names of tunnels and of peers. At least one, at most 1000 together.
+	Tunnels []string `protobuf:"bytes,1,rep,name=tunnels,proto3" json:"tunnels,omitempty"`
+	Peers   []string `protobuf:"bytes,2,rep,name=peers,proto3" json:"peers,omitempty"`
+	// True shuts them down, false takes them back.
+	Disabled bool `protobuf:"varint,3,opt,name=disabled,proto3" json:"disabled,omitempty"`
+	// As in ApplyRequest.
+	ExpectedGeneration *uint64 `protobuf:"varint,4,opt,name=expected_generation,json=expectedGeneration,proto3,oneof" json:"expected_generation,omitempty"`
+	// As in ApplyRequest.
+	ConfirmWithin *durationpb.Duration `protobuf:"bytes,5,opt,name=confirm_within,json=confirmWithin,proto3" json:"confirm_within,omitempty"`
+	// Only report what would change. The generation of the answer is the present one.
+	DryRun bool `protobuf:"varint,6,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	// As in ApplyRequest. Peers that are shut down receive its first 255 bytes (RFC 9003).
+	Message       string `protobuf:"bytes,7,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetDisabledRequest) Reset() {
+	*x = SetDisabledRequest{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetDisabledRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetDisabledRequest) ProtoMessage() {}
+
+func (x *SetDisabledRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetDisabledRequest.ProtoReflect.Descriptor instead.
+func (*SetDisabledRequest) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *SetDisabledRequest) GetTunnels() []string {
+	if x != nil {
+		return x.Tunnels
+	}
+	return nil
+}
+
+func (x *SetDisabledRequest) GetPeers() []string {
+	if x != nil {
+		return x.Peers
+	}
+	return nil
+}
+
+func (x *SetDisabledRequest) GetDisabled() bool {
+	if x != nil {
+		return x.Disabled
+	}
+	return false
+}
+
+func (x *SetDisabledRequest) GetExpectedGeneration() uint64 {
+	if x != nil && x.ExpectedGeneration != nil {
+		return *x.ExpectedGeneration
+	}
+	return 0
+}
+
+func (x *SetDisabledRequest) GetConfirmWithin() *durationpb.Duration {
+	if x != nil {
+		return x.ConfirmWithin
+	}
+	return nil
+}
+
+func (x *SetDisabledRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *SetDisabledRequest) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
 type ConfirmRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The generation to keep.
@@ -812,7 +910,7 @@ type ConfirmRequest struct {
 
 func (x *ConfirmRequest) Reset() {
 	*x = ConfirmRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[10]
+	mi := &file_isthmus_v1_services_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -824,7 +922,7 @@ func (x *ConfirmRequest) String() string {
 func (*ConfirmRequest) ProtoMessage() {}
 
 func (x *ConfirmRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[10]
+	mi := &file_isthmus_v1_services_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -837,7 +935,7 @@ func (x *ConfirmRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmRequest.ProtoReflect.Descriptor instead.
 func (*ConfirmRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{10}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ConfirmRequest) GetGeneration() uint64 {
@@ -855,7 +953,7 @@ type ConfirmResponse struct {
 
 func (x *ConfirmResponse) Reset() {
 	*x = ConfirmResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[11]
+	mi := &file_isthmus_v1_services_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -867,7 +965,7 @@ func (x *ConfirmResponse) String() string {
 func (*ConfirmResponse) ProtoMessage() {}
 
 func (x *ConfirmResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[11]
+	mi := &file_isthmus_v1_services_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -880,7 +978,7 @@ func (x *ConfirmResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmResponse.ProtoReflect.Descriptor instead.
 func (*ConfirmResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{11}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{12}
 }
 
 type GetSpecRequest struct {
@@ -893,7 +991,7 @@ type GetSpecRequest struct {
 
 func (x *GetSpecRequest) Reset() {
 	*x = GetSpecRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[12]
+	mi := &file_isthmus_v1_services_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -905,7 +1003,7 @@ func (x *GetSpecRequest) String() string {
 func (*GetSpecRequest) ProtoMessage() {}
 
 func (x *GetSpecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[12]
+	mi := &file_isthmus_v1_services_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -918,7 +1016,7 @@ func (x *GetSpecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSpecRequest.ProtoReflect.Descriptor instead.
 func (*GetSpecRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{12}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *GetSpecRequest) GetGeneration() uint64 {
@@ -936,7 +1034,7 @@ type GetEffectiveSpecRequest struct {
 
 func (x *GetEffectiveSpecRequest) Reset() {
 	*x = GetEffectiveSpecRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[13]
+	mi := &file_isthmus_v1_services_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -948,7 +1046,7 @@ func (x *GetEffectiveSpecRequest) String() string {
 func (*GetEffectiveSpecRequest) ProtoMessage() {}
 
 func (x *GetEffectiveSpecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[13]
+	mi := &file_isthmus_v1_services_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -961,7 +1059,7 @@ func (x *GetEffectiveSpecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetEffectiveSpecRequest.ProtoReflect.Descriptor instead.
 func (*GetEffectiveSpecRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{13}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{14}
 }
 
 type GetSpecResponse struct {
@@ -977,7 +1075,7 @@ type GetSpecResponse struct {
 
 func (x *GetSpecResponse) Reset() {
 	*x = GetSpecResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[14]
+	mi := &file_isthmus_v1_services_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -989,7 +1087,7 @@ func (x *GetSpecResponse) String() string {
 func (*GetSpecResponse) ProtoMessage() {}
 
 func (x *GetSpecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[14]
+	mi := &file_isthmus_v1_services_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1002,7 +1100,7 @@ func (x *GetSpecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSpecResponse.ProtoReflect.Descriptor instead.
 func (*GetSpecResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{14}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *GetSpecResponse) GetGeneration() uint64 {
@@ -1038,7 +1136,7 @@ type ListHistoryRequest struct {
 
 func (x *ListHistoryRequest) Reset() {
 	*x = ListHistoryRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[15]
+	mi := &file_isthmus_v1_services_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1050,7 +1148,7 @@ func (x *ListHistoryRequest) String() string {
 func (*ListHistoryRequest) ProtoMessage() {}
 
 func (x *ListHistoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[15]
+	mi := &file_isthmus_v1_services_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1063,7 +1161,7 @@ func (x *ListHistoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHistoryRequest.ProtoReflect.Descriptor instead.
 func (*ListHistoryRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{15}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListHistoryRequest) GetPageSize() uint32 {
@@ -1091,7 +1189,7 @@ type ListHistoryResponse struct {
 
 func (x *ListHistoryResponse) Reset() {
 	*x = ListHistoryResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[16]
+	mi := &file_isthmus_v1_services_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1103,7 +1201,7 @@ func (x *ListHistoryResponse) String() string {
 func (*ListHistoryResponse) ProtoMessage() {}
 
 func (x *ListHistoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[16]
+	mi := &file_isthmus_v1_services_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1116,7 +1214,7 @@ func (x *ListHistoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHistoryResponse.ProtoReflect.Descriptor instead.
 func (*ListHistoryResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{16}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ListHistoryResponse) GetRevisions() []*Revision {
@@ -1154,7 +1252,7 @@ type Revision struct {
 
 func (x *Revision) Reset() {
 	*x = Revision{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[17]
+	mi := &file_isthmus_v1_services_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1166,7 +1264,7 @@ func (x *Revision) String() string {
 func (*Revision) ProtoMessage() {}
 
 func (x *Revision) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[17]
+	mi := &file_isthmus_v1_services_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1179,7 +1277,7 @@ func (x *Revision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revision.ProtoReflect.Descriptor instead.
 func (*Revision) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{17}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Revision) GetGeneration() uint64 {
@@ -1242,7 +1340,7 @@ type RollbackRequest struct {
 
 func (x *RollbackRequest) Reset() {
 	*x = RollbackRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[18]
+	mi := &file_isthmus_v1_services_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1254,7 +1352,7 @@ func (x *RollbackRequest) String() string {
 func (*RollbackRequest) ProtoMessage() {}
 
 func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[18]
+	mi := &file_isthmus_v1_services_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1267,7 +1365,7 @@ func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackRequest.ProtoReflect.Descriptor instead.
 func (*RollbackRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{18}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RollbackRequest) GetToGeneration() uint64 {
@@ -1316,7 +1414,7 @@ type ListTunnelsRequest struct {
 
 func (x *ListTunnelsRequest) Reset() {
 	*x = ListTunnelsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[19]
+	mi := &file_isthmus_v1_services_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1328,7 +1426,7 @@ func (x *ListTunnelsRequest) String() string {
 func (*ListTunnelsRequest) ProtoMessage() {}
 
 func (x *ListTunnelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[19]
+	mi := &file_isthmus_v1_services_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1341,7 +1439,7 @@ func (x *ListTunnelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTunnelsRequest.ProtoReflect.Descriptor instead.
 func (*ListTunnelsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{19}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListTunnelsRequest) GetPageSize() uint32 {
@@ -1371,7 +1469,7 @@ type ListTunnelsResponse struct {
 
 func (x *ListTunnelsResponse) Reset() {
 	*x = ListTunnelsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[20]
+	mi := &file_isthmus_v1_services_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1383,7 +1481,7 @@ func (x *ListTunnelsResponse) String() string {
 func (*ListTunnelsResponse) ProtoMessage() {}
 
 func (x *ListTunnelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[20]
+	mi := &file_isthmus_v1_services_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1396,7 +1494,7 @@ func (x *ListTunnelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTunnelsResponse.ProtoReflect.Descriptor instead.
 func (*ListTunnelsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{20}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ListTunnelsResponse) GetTunnels() []*TunnelStatus {
@@ -1429,7 +1527,7 @@ type GetTunnelRequest struct {
 
 func (x *GetTunnelRequest) Reset() {
 	*x = GetTunnelRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[21]
+	mi := &file_isthmus_v1_services_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1441,7 +1539,7 @@ func (x *GetTunnelRequest) String() string {
 func (*GetTunnelRequest) ProtoMessage() {}
 
 func (x *GetTunnelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[21]
+	mi := &file_isthmus_v1_services_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1454,7 +1552,7 @@ func (x *GetTunnelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTunnelRequest.ProtoReflect.Descriptor instead.
 func (*GetTunnelRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{21}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *GetTunnelRequest) GetName() string {
@@ -1472,7 +1570,7 @@ type WatchTunnelsRequest struct {
 
 func (x *WatchTunnelsRequest) Reset() {
 	*x = WatchTunnelsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[22]
+	mi := &file_isthmus_v1_services_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1484,7 +1582,7 @@ func (x *WatchTunnelsRequest) String() string {
 func (*WatchTunnelsRequest) ProtoMessage() {}
 
 func (x *WatchTunnelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[22]
+	mi := &file_isthmus_v1_services_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1497,7 +1595,87 @@ func (x *WatchTunnelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchTunnelsRequest.ProtoReflect.Descriptor instead.
 func (*WatchTunnelsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{22}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{23}
+}
+
+type ResetTunnelRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResetTunnelRequest) Reset() {
+	*x = ResetTunnelRequest{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResetTunnelRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResetTunnelRequest) ProtoMessage() {}
+
+func (x *ResetTunnelRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResetTunnelRequest.ProtoReflect.Descriptor instead.
+func (*ResetTunnelRequest) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *ResetTunnelRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type ResetTunnelResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResetTunnelResponse) Reset() {
+	*x = ResetTunnelResponse{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResetTunnelResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResetTunnelResponse) ProtoMessage() {}
+
+func (x *ResetTunnelResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResetTunnelResponse.ProtoReflect.Descriptor instead.
+func (*ResetTunnelResponse) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{25}
 }
 
 type TunnelEvent struct {
@@ -1510,7 +1688,7 @@ type TunnelEvent struct {
 
 func (x *TunnelEvent) Reset() {
 	*x = TunnelEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[23]
+	mi := &file_isthmus_v1_services_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1522,7 +1700,7 @@ func (x *TunnelEvent) String() string {
 func (*TunnelEvent) ProtoMessage() {}
 
 func (x *TunnelEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[23]
+	mi := &file_isthmus_v1_services_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1535,7 +1713,7 @@ func (x *TunnelEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TunnelEvent.ProtoReflect.Descriptor instead.
 func (*TunnelEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{23}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *TunnelEvent) GetType() EventType {
@@ -1558,10 +1736,10 @@ type TunnelStatus struct {
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// "ipsec" or "wireguard".
 	Kind string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
-	// "up", "suspect", "down", "connecting", "dead" or "unknown". The keys of a suspect tunnel are
-	// negotiated, but nothing shows that data passes both ways; routes do not use it. A dead tunnel
-	// is down and cannot come up with the document and its cloud's gateway as they are. explanation
-	// says why.
+	// "up", "suspect", "down", "connecting", "dead", "disabled" or "unknown". The keys of a suspect
+	// tunnel are negotiated, but nothing shows that data passes both ways; routes do not use it. A
+	// dead tunnel is down and cannot come up with the document and its cloud's gateway as they are.
+	// explanation says why. A disabled tunnel is shut down by the document, which is not an error.
 	State string `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
 	// Since when it is in that state.
 	Since *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=since,proto3" json:"since,omitempty"`
@@ -1616,7 +1794,7 @@ type TunnelStatus struct {
 
 func (x *TunnelStatus) Reset() {
 	*x = TunnelStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[24]
+	mi := &file_isthmus_v1_services_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1628,7 +1806,7 @@ func (x *TunnelStatus) String() string {
 func (*TunnelStatus) ProtoMessage() {}
 
 func (x *TunnelStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[24]
+	mi := &file_isthmus_v1_services_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1641,7 +1819,7 @@ func (x *TunnelStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TunnelStatus.ProtoReflect.Descriptor instead.
 func (*TunnelStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{24}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *TunnelStatus) GetName() string {
@@ -1862,7 +2040,7 @@ type WireGuardStatus struct {
 
 func (x *WireGuardStatus) Reset() {
 	*x = WireGuardStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[25]
+	mi := &file_isthmus_v1_services_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1874,7 +2052,7 @@ func (x *WireGuardStatus) String() string {
 func (*WireGuardStatus) ProtoMessage() {}
 
 func (x *WireGuardStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[25]
+	mi := &file_isthmus_v1_services_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1887,7 +2065,7 @@ func (x *WireGuardStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WireGuardStatus.ProtoReflect.Descriptor instead.
 func (*WireGuardStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{25}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *WireGuardStatus) GetPublicKey() string {
@@ -1972,7 +2150,7 @@ type Explanation struct {
 
 func (x *Explanation) Reset() {
 	*x = Explanation{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[26]
+	mi := &file_isthmus_v1_services_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1984,7 +2162,7 @@ func (x *Explanation) String() string {
 func (*Explanation) ProtoMessage() {}
 
 func (x *Explanation) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[26]
+	mi := &file_isthmus_v1_services_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1997,7 +2175,7 @@ func (x *Explanation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Explanation.ProtoReflect.Descriptor instead.
 func (*Explanation) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{26}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Explanation) GetReason() string {
@@ -2093,7 +2271,7 @@ type StrayTunnel struct {
 
 func (x *StrayTunnel) Reset() {
 	*x = StrayTunnel{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[27]
+	mi := &file_isthmus_v1_services_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2105,7 +2283,7 @@ func (x *StrayTunnel) String() string {
 func (*StrayTunnel) ProtoMessage() {}
 
 func (x *StrayTunnel) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[27]
+	mi := &file_isthmus_v1_services_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2118,7 +2296,7 @@ func (x *StrayTunnel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StrayTunnel.ProtoReflect.Descriptor instead.
 func (*StrayTunnel) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{27}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *StrayTunnel) GetAddress() string {
@@ -2209,7 +2387,7 @@ type ListPeersRequest struct {
 
 func (x *ListPeersRequest) Reset() {
 	*x = ListPeersRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[28]
+	mi := &file_isthmus_v1_services_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2221,7 +2399,7 @@ func (x *ListPeersRequest) String() string {
 func (*ListPeersRequest) ProtoMessage() {}
 
 func (x *ListPeersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[28]
+	mi := &file_isthmus_v1_services_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2234,7 +2412,7 @@ func (x *ListPeersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPeersRequest.ProtoReflect.Descriptor instead.
 func (*ListPeersRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{28}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListPeersRequest) GetPageSize() uint32 {
@@ -2261,7 +2439,7 @@ type ListPeersResponse struct {
 
 func (x *ListPeersResponse) Reset() {
 	*x = ListPeersResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[29]
+	mi := &file_isthmus_v1_services_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2273,7 +2451,7 @@ func (x *ListPeersResponse) String() string {
 func (*ListPeersResponse) ProtoMessage() {}
 
 func (x *ListPeersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[29]
+	mi := &file_isthmus_v1_services_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2286,7 +2464,7 @@ func (x *ListPeersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPeersResponse.ProtoReflect.Descriptor instead.
 func (*ListPeersResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{29}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListPeersResponse) GetPeers() []*PeerStatus {
@@ -2312,7 +2490,7 @@ type GetPeerRequest struct {
 
 func (x *GetPeerRequest) Reset() {
 	*x = GetPeerRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[30]
+	mi := &file_isthmus_v1_services_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2324,7 +2502,7 @@ func (x *GetPeerRequest) String() string {
 func (*GetPeerRequest) ProtoMessage() {}
 
 func (x *GetPeerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[30]
+	mi := &file_isthmus_v1_services_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2337,7 +2515,7 @@ func (x *GetPeerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPeerRequest.ProtoReflect.Descriptor instead.
 func (*GetPeerRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{30}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *GetPeerRequest) GetName() string {
@@ -2355,7 +2533,7 @@ type WatchPeersRequest struct {
 
 func (x *WatchPeersRequest) Reset() {
 	*x = WatchPeersRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[31]
+	mi := &file_isthmus_v1_services_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2367,7 +2545,7 @@ func (x *WatchPeersRequest) String() string {
 func (*WatchPeersRequest) ProtoMessage() {}
 
 func (x *WatchPeersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[31]
+	mi := &file_isthmus_v1_services_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2380,7 +2558,7 @@ func (x *WatchPeersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPeersRequest.ProtoReflect.Descriptor instead.
 func (*WatchPeersRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{31}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{34}
 }
 
 type PeerEvent struct {
@@ -2393,7 +2571,7 @@ type PeerEvent struct {
 
 func (x *PeerEvent) Reset() {
 	*x = PeerEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[32]
+	mi := &file_isthmus_v1_services_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2405,7 +2583,7 @@ func (x *PeerEvent) String() string {
 func (*PeerEvent) ProtoMessage() {}
 
 func (x *PeerEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[32]
+	mi := &file_isthmus_v1_services_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2418,7 +2596,7 @@ func (x *PeerEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerEvent.ProtoReflect.Descriptor instead.
 func (*PeerEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{32}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *PeerEvent) GetType() EventType {
@@ -2445,7 +2623,7 @@ type ResetPeerRequest struct {
 
 func (x *ResetPeerRequest) Reset() {
 	*x = ResetPeerRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[33]
+	mi := &file_isthmus_v1_services_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2457,7 +2635,7 @@ func (x *ResetPeerRequest) String() string {
 func (*ResetPeerRequest) ProtoMessage() {}
 
 func (x *ResetPeerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[33]
+	mi := &file_isthmus_v1_services_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2470,7 +2648,7 @@ func (x *ResetPeerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetPeerRequest.ProtoReflect.Descriptor instead.
 func (*ResetPeerRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{33}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ResetPeerRequest) GetName() string {
@@ -2495,7 +2673,7 @@ type ResetPeerResponse struct {
 
 func (x *ResetPeerResponse) Reset() {
 	*x = ResetPeerResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[34]
+	mi := &file_isthmus_v1_services_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2507,7 +2685,7 @@ func (x *ResetPeerResponse) String() string {
 func (*ResetPeerResponse) ProtoMessage() {}
 
 func (x *ResetPeerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[34]
+	mi := &file_isthmus_v1_services_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2520,7 +2698,7 @@ func (x *ResetPeerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetPeerResponse.ProtoReflect.Descriptor instead.
 func (*ResetPeerResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{34}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{37}
 }
 
 // PeerStatus is the observed state of a BGP session.
@@ -2532,7 +2710,8 @@ type PeerStatus struct {
 	LocalAddress string                 `protobuf:"bytes,4,opt,name=local_address,json=localAddress,proto3" json:"local_address,omitempty"`
 	Asn          uint32                 `protobuf:"varint,5,opt,name=asn,proto3" json:"asn,omitempty"`
 	// "idle", "connect", "active", "opensent", "openconfirm", "established" (RFC 4271 section 8.2.2),
-	// "quarantined", "prefix-limit" or "unknown".
+	// "quarantined", "prefix-limit", "disabled" (by the document, which is not an error) or
+	// "unknown".
 	State string `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"`
 	// Since when it is in that state.
 	Since *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=since,proto3" json:"since,omitempty"`
@@ -2579,7 +2758,7 @@ type PeerStatus struct {
 
 func (x *PeerStatus) Reset() {
 	*x = PeerStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[35]
+	mi := &file_isthmus_v1_services_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2591,7 +2770,7 @@ func (x *PeerStatus) String() string {
 func (*PeerStatus) ProtoMessage() {}
 
 func (x *PeerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[35]
+	mi := &file_isthmus_v1_services_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2604,7 +2783,7 @@ func (x *PeerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerStatus.ProtoReflect.Descriptor instead.
 func (*PeerStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{35}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *PeerStatus) GetName() string {
@@ -2817,7 +2996,7 @@ type PeerFilter struct {
 
 func (x *PeerFilter) Reset() {
 	*x = PeerFilter{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[36]
+	mi := &file_isthmus_v1_services_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2829,7 +3008,7 @@ func (x *PeerFilter) String() string {
 func (*PeerFilter) ProtoMessage() {}
 
 func (x *PeerFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[36]
+	mi := &file_isthmus_v1_services_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2842,7 +3021,7 @@ func (x *PeerFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerFilter.ProtoReflect.Descriptor instead.
 func (*PeerFilter) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{36}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *PeerFilter) GetMessages() uint64 {
@@ -2892,7 +3071,7 @@ type DiscardedAttribute struct {
 
 func (x *DiscardedAttribute) Reset() {
 	*x = DiscardedAttribute{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[37]
+	mi := &file_isthmus_v1_services_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2904,7 +3083,7 @@ func (x *DiscardedAttribute) String() string {
 func (*DiscardedAttribute) ProtoMessage() {}
 
 func (x *DiscardedAttribute) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[37]
+	mi := &file_isthmus_v1_services_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2917,7 +3096,7 @@ func (x *DiscardedAttribute) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiscardedAttribute.ProtoReflect.Descriptor instead.
 func (*DiscardedAttribute) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{37}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *DiscardedAttribute) GetType() uint32 {
@@ -2949,7 +3128,7 @@ type ListRoutesRequest struct {
 
 func (x *ListRoutesRequest) Reset() {
 	*x = ListRoutesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[38]
+	mi := &file_isthmus_v1_services_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2961,7 +3140,7 @@ func (x *ListRoutesRequest) String() string {
 func (*ListRoutesRequest) ProtoMessage() {}
 
 func (x *ListRoutesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[38]
+	mi := &file_isthmus_v1_services_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2974,7 +3153,7 @@ func (x *ListRoutesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRoutesRequest.ProtoReflect.Descriptor instead.
 func (*ListRoutesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{38}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ListRoutesRequest) GetPageSize() uint32 {
@@ -3015,7 +3194,7 @@ type ListRoutesResponse struct {
 
 func (x *ListRoutesResponse) Reset() {
 	*x = ListRoutesResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[39]
+	mi := &file_isthmus_v1_services_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3027,7 +3206,7 @@ func (x *ListRoutesResponse) String() string {
 func (*ListRoutesResponse) ProtoMessage() {}
 
 func (x *ListRoutesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[39]
+	mi := &file_isthmus_v1_services_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3040,7 +3219,7 @@ func (x *ListRoutesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRoutesResponse.ProtoReflect.Descriptor instead.
 func (*ListRoutesResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{39}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ListRoutesResponse) GetRoutes() []*Route {
@@ -3065,7 +3244,7 @@ type WatchRoutesRequest struct {
 
 func (x *WatchRoutesRequest) Reset() {
 	*x = WatchRoutesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[40]
+	mi := &file_isthmus_v1_services_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3077,7 +3256,7 @@ func (x *WatchRoutesRequest) String() string {
 func (*WatchRoutesRequest) ProtoMessage() {}
 
 func (x *WatchRoutesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[40]
+	mi := &file_isthmus_v1_services_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3090,7 +3269,7 @@ func (x *WatchRoutesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRoutesRequest.ProtoReflect.Descriptor instead.
 func (*WatchRoutesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{40}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{43}
 }
 
 type RouteEvent struct {
@@ -3103,7 +3282,7 @@ type RouteEvent struct {
 
 func (x *RouteEvent) Reset() {
 	*x = RouteEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[41]
+	mi := &file_isthmus_v1_services_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3115,7 +3294,7 @@ func (x *RouteEvent) String() string {
 func (*RouteEvent) ProtoMessage() {}
 
 func (x *RouteEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[41]
+	mi := &file_isthmus_v1_services_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3128,7 +3307,7 @@ func (x *RouteEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteEvent.ProtoReflect.Descriptor instead.
 func (*RouteEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{41}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *RouteEvent) GetType() EventType {
@@ -3168,7 +3347,7 @@ type Route struct {
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[42]
+	mi := &file_isthmus_v1_services_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3180,7 +3359,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[42]
+	mi := &file_isthmus_v1_services_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3193,7 +3372,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{42}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Route) GetPrefix() string {
@@ -3268,7 +3447,7 @@ type NextHop struct {
 
 func (x *NextHop) Reset() {
 	*x = NextHop{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[43]
+	mi := &file_isthmus_v1_services_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3280,7 +3459,7 @@ func (x *NextHop) String() string {
 func (*NextHop) ProtoMessage() {}
 
 func (x *NextHop) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[43]
+	mi := &file_isthmus_v1_services_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3293,7 +3472,7 @@ func (x *NextHop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NextHop.ProtoReflect.Descriptor instead.
 func (*NextHop) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{43}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *NextHop) GetTunnel() string {
@@ -3348,7 +3527,7 @@ type ListPathsRequest struct {
 
 func (x *ListPathsRequest) Reset() {
 	*x = ListPathsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[44]
+	mi := &file_isthmus_v1_services_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3360,7 +3539,7 @@ func (x *ListPathsRequest) String() string {
 func (*ListPathsRequest) ProtoMessage() {}
 
 func (x *ListPathsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[44]
+	mi := &file_isthmus_v1_services_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3373,7 +3552,7 @@ func (x *ListPathsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPathsRequest.ProtoReflect.Descriptor instead.
 func (*ListPathsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{44}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ListPathsRequest) GetPageSize() uint32 {
@@ -3425,7 +3604,7 @@ type ListPathsResponse struct {
 
 func (x *ListPathsResponse) Reset() {
 	*x = ListPathsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[45]
+	mi := &file_isthmus_v1_services_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3437,7 +3616,7 @@ func (x *ListPathsResponse) String() string {
 func (*ListPathsResponse) ProtoMessage() {}
 
 func (x *ListPathsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[45]
+	mi := &file_isthmus_v1_services_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3450,7 +3629,7 @@ func (x *ListPathsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPathsResponse.ProtoReflect.Descriptor instead.
 func (*ListPathsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{45}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ListPathsResponse) GetRoute() *Route {
@@ -3527,7 +3706,7 @@ type Path struct {
 
 func (x *Path) Reset() {
 	*x = Path{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[46]
+	mi := &file_isthmus_v1_services_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3539,7 +3718,7 @@ func (x *Path) String() string {
 func (*Path) ProtoMessage() {}
 
 func (x *Path) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[46]
+	mi := &file_isthmus_v1_services_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3552,7 +3731,7 @@ func (x *Path) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Path.ProtoReflect.Descriptor instead.
 func (*Path) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{46}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Path) GetPrefix() string {
@@ -3678,7 +3857,7 @@ type ListPoliciesRequest struct {
 
 func (x *ListPoliciesRequest) Reset() {
 	*x = ListPoliciesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[47]
+	mi := &file_isthmus_v1_services_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3690,7 +3869,7 @@ func (x *ListPoliciesRequest) String() string {
 func (*ListPoliciesRequest) ProtoMessage() {}
 
 func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[47]
+	mi := &file_isthmus_v1_services_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3703,7 +3882,7 @@ func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*ListPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{47}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ListPoliciesRequest) GetPageSize() uint32 {
@@ -3736,7 +3915,7 @@ type ListPoliciesResponse struct {
 
 func (x *ListPoliciesResponse) Reset() {
 	*x = ListPoliciesResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[48]
+	mi := &file_isthmus_v1_services_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3748,7 +3927,7 @@ func (x *ListPoliciesResponse) String() string {
 func (*ListPoliciesResponse) ProtoMessage() {}
 
 func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[48]
+	mi := &file_isthmus_v1_services_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3761,7 +3940,7 @@ func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesResponse.ProtoReflect.Descriptor instead.
 func (*ListPoliciesResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{48}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ListPoliciesResponse) GetPolicies() []*PolicyStatus {
@@ -3814,7 +3993,7 @@ type Drop struct {
 
 func (x *Drop) Reset() {
 	*x = Drop{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[49]
+	mi := &file_isthmus_v1_services_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3826,7 +4005,7 @@ func (x *Drop) String() string {
 func (*Drop) ProtoMessage() {}
 
 func (x *Drop) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[49]
+	mi := &file_isthmus_v1_services_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3839,7 +4018,7 @@ func (x *Drop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drop.ProtoReflect.Descriptor instead.
 func (*Drop) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{49}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *Drop) GetReason() string {
@@ -3878,7 +4057,7 @@ type WatchPoliciesRequest struct {
 
 func (x *WatchPoliciesRequest) Reset() {
 	*x = WatchPoliciesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[50]
+	mi := &file_isthmus_v1_services_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3890,7 +4069,7 @@ func (x *WatchPoliciesRequest) String() string {
 func (*WatchPoliciesRequest) ProtoMessage() {}
 
 func (x *WatchPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[50]
+	mi := &file_isthmus_v1_services_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3903,7 +4082,7 @@ func (x *WatchPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*WatchPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{50}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{53}
 }
 
 type PolicyEvent struct {
@@ -3916,7 +4095,7 @@ type PolicyEvent struct {
 
 func (x *PolicyEvent) Reset() {
 	*x = PolicyEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[51]
+	mi := &file_isthmus_v1_services_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3928,7 +4107,7 @@ func (x *PolicyEvent) String() string {
 func (*PolicyEvent) ProtoMessage() {}
 
 func (x *PolicyEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[51]
+	mi := &file_isthmus_v1_services_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3941,7 +4120,7 @@ func (x *PolicyEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyEvent.ProtoReflect.Descriptor instead.
 func (*PolicyEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{51}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *PolicyEvent) GetType() EventType {
@@ -3982,7 +4161,7 @@ type ProveEgressRequest struct {
 
 func (x *ProveEgressRequest) Reset() {
 	*x = ProveEgressRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[52]
+	mi := &file_isthmus_v1_services_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3994,7 +4173,7 @@ func (x *ProveEgressRequest) String() string {
 func (*ProveEgressRequest) ProtoMessage() {}
 
 func (x *ProveEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[52]
+	mi := &file_isthmus_v1_services_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4007,7 +4186,7 @@ func (x *ProveEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProveEgressRequest.ProtoReflect.Descriptor instead.
 func (*ProveEgressRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{52}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ProveEgressRequest) GetDestinations() []string {
@@ -4060,7 +4239,7 @@ type ProveEgressResponse struct {
 
 func (x *ProveEgressResponse) Reset() {
 	*x = ProveEgressResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[53]
+	mi := &file_isthmus_v1_services_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4072,7 +4251,7 @@ func (x *ProveEgressResponse) String() string {
 func (*ProveEgressResponse) ProtoMessage() {}
 
 func (x *ProveEgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[53]
+	mi := &file_isthmus_v1_services_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4085,7 +4264,7 @@ func (x *ProveEgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProveEgressResponse.ProtoReflect.Descriptor instead.
 func (*ProveEgressResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{53}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ProveEgressResponse) GetProof() *EgressProof {
@@ -4144,7 +4323,7 @@ type EgressProof struct {
 
 func (x *EgressProof) Reset() {
 	*x = EgressProof{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[54]
+	mi := &file_isthmus_v1_services_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4156,7 +4335,7 @@ func (x *EgressProof) String() string {
 func (*EgressProof) ProtoMessage() {}
 
 func (x *EgressProof) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[54]
+	mi := &file_isthmus_v1_services_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4169,7 +4348,7 @@ func (x *EgressProof) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressProof.ProtoReflect.Descriptor instead.
 func (*EgressProof) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{54}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *EgressProof) GetNode() string {
@@ -4271,7 +4450,7 @@ type EgressProofState struct {
 
 func (x *EgressProofState) Reset() {
 	*x = EgressProofState{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[55]
+	mi := &file_isthmus_v1_services_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4283,7 +4462,7 @@ func (x *EgressProofState) String() string {
 func (*EgressProofState) ProtoMessage() {}
 
 func (x *EgressProofState) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[55]
+	mi := &file_isthmus_v1_services_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4296,7 +4475,7 @@ func (x *EgressProofState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressProofState.ProtoReflect.Descriptor instead.
 func (*EgressProofState) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{55}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *EgressProofState) GetName() string {
@@ -4338,7 +4517,7 @@ type CanaryResult struct {
 
 func (x *CanaryResult) Reset() {
 	*x = CanaryResult{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[56]
+	mi := &file_isthmus_v1_services_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4350,7 +4529,7 @@ func (x *CanaryResult) String() string {
 func (*CanaryResult) ProtoMessage() {}
 
 func (x *CanaryResult) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[56]
+	mi := &file_isthmus_v1_services_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4363,7 +4542,7 @@ func (x *CanaryResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CanaryResult.ProtoReflect.Descriptor instead.
 func (*CanaryResult) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{56}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *CanaryResult) GetAddress() string {
@@ -4423,7 +4602,7 @@ type PolicyStatus struct {
 
 func (x *PolicyStatus) Reset() {
 	*x = PolicyStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[57]
+	mi := &file_isthmus_v1_services_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4435,7 +4614,7 @@ func (x *PolicyStatus) String() string {
 func (*PolicyStatus) ProtoMessage() {}
 
 func (x *PolicyStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[57]
+	mi := &file_isthmus_v1_services_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4448,7 +4627,7 @@ func (x *PolicyStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyStatus.ProtoReflect.Descriptor instead.
 func (*PolicyStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{57}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *PolicyStatus) GetName() string {
@@ -4560,7 +4739,7 @@ type ListPoolsRequest struct {
 
 func (x *ListPoolsRequest) Reset() {
 	*x = ListPoolsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[58]
+	mi := &file_isthmus_v1_services_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4572,7 +4751,7 @@ func (x *ListPoolsRequest) String() string {
 func (*ListPoolsRequest) ProtoMessage() {}
 
 func (x *ListPoolsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[58]
+	mi := &file_isthmus_v1_services_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4585,7 +4764,7 @@ func (x *ListPoolsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoolsRequest.ProtoReflect.Descriptor instead.
 func (*ListPoolsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{58}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ListPoolsRequest) GetPageSize() uint32 {
@@ -4612,7 +4791,7 @@ type ListPoolsResponse struct {
 
 func (x *ListPoolsResponse) Reset() {
 	*x = ListPoolsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[59]
+	mi := &file_isthmus_v1_services_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4624,7 +4803,7 @@ func (x *ListPoolsResponse) String() string {
 func (*ListPoolsResponse) ProtoMessage() {}
 
 func (x *ListPoolsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[59]
+	mi := &file_isthmus_v1_services_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4637,7 +4816,7 @@ func (x *ListPoolsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoolsResponse.ProtoReflect.Descriptor instead.
 func (*ListPoolsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{59}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ListPoolsResponse) GetPools() []*PoolStatus {
@@ -4663,7 +4842,7 @@ type GetPoolRequest struct {
 
 func (x *GetPoolRequest) Reset() {
 	*x = GetPoolRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[60]
+	mi := &file_isthmus_v1_services_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4675,7 +4854,7 @@ func (x *GetPoolRequest) String() string {
 func (*GetPoolRequest) ProtoMessage() {}
 
 func (x *GetPoolRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[60]
+	mi := &file_isthmus_v1_services_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4688,7 +4867,7 @@ func (x *GetPoolRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPoolRequest.ProtoReflect.Descriptor instead.
 func (*GetPoolRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{60}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *GetPoolRequest) GetName() string {
@@ -4706,7 +4885,7 @@ type WatchPoolsRequest struct {
 
 func (x *WatchPoolsRequest) Reset() {
 	*x = WatchPoolsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[61]
+	mi := &file_isthmus_v1_services_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4718,7 +4897,7 @@ func (x *WatchPoolsRequest) String() string {
 func (*WatchPoolsRequest) ProtoMessage() {}
 
 func (x *WatchPoolsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[61]
+	mi := &file_isthmus_v1_services_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4731,7 +4910,7 @@ func (x *WatchPoolsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPoolsRequest.ProtoReflect.Descriptor instead.
 func (*WatchPoolsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{61}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{64}
 }
 
 type PoolEvent struct {
@@ -4744,7 +4923,7 @@ type PoolEvent struct {
 
 func (x *PoolEvent) Reset() {
 	*x = PoolEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[62]
+	mi := &file_isthmus_v1_services_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4756,7 +4935,7 @@ func (x *PoolEvent) String() string {
 func (*PoolEvent) ProtoMessage() {}
 
 func (x *PoolEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[62]
+	mi := &file_isthmus_v1_services_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4769,7 +4948,7 @@ func (x *PoolEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolEvent.ProtoReflect.Descriptor instead.
 func (*PoolEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{62}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *PoolEvent) GetType() EventType {
@@ -4803,7 +4982,7 @@ type PoolStatus struct {
 
 func (x *PoolStatus) Reset() {
 	*x = PoolStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[63]
+	mi := &file_isthmus_v1_services_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4815,7 +4994,7 @@ func (x *PoolStatus) String() string {
 func (*PoolStatus) ProtoMessage() {}
 
 func (x *PoolStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[63]
+	mi := &file_isthmus_v1_services_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4828,7 +5007,7 @@ func (x *PoolStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolStatus.ProtoReflect.Descriptor instead.
 func (*PoolStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{63}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *PoolStatus) GetName() string {
@@ -4888,7 +5067,7 @@ type PoolMember struct {
 
 func (x *PoolMember) Reset() {
 	*x = PoolMember{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[64]
+	mi := &file_isthmus_v1_services_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4900,7 +5079,7 @@ func (x *PoolMember) String() string {
 func (*PoolMember) ProtoMessage() {}
 
 func (x *PoolMember) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[64]
+	mi := &file_isthmus_v1_services_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4913,7 +5092,7 @@ func (x *PoolMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolMember.ProtoReflect.Descriptor instead.
 func (*PoolMember) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{64}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *PoolMember) GetAddress() string {
@@ -4990,7 +5169,7 @@ type ProbeTarget struct {
 
 func (x *ProbeTarget) Reset() {
 	*x = ProbeTarget{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[65]
+	mi := &file_isthmus_v1_services_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5002,7 +5181,7 @@ func (x *ProbeTarget) String() string {
 func (*ProbeTarget) ProtoMessage() {}
 
 func (x *ProbeTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[65]
+	mi := &file_isthmus_v1_services_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5015,7 +5194,7 @@ func (x *ProbeTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeTarget.ProtoReflect.Descriptor instead.
 func (*ProbeTarget) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{65}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ProbeTarget) GetTarget() string {
@@ -5064,7 +5243,7 @@ type ListNamesRequest struct {
 
 func (x *ListNamesRequest) Reset() {
 	*x = ListNamesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[66]
+	mi := &file_isthmus_v1_services_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5076,7 +5255,7 @@ func (x *ListNamesRequest) String() string {
 func (*ListNamesRequest) ProtoMessage() {}
 
 func (x *ListNamesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[66]
+	mi := &file_isthmus_v1_services_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5089,7 +5268,7 @@ func (x *ListNamesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNamesRequest.ProtoReflect.Descriptor instead.
 func (*ListNamesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{66}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ListNamesRequest) GetPageSize() uint32 {
@@ -5116,7 +5295,7 @@ type ListNamesResponse struct {
 
 func (x *ListNamesResponse) Reset() {
 	*x = ListNamesResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[67]
+	mi := &file_isthmus_v1_services_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5128,7 +5307,7 @@ func (x *ListNamesResponse) String() string {
 func (*ListNamesResponse) ProtoMessage() {}
 
 func (x *ListNamesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[67]
+	mi := &file_isthmus_v1_services_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5141,7 +5320,7 @@ func (x *ListNamesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNamesResponse.ProtoReflect.Descriptor instead.
 func (*ListNamesResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{67}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *ListNamesResponse) GetNames() []*NameStatus {
@@ -5166,7 +5345,7 @@ type WatchNamesRequest struct {
 
 func (x *WatchNamesRequest) Reset() {
 	*x = WatchNamesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[68]
+	mi := &file_isthmus_v1_services_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5178,7 +5357,7 @@ func (x *WatchNamesRequest) String() string {
 func (*WatchNamesRequest) ProtoMessage() {}
 
 func (x *WatchNamesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[68]
+	mi := &file_isthmus_v1_services_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5191,7 +5370,7 @@ func (x *WatchNamesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchNamesRequest.ProtoReflect.Descriptor instead.
 func (*WatchNamesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{68}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{71}
 }
 
 type NameEvent struct {
@@ -5204,7 +5383,7 @@ type NameEvent struct {
 
 func (x *NameEvent) Reset() {
 	*x = NameEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[69]
+	mi := &file_isthmus_v1_services_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5216,7 +5395,7 @@ func (x *NameEvent) String() string {
 func (*NameEvent) ProtoMessage() {}
 
 func (x *NameEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[69]
+	mi := &file_isthmus_v1_services_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5229,7 +5408,7 @@ func (x *NameEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NameEvent.ProtoReflect.Descriptor instead.
 func (*NameEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{69}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *NameEvent) GetType() EventType {
@@ -5276,7 +5455,7 @@ type NameStatus struct {
 
 func (x *NameStatus) Reset() {
 	*x = NameStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[70]
+	mi := &file_isthmus_v1_services_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5288,7 +5467,7 @@ func (x *NameStatus) String() string {
 func (*NameStatus) ProtoMessage() {}
 
 func (x *NameStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[70]
+	mi := &file_isthmus_v1_services_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5301,7 +5480,7 @@ func (x *NameStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NameStatus.ProtoReflect.Descriptor instead.
 func (*NameStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{70}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *NameStatus) GetName() string {
@@ -5379,7 +5558,7 @@ type GoneAddress struct {
 
 func (x *GoneAddress) Reset() {
 	*x = GoneAddress{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[71]
+	mi := &file_isthmus_v1_services_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5391,7 +5570,7 @@ func (x *GoneAddress) String() string {
 func (*GoneAddress) ProtoMessage() {}
 
 func (x *GoneAddress) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[71]
+	mi := &file_isthmus_v1_services_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5404,7 +5583,7 @@ func (x *GoneAddress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GoneAddress.ProtoReflect.Descriptor instead.
 func (*GoneAddress) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{71}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *GoneAddress) GetAddress() string {
@@ -5435,7 +5614,7 @@ type SealRequest struct {
 
 func (x *SealRequest) Reset() {
 	*x = SealRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[72]
+	mi := &file_isthmus_v1_services_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5447,7 +5626,7 @@ func (x *SealRequest) String() string {
 func (*SealRequest) ProtoMessage() {}
 
 func (x *SealRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[72]
+	mi := &file_isthmus_v1_services_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5460,7 +5639,7 @@ func (x *SealRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealRequest.ProtoReflect.Descriptor instead.
 func (*SealRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{72}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *SealRequest) GetWith() string {
@@ -5487,7 +5666,7 @@ type SealResponse struct {
 
 func (x *SealResponse) Reset() {
 	*x = SealResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[73]
+	mi := &file_isthmus_v1_services_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5499,7 +5678,7 @@ func (x *SealResponse) String() string {
 func (*SealResponse) ProtoMessage() {}
 
 func (x *SealResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[73]
+	mi := &file_isthmus_v1_services_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5512,7 +5691,7 @@ func (x *SealResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealResponse.ProtoReflect.Descriptor instead.
 func (*SealResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{73}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *SealResponse) GetRecovery() string {
@@ -5532,7 +5711,7 @@ type UnsealRequest struct {
 
 func (x *UnsealRequest) Reset() {
 	*x = UnsealRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[74]
+	mi := &file_isthmus_v1_services_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5544,7 +5723,7 @@ func (x *UnsealRequest) String() string {
 func (*UnsealRequest) ProtoMessage() {}
 
 func (x *UnsealRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[74]
+	mi := &file_isthmus_v1_services_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5557,7 +5736,7 @@ func (x *UnsealRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnsealRequest.ProtoReflect.Descriptor instead.
 func (*UnsealRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{74}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *UnsealRequest) GetRecovery() string {
@@ -5578,7 +5757,7 @@ type UnsealResponse struct {
 
 func (x *UnsealResponse) Reset() {
 	*x = UnsealResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[75]
+	mi := &file_isthmus_v1_services_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5590,7 +5769,7 @@ func (x *UnsealResponse) String() string {
 func (*UnsealResponse) ProtoMessage() {}
 
 func (x *UnsealResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[75]
+	mi := &file_isthmus_v1_services_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5603,7 +5782,7 @@ func (x *UnsealResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnsealResponse.ProtoReflect.Descriptor instead.
 func (*UnsealResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{75}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *UnsealResponse) GetNotSealed() string {
@@ -5621,7 +5800,7 @@ type GetMachineRequest struct {
 
 func (x *GetMachineRequest) Reset() {
 	*x = GetMachineRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[76]
+	mi := &file_isthmus_v1_services_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5633,7 +5812,7 @@ func (x *GetMachineRequest) String() string {
 func (*GetMachineRequest) ProtoMessage() {}
 
 func (x *GetMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[76]
+	mi := &file_isthmus_v1_services_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5646,7 +5825,7 @@ func (x *GetMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMachineRequest.ProtoReflect.Descriptor instead.
 func (*GetMachineRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{76}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{79}
 }
 
 // Machine is the state of the machine that the router runs on.
@@ -5679,7 +5858,7 @@ type Machine struct {
 
 func (x *Machine) Reset() {
 	*x = Machine{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[77]
+	mi := &file_isthmus_v1_services_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5691,7 +5870,7 @@ func (x *Machine) String() string {
 func (*Machine) ProtoMessage() {}
 
 func (x *Machine) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[77]
+	mi := &file_isthmus_v1_services_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5704,7 +5883,7 @@ func (x *Machine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Machine.ProtoReflect.Descriptor instead.
 func (*Machine) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{77}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *Machine) GetSlots() []*Slot {
@@ -5804,7 +5983,7 @@ type Slot struct {
 
 func (x *Slot) Reset() {
 	*x = Slot{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[78]
+	mi := &file_isthmus_v1_services_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5816,7 +5995,7 @@ func (x *Slot) String() string {
 func (*Slot) ProtoMessage() {}
 
 func (x *Slot) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[78]
+	mi := &file_isthmus_v1_services_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5829,7 +6008,7 @@ func (x *Slot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Slot.ProtoReflect.Descriptor instead.
 func (*Slot) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{78}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *Slot) GetName() string {
@@ -5913,7 +6092,7 @@ type UpgradeRequest struct {
 
 func (x *UpgradeRequest) Reset() {
 	*x = UpgradeRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[79]
+	mi := &file_isthmus_v1_services_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5925,7 +6104,7 @@ func (x *UpgradeRequest) String() string {
 func (*UpgradeRequest) ProtoMessage() {}
 
 func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[79]
+	mi := &file_isthmus_v1_services_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5938,7 +6117,7 @@ func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeRequest.ProtoReflect.Descriptor instead.
 func (*UpgradeRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{79}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *UpgradeRequest) GetHeader() *UpgradeHeader {
@@ -5971,7 +6150,7 @@ type UpgradeHeader struct {
 
 func (x *UpgradeHeader) Reset() {
 	*x = UpgradeHeader{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[80]
+	mi := &file_isthmus_v1_services_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5983,7 +6162,7 @@ func (x *UpgradeHeader) String() string {
 func (*UpgradeHeader) ProtoMessage() {}
 
 func (x *UpgradeHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[80]
+	mi := &file_isthmus_v1_services_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5996,7 +6175,7 @@ func (x *UpgradeHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeHeader.ProtoReflect.Descriptor instead.
 func (*UpgradeHeader) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{80}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *UpgradeHeader) GetSize() int64 {
@@ -6039,7 +6218,7 @@ type UpgradeResponse struct {
 
 func (x *UpgradeResponse) Reset() {
 	*x = UpgradeResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[81]
+	mi := &file_isthmus_v1_services_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6051,7 +6230,7 @@ func (x *UpgradeResponse) String() string {
 func (*UpgradeResponse) ProtoMessage() {}
 
 func (x *UpgradeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[81]
+	mi := &file_isthmus_v1_services_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6064,7 +6243,7 @@ func (x *UpgradeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeResponse.ProtoReflect.Descriptor instead.
 func (*UpgradeResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{81}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *UpgradeResponse) GetSlot() string {
@@ -6096,7 +6275,7 @@ type RollbackSlotRequest struct {
 
 func (x *RollbackSlotRequest) Reset() {
 	*x = RollbackSlotRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[82]
+	mi := &file_isthmus_v1_services_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6108,7 +6287,7 @@ func (x *RollbackSlotRequest) String() string {
 func (*RollbackSlotRequest) ProtoMessage() {}
 
 func (x *RollbackSlotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[82]
+	mi := &file_isthmus_v1_services_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6121,7 +6300,7 @@ func (x *RollbackSlotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackSlotRequest.ProtoReflect.Descriptor instead.
 func (*RollbackSlotRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{82}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{85}
 }
 
 type RollbackSlotResponse struct {
@@ -6134,7 +6313,7 @@ type RollbackSlotResponse struct {
 
 func (x *RollbackSlotResponse) Reset() {
 	*x = RollbackSlotResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[83]
+	mi := &file_isthmus_v1_services_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6146,7 +6325,7 @@ func (x *RollbackSlotResponse) String() string {
 func (*RollbackSlotResponse) ProtoMessage() {}
 
 func (x *RollbackSlotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[83]
+	mi := &file_isthmus_v1_services_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6159,7 +6338,7 @@ func (x *RollbackSlotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackSlotResponse.ProtoReflect.Descriptor instead.
 func (*RollbackSlotResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{83}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *RollbackSlotResponse) GetSlot() string {
@@ -6177,7 +6356,7 @@ type RebootRequest struct {
 
 func (x *RebootRequest) Reset() {
 	*x = RebootRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[84]
+	mi := &file_isthmus_v1_services_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6189,7 +6368,7 @@ func (x *RebootRequest) String() string {
 func (*RebootRequest) ProtoMessage() {}
 
 func (x *RebootRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[84]
+	mi := &file_isthmus_v1_services_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6202,7 +6381,7 @@ func (x *RebootRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RebootRequest.ProtoReflect.Descriptor instead.
 func (*RebootRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{84}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{87}
 }
 
 type RebootResponse struct {
@@ -6213,7 +6392,7 @@ type RebootResponse struct {
 
 func (x *RebootResponse) Reset() {
 	*x = RebootResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[85]
+	mi := &file_isthmus_v1_services_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6225,7 +6404,7 @@ func (x *RebootResponse) String() string {
 func (*RebootResponse) ProtoMessage() {}
 
 func (x *RebootResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[85]
+	mi := &file_isthmus_v1_services_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6238,7 +6417,7 @@ func (x *RebootResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RebootResponse.ProtoReflect.Descriptor instead.
 func (*RebootResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{85}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{88}
 }
 
 type PowerOffRequest struct {
@@ -6249,7 +6428,7 @@ type PowerOffRequest struct {
 
 func (x *PowerOffRequest) Reset() {
 	*x = PowerOffRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[86]
+	mi := &file_isthmus_v1_services_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6261,7 +6440,7 @@ func (x *PowerOffRequest) String() string {
 func (*PowerOffRequest) ProtoMessage() {}
 
 func (x *PowerOffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[86]
+	mi := &file_isthmus_v1_services_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6274,7 +6453,7 @@ func (x *PowerOffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerOffRequest.ProtoReflect.Descriptor instead.
 func (*PowerOffRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{86}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{89}
 }
 
 type PowerOffResponse struct {
@@ -6285,7 +6464,7 @@ type PowerOffResponse struct {
 
 func (x *PowerOffResponse) Reset() {
 	*x = PowerOffResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[87]
+	mi := &file_isthmus_v1_services_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6297,7 +6476,7 @@ func (x *PowerOffResponse) String() string {
 func (*PowerOffResponse) ProtoMessage() {}
 
 func (x *PowerOffResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[87]
+	mi := &file_isthmus_v1_services_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6310,7 +6489,7 @@ func (x *PowerOffResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerOffResponse.ProtoReflect.Descriptor instead.
 func (*PowerOffResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{87}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{90}
 }
 
 type GetStatusRequest struct {
@@ -6321,7 +6500,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[88]
+	mi := &file_isthmus_v1_services_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6333,7 +6512,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[88]
+	mi := &file_isthmus_v1_services_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6346,7 +6525,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{88}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{91}
 }
 
 type SystemStatus struct {
@@ -6374,7 +6553,7 @@ type SystemStatus struct {
 
 func (x *SystemStatus) Reset() {
 	*x = SystemStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[89]
+	mi := &file_isthmus_v1_services_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6386,7 +6565,7 @@ func (x *SystemStatus) String() string {
 func (*SystemStatus) ProtoMessage() {}
 
 func (x *SystemStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[89]
+	mi := &file_isthmus_v1_services_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6399,7 +6578,7 @@ func (x *SystemStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SystemStatus.ProtoReflect.Descriptor instead.
 func (*SystemStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{89}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *SystemStatus) GetNode() string {
@@ -6503,15 +6682,18 @@ type Summary struct {
 	Ports *PortUse `protobuf:"bytes,12,opt,name=ports,proto3" json:"ports,omitempty"`
 	// Whether the guard's rules are in the kernel, and the packets with a wrong source that they
 	// dropped.
-	Guard         bool   `protobuf:"varint,13,opt,name=guard,proto3" json:"guard,omitempty"`
-	GuardPackets  uint64 `protobuf:"varint,14,opt,name=guard_packets,json=guardPackets,proto3" json:"guard_packets,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Guard        bool   `protobuf:"varint,13,opt,name=guard,proto3" json:"guard,omitempty"`
+	GuardPackets uint64 `protobuf:"varint,14,opt,name=guard_packets,json=guardPackets,proto3" json:"guard_packets,omitempty"`
+	// Tunnels and BGP sessions that the document shuts down.
+	TunnelsDisabled uint32 `protobuf:"varint,15,opt,name=tunnels_disabled,json=tunnelsDisabled,proto3" json:"tunnels_disabled,omitempty"`
+	PeersDisabled   uint32 `protobuf:"varint,16,opt,name=peers_disabled,json=peersDisabled,proto3" json:"peers_disabled,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Summary) Reset() {
 	*x = Summary{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[90]
+	mi := &file_isthmus_v1_services_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6523,7 +6705,7 @@ func (x *Summary) String() string {
 func (*Summary) ProtoMessage() {}
 
 func (x *Summary) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[90]
+	mi := &file_isthmus_v1_services_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6536,7 +6718,7 @@ func (x *Summary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Summary.ProtoReflect.Descriptor instead.
 func (*Summary) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{90}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *Summary) GetTunnels() uint32 {
@@ -6637,6 +6819,20 @@ func (x *Summary) GetGuardPackets() uint64 {
 	return 0
 }
 
+func (x *Summary) GetTunnelsDisabled() uint32 {
+	if x != nil {
+		return x.TunnelsDisabled
+	}
+	return 0
+}
+
+func (x *Summary) GetPeersDisabled() uint32 {
+	if x != nil {
+		return x.PeersDisabled
+	}
+	return 0
+}
+
 // PlatformStatus is the last answer of the platform's metadata service about the machine.
 type PlatformStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -6656,7 +6852,7 @@ type PlatformStatus struct {
 
 func (x *PlatformStatus) Reset() {
 	*x = PlatformStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[91]
+	mi := &file_isthmus_v1_services_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6668,7 +6864,7 @@ func (x *PlatformStatus) String() string {
 func (*PlatformStatus) ProtoMessage() {}
 
 func (x *PlatformStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[91]
+	mi := &file_isthmus_v1_services_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6681,7 +6877,7 @@ func (x *PlatformStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlatformStatus.ProtoReflect.Descriptor instead.
 func (*PlatformStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{91}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *PlatformStatus) GetPlatform() string {
@@ -6752,7 +6948,7 @@ type PlatformInterface struct {
 
 func (x *PlatformInterface) Reset() {
 	*x = PlatformInterface{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[92]
+	mi := &file_isthmus_v1_services_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6764,7 +6960,7 @@ func (x *PlatformInterface) String() string {
 func (*PlatformInterface) ProtoMessage() {}
 
 func (x *PlatformInterface) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[92]
+	mi := &file_isthmus_v1_services_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6777,7 +6973,7 @@ func (x *PlatformInterface) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlatformInterface.ProtoReflect.Descriptor instead.
 func (*PlatformInterface) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{92}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *PlatformInterface) GetName() string {
@@ -6843,7 +7039,7 @@ type Counters struct {
 
 func (x *Counters) Reset() {
 	*x = Counters{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[93]
+	mi := &file_isthmus_v1_services_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6855,7 +7051,7 @@ func (x *Counters) String() string {
 func (*Counters) ProtoMessage() {}
 
 func (x *Counters) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[93]
+	mi := &file_isthmus_v1_services_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6868,7 +7064,7 @@ func (x *Counters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counters.ProtoReflect.Descriptor instead.
 func (*Counters) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{93}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *Counters) GetViciWrites() uint64 {
@@ -6925,7 +7121,7 @@ type SetSecretRequest struct {
 
 func (x *SetSecretRequest) Reset() {
 	*x = SetSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[94]
+	mi := &file_isthmus_v1_services_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6937,7 +7133,7 @@ func (x *SetSecretRequest) String() string {
 func (*SetSecretRequest) ProtoMessage() {}
 
 func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[94]
+	mi := &file_isthmus_v1_services_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6950,7 +7146,7 @@ func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSecretRequest.ProtoReflect.Descriptor instead.
 func (*SetSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{94}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *SetSecretRequest) GetName() string {
@@ -6976,7 +7172,7 @@ type RollbackSecretRequest struct {
 
 func (x *RollbackSecretRequest) Reset() {
 	*x = RollbackSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[95]
+	mi := &file_isthmus_v1_services_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6988,7 +7184,7 @@ func (x *RollbackSecretRequest) String() string {
 func (*RollbackSecretRequest) ProtoMessage() {}
 
 func (x *RollbackSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[95]
+	mi := &file_isthmus_v1_services_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7001,7 +7197,7 @@ func (x *RollbackSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackSecretRequest.ProtoReflect.Descriptor instead.
 func (*RollbackSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{95}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *RollbackSecretRequest) GetName() string {
@@ -7022,7 +7218,7 @@ type ListSecretsRequest struct {
 
 func (x *ListSecretsRequest) Reset() {
 	*x = ListSecretsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[96]
+	mi := &file_isthmus_v1_services_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7034,7 +7230,7 @@ func (x *ListSecretsRequest) String() string {
 func (*ListSecretsRequest) ProtoMessage() {}
 
 func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[96]
+	mi := &file_isthmus_v1_services_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7047,7 +7243,7 @@ func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsRequest.ProtoReflect.Descriptor instead.
 func (*ListSecretsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{96}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *ListSecretsRequest) GetPageSize() uint32 {
@@ -7074,7 +7270,7 @@ type ListSecretsResponse struct {
 
 func (x *ListSecretsResponse) Reset() {
 	*x = ListSecretsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[97]
+	mi := &file_isthmus_v1_services_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7086,7 +7282,7 @@ func (x *ListSecretsResponse) String() string {
 func (*ListSecretsResponse) ProtoMessage() {}
 
 func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[97]
+	mi := &file_isthmus_v1_services_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7099,7 +7295,7 @@ func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsResponse.ProtoReflect.Descriptor instead.
 func (*ListSecretsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{97}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *ListSecretsResponse) GetSecrets() []*SecretInfo {
@@ -7135,7 +7331,7 @@ type SecretInfo struct {
 
 func (x *SecretInfo) Reset() {
 	*x = SecretInfo{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[98]
+	mi := &file_isthmus_v1_services_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7147,7 +7343,7 @@ func (x *SecretInfo) String() string {
 func (*SecretInfo) ProtoMessage() {}
 
 func (x *SecretInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[98]
+	mi := &file_isthmus_v1_services_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7160,7 +7356,7 @@ func (x *SecretInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretInfo.ProtoReflect.Descriptor instead.
 func (*SecretInfo) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{98}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *SecretInfo) GetName() string {
@@ -7207,7 +7403,7 @@ type DeleteSecretRequest struct {
 
 func (x *DeleteSecretRequest) Reset() {
 	*x = DeleteSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[99]
+	mi := &file_isthmus_v1_services_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7219,7 +7415,7 @@ func (x *DeleteSecretRequest) String() string {
 func (*DeleteSecretRequest) ProtoMessage() {}
 
 func (x *DeleteSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[99]
+	mi := &file_isthmus_v1_services_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7232,7 +7428,7 @@ func (x *DeleteSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSecretRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{99}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *DeleteSecretRequest) GetName() string {
@@ -7250,7 +7446,7 @@ type DeleteSecretResponse struct {
 
 func (x *DeleteSecretResponse) Reset() {
 	*x = DeleteSecretResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[100]
+	mi := &file_isthmus_v1_services_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7262,7 +7458,7 @@ func (x *DeleteSecretResponse) String() string {
 func (*DeleteSecretResponse) ProtoMessage() {}
 
 func (x *DeleteSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[100]
+	mi := &file_isthmus_v1_services_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7275,7 +7471,7 @@ func (x *DeleteSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSecretResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSecretResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{100}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{103}
 }
 
 type ListAuditRequest struct {
@@ -7297,7 +7493,7 @@ type ListAuditRequest struct {
 
 func (x *ListAuditRequest) Reset() {
 	*x = ListAuditRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[101]
+	mi := &file_isthmus_v1_services_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7309,7 +7505,7 @@ func (x *ListAuditRequest) String() string {
 func (*ListAuditRequest) ProtoMessage() {}
 
 func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[101]
+	mi := &file_isthmus_v1_services_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7322,7 +7518,7 @@ func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditRequest.ProtoReflect.Descriptor instead.
 func (*ListAuditRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{101}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *ListAuditRequest) GetPageSize() uint32 {
@@ -7380,7 +7576,7 @@ type ListAuditResponse struct {
 
 func (x *ListAuditResponse) Reset() {
 	*x = ListAuditResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[102]
+	mi := &file_isthmus_v1_services_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7392,7 +7588,7 @@ func (x *ListAuditResponse) String() string {
 func (*ListAuditResponse) ProtoMessage() {}
 
 func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[102]
+	mi := &file_isthmus_v1_services_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7405,7 +7601,7 @@ func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditResponse.ProtoReflect.Descriptor instead.
 func (*ListAuditResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{102}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *ListAuditResponse) GetEntries() []*AuditEntry {
@@ -7464,7 +7660,7 @@ type AuditEntry struct {
 
 func (x *AuditEntry) Reset() {
 	*x = AuditEntry{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[103]
+	mi := &file_isthmus_v1_services_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7476,7 +7672,7 @@ func (x *AuditEntry) String() string {
 func (*AuditEntry) ProtoMessage() {}
 
 func (x *AuditEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[103]
+	mi := &file_isthmus_v1_services_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7489,7 +7685,7 @@ func (x *AuditEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditEntry.ProtoReflect.Descriptor instead.
 func (*AuditEntry) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{103}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *AuditEntry) GetTime() *timestamppb.Timestamp {
@@ -7608,7 +7804,7 @@ type RenewAuthorityRequest struct {
 
 func (x *RenewAuthorityRequest) Reset() {
 	*x = RenewAuthorityRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[104]
+	mi := &file_isthmus_v1_services_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7620,7 +7816,7 @@ func (x *RenewAuthorityRequest) String() string {
 func (*RenewAuthorityRequest) ProtoMessage() {}
 
 func (x *RenewAuthorityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[104]
+	mi := &file_isthmus_v1_services_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7633,7 +7829,7 @@ func (x *RenewAuthorityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewAuthorityRequest.ProtoReflect.Descriptor instead.
 func (*RenewAuthorityRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{104}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *RenewAuthorityRequest) GetAtOnce() bool {
@@ -7655,7 +7851,7 @@ type RenewAuthorityResponse struct {
 
 func (x *RenewAuthorityResponse) Reset() {
 	*x = RenewAuthorityResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[105]
+	mi := &file_isthmus_v1_services_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7667,7 +7863,7 @@ func (x *RenewAuthorityResponse) String() string {
 func (*RenewAuthorityResponse) ProtoMessage() {}
 
 func (x *RenewAuthorityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[105]
+	mi := &file_isthmus_v1_services_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7680,7 +7876,7 @@ func (x *RenewAuthorityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewAuthorityResponse.ProtoReflect.Descriptor instead.
 func (*RenewAuthorityResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{105}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *RenewAuthorityResponse) GetAuthority() string {
@@ -7713,7 +7909,7 @@ type IssueClientRequest struct {
 
 func (x *IssueClientRequest) Reset() {
 	*x = IssueClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[106]
+	mi := &file_isthmus_v1_services_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7725,7 +7921,7 @@ func (x *IssueClientRequest) String() string {
 func (*IssueClientRequest) ProtoMessage() {}
 
 func (x *IssueClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[106]
+	mi := &file_isthmus_v1_services_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7738,7 +7934,7 @@ func (x *IssueClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueClientRequest.ProtoReflect.Descriptor instead.
 func (*IssueClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{106}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *IssueClientRequest) GetName() string {
@@ -7782,7 +7978,7 @@ type IssueClientResponse struct {
 
 func (x *IssueClientResponse) Reset() {
 	*x = IssueClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[107]
+	mi := &file_isthmus_v1_services_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7794,7 +7990,7 @@ func (x *IssueClientResponse) String() string {
 func (*IssueClientResponse) ProtoMessage() {}
 
 func (x *IssueClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[107]
+	mi := &file_isthmus_v1_services_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7807,7 +8003,7 @@ func (x *IssueClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueClientResponse.ProtoReflect.Descriptor instead.
 func (*IssueClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{107}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *IssueClientResponse) GetCertificate() string {
@@ -7842,7 +8038,7 @@ type RenewClientRequest struct {
 
 func (x *RenewClientRequest) Reset() {
 	*x = RenewClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[108]
+	mi := &file_isthmus_v1_services_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7854,7 +8050,7 @@ func (x *RenewClientRequest) String() string {
 func (*RenewClientRequest) ProtoMessage() {}
 
 func (x *RenewClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[108]
+	mi := &file_isthmus_v1_services_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7867,7 +8063,7 @@ func (x *RenewClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewClientRequest.ProtoReflect.Descriptor instead.
 func (*RenewClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{108}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *RenewClientRequest) GetCsr() []byte {
@@ -7890,7 +8086,7 @@ type RenewClientResponse struct {
 
 func (x *RenewClientResponse) Reset() {
 	*x = RenewClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[109]
+	mi := &file_isthmus_v1_services_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7902,7 +8098,7 @@ func (x *RenewClientResponse) String() string {
 func (*RenewClientResponse) ProtoMessage() {}
 
 func (x *RenewClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[109]
+	mi := &file_isthmus_v1_services_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7915,7 +8111,7 @@ func (x *RenewClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewClientResponse.ProtoReflect.Descriptor instead.
 func (*RenewClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{109}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *RenewClientResponse) GetCertificate() string {
@@ -7947,7 +8143,7 @@ type ListClientsRequest struct {
 
 func (x *ListClientsRequest) Reset() {
 	*x = ListClientsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[110]
+	mi := &file_isthmus_v1_services_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7959,7 +8155,7 @@ func (x *ListClientsRequest) String() string {
 func (*ListClientsRequest) ProtoMessage() {}
 
 func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[110]
+	mi := &file_isthmus_v1_services_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7972,7 +8168,7 @@ func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsRequest.ProtoReflect.Descriptor instead.
 func (*ListClientsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{110}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{113}
 }
 
 type ListClientsResponse struct {
@@ -7984,7 +8180,7 @@ type ListClientsResponse struct {
 
 func (x *ListClientsResponse) Reset() {
 	*x = ListClientsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[111]
+	mi := &file_isthmus_v1_services_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7996,7 +8192,7 @@ func (x *ListClientsResponse) String() string {
 func (*ListClientsResponse) ProtoMessage() {}
 
 func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[111]
+	mi := &file_isthmus_v1_services_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8009,7 +8205,7 @@ func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsResponse.ProtoReflect.Descriptor instead.
 func (*ListClientsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{111}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *ListClientsResponse) GetClients() []*Client {
@@ -8040,7 +8236,7 @@ type Client struct {
 
 func (x *Client) Reset() {
 	*x = Client{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[112]
+	mi := &file_isthmus_v1_services_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8052,7 +8248,7 @@ func (x *Client) String() string {
 func (*Client) ProtoMessage() {}
 
 func (x *Client) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[112]
+	mi := &file_isthmus_v1_services_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8065,7 +8261,7 @@ func (x *Client) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Client.ProtoReflect.Descriptor instead.
 func (*Client) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{112}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *Client) GetName() string {
@@ -8127,7 +8323,7 @@ type RevokeClientRequest struct {
 
 func (x *RevokeClientRequest) Reset() {
 	*x = RevokeClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[113]
+	mi := &file_isthmus_v1_services_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8139,7 +8335,7 @@ func (x *RevokeClientRequest) String() string {
 func (*RevokeClientRequest) ProtoMessage() {}
 
 func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[113]
+	mi := &file_isthmus_v1_services_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8152,7 +8348,7 @@ func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientRequest.ProtoReflect.Descriptor instead.
 func (*RevokeClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{113}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *RevokeClientRequest) GetSerial() string {
@@ -8170,7 +8366,7 @@ type RevokeClientResponse struct {
 
 func (x *RevokeClientResponse) Reset() {
 	*x = RevokeClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[114]
+	mi := &file_isthmus_v1_services_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8182,7 +8378,7 @@ func (x *RevokeClientResponse) String() string {
 func (*RevokeClientResponse) ProtoMessage() {}
 
 func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[114]
+	mi := &file_isthmus_v1_services_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8195,7 +8391,7 @@ func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientResponse.ProtoReflect.Descriptor instead.
 func (*RevokeClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{114}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{117}
 }
 
 type ListPortsRequest struct {
@@ -8209,7 +8405,7 @@ type ListPortsRequest struct {
 
 func (x *ListPortsRequest) Reset() {
 	*x = ListPortsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[115]
+	mi := &file_isthmus_v1_services_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8221,7 +8417,7 @@ func (x *ListPortsRequest) String() string {
 func (*ListPortsRequest) ProtoMessage() {}
 
 func (x *ListPortsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[115]
+	mi := &file_isthmus_v1_services_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8234,7 +8430,7 @@ func (x *ListPortsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPortsRequest.ProtoReflect.Descriptor instead.
 func (*ListPortsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{115}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *ListPortsRequest) GetPageSize() uint32 {
@@ -8271,7 +8467,7 @@ type ListPortsResponse struct {
 
 func (x *ListPortsResponse) Reset() {
 	*x = ListPortsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[116]
+	mi := &file_isthmus_v1_services_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8283,7 +8479,7 @@ func (x *ListPortsResponse) String() string {
 func (*ListPortsResponse) ProtoMessage() {}
 
 func (x *ListPortsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[116]
+	mi := &file_isthmus_v1_services_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8296,7 +8492,7 @@ func (x *ListPortsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPortsResponse.ProtoReflect.Descriptor instead.
 func (*ListPortsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{116}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *ListPortsResponse) GetPorts() []*PortUse {
@@ -8349,7 +8545,7 @@ type WatchPortsRequest struct {
 
 func (x *WatchPortsRequest) Reset() {
 	*x = WatchPortsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[117]
+	mi := &file_isthmus_v1_services_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8361,7 +8557,7 @@ func (x *WatchPortsRequest) String() string {
 func (*WatchPortsRequest) ProtoMessage() {}
 
 func (x *WatchPortsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[117]
+	mi := &file_isthmus_v1_services_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8374,7 +8570,7 @@ func (x *WatchPortsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPortsRequest.ProtoReflect.Descriptor instead.
 func (*WatchPortsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{117}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{120}
 }
 
 type PortEvent struct {
@@ -8387,7 +8583,7 @@ type PortEvent struct {
 
 func (x *PortEvent) Reset() {
 	*x = PortEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[118]
+	mi := &file_isthmus_v1_services_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8399,7 +8595,7 @@ func (x *PortEvent) String() string {
 func (*PortEvent) ProtoMessage() {}
 
 func (x *PortEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[118]
+	mi := &file_isthmus_v1_services_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8412,7 +8608,7 @@ func (x *PortEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortEvent.ProtoReflect.Descriptor instead.
 func (*PortEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{118}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *PortEvent) GetType() EventType {
@@ -8464,7 +8660,7 @@ type PortUse struct {
 
 func (x *PortUse) Reset() {
 	*x = PortUse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[119]
+	mi := &file_isthmus_v1_services_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8476,7 +8672,7 @@ func (x *PortUse) String() string {
 func (*PortUse) ProtoMessage() {}
 
 func (x *PortUse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[119]
+	mi := &file_isthmus_v1_services_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8489,7 +8685,7 @@ func (x *PortUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortUse.ProtoReflect.Descriptor instead.
 func (*PortUse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{119}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{122}
 }
 
 func (x *PortUse) GetPool() string {
@@ -8598,7 +8794,7 @@ type AddressUse struct {
 
 func (x *AddressUse) Reset() {
 	*x = AddressUse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[120]
+	mi := &file_isthmus_v1_services_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8610,7 +8806,7 @@ func (x *AddressUse) String() string {
 func (*AddressUse) ProtoMessage() {}
 
 func (x *AddressUse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[120]
+	mi := &file_isthmus_v1_services_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8623,7 +8819,7 @@ func (x *AddressUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressUse.ProtoReflect.Descriptor instead.
 func (*AddressUse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{120}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{123}
 }
 
 func (x *AddressUse) GetPool() string {
@@ -8685,7 +8881,7 @@ type ConnectionTable struct {
 
 func (x *ConnectionTable) Reset() {
 	*x = ConnectionTable{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[121]
+	mi := &file_isthmus_v1_services_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8697,7 +8893,7 @@ func (x *ConnectionTable) String() string {
 func (*ConnectionTable) ProtoMessage() {}
 
 func (x *ConnectionTable) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[121]
+	mi := &file_isthmus_v1_services_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8710,7 +8906,7 @@ func (x *ConnectionTable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionTable.ProtoReflect.Descriptor instead.
 func (*ConnectionTable) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{121}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{124}
 }
 
 func (x *ConnectionTable) GetEntries() uint32 {
@@ -8778,7 +8974,7 @@ type EndFlowsRequest struct {
 
 func (x *EndFlowsRequest) Reset() {
 	*x = EndFlowsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[122]
+	mi := &file_isthmus_v1_services_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8790,7 +8986,7 @@ func (x *EndFlowsRequest) String() string {
 func (*EndFlowsRequest) ProtoMessage() {}
 
 func (x *EndFlowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[122]
+	mi := &file_isthmus_v1_services_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8803,7 +8999,7 @@ func (x *EndFlowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndFlowsRequest.ProtoReflect.Descriptor instead.
 func (*EndFlowsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{122}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{125}
 }
 
 func (x *EndFlowsRequest) GetSource() string {
@@ -8844,7 +9040,7 @@ type EndFlowsResponse struct {
 
 func (x *EndFlowsResponse) Reset() {
 	*x = EndFlowsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[123]
+	mi := &file_isthmus_v1_services_proto_msgTypes[126]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8856,7 +9052,7 @@ func (x *EndFlowsResponse) String() string {
 func (*EndFlowsResponse) ProtoMessage() {}
 
 func (x *EndFlowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[123]
+	mi := &file_isthmus_v1_services_proto_msgTypes[126]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8869,7 +9065,7 @@ func (x *EndFlowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndFlowsResponse.ProtoReflect.Descriptor instead.
 func (*EndFlowsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{123}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{126}
 }
 
 func (x *EndFlowsResponse) GetFlows() uint64 {
@@ -8905,7 +9101,7 @@ type WhoRequest struct {
 
 func (x *WhoRequest) Reset() {
 	*x = WhoRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[124]
+	mi := &file_isthmus_v1_services_proto_msgTypes[127]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8917,7 +9113,7 @@ func (x *WhoRequest) String() string {
 func (*WhoRequest) ProtoMessage() {}
 
 func (x *WhoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[124]
+	mi := &file_isthmus_v1_services_proto_msgTypes[127]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8930,7 +9126,7 @@ func (x *WhoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoRequest.ProtoReflect.Descriptor instead.
 func (*WhoRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{124}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{127}
 }
 
 func (x *WhoRequest) GetAddress() string {
@@ -8999,7 +9195,7 @@ type WhoResponse struct {
 
 func (x *WhoResponse) Reset() {
 	*x = WhoResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[125]
+	mi := &file_isthmus_v1_services_proto_msgTypes[128]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9011,7 +9207,7 @@ func (x *WhoResponse) String() string {
 func (*WhoResponse) ProtoMessage() {}
 
 func (x *WhoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[125]
+	mi := &file_isthmus_v1_services_proto_msgTypes[128]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9024,7 +9220,7 @@ func (x *WhoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoResponse.ProtoReflect.Descriptor instead.
 func (*WhoResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{125}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{128}
 }
 
 func (x *WhoResponse) GetFlows() []*TranslatedFlow {
@@ -9087,7 +9283,7 @@ type TranslatedFlow struct {
 
 func (x *TranslatedFlow) Reset() {
 	*x = TranslatedFlow{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[126]
+	mi := &file_isthmus_v1_services_proto_msgTypes[129]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9099,7 +9295,7 @@ func (x *TranslatedFlow) String() string {
 func (*TranslatedFlow) ProtoMessage() {}
 
 func (x *TranslatedFlow) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[126]
+	mi := &file_isthmus_v1_services_proto_msgTypes[129]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9112,7 +9308,7 @@ func (x *TranslatedFlow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TranslatedFlow.ProtoReflect.Descriptor instead.
 func (*TranslatedFlow) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{126}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{129}
 }
 
 func (x *TranslatedFlow) GetStart() *timestamppb.Timestamp {
@@ -9219,7 +9415,7 @@ type EventFilter struct {
 
 func (x *EventFilter) Reset() {
 	*x = EventFilter{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[127]
+	mi := &file_isthmus_v1_services_proto_msgTypes[130]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9231,7 +9427,7 @@ func (x *EventFilter) String() string {
 func (*EventFilter) ProtoMessage() {}
 
 func (x *EventFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[127]
+	mi := &file_isthmus_v1_services_proto_msgTypes[130]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9244,7 +9440,7 @@ func (x *EventFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventFilter.ProtoReflect.Descriptor instead.
 func (*EventFilter) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{127}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{130}
 }
 
 func (x *EventFilter) GetSince() *timestamppb.Timestamp {
@@ -9294,7 +9490,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[128]
+	mi := &file_isthmus_v1_services_proto_msgTypes[131]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9306,7 +9502,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[128]
+	mi := &file_isthmus_v1_services_proto_msgTypes[131]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9319,7 +9515,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{128}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{131}
 }
 
 func (x *ListEventsRequest) GetPageSize() uint32 {
@@ -9354,7 +9550,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[129]
+	mi := &file_isthmus_v1_services_proto_msgTypes[132]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9366,7 +9562,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[129]
+	mi := &file_isthmus_v1_services_proto_msgTypes[132]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9379,7 +9575,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{129}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{132}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -9409,7 +9605,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[130]
+	mi := &file_isthmus_v1_services_proto_msgTypes[133]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9421,7 +9617,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[130]
+	mi := &file_isthmus_v1_services_proto_msgTypes[133]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9434,7 +9630,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{130}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{133}
 }
 
 func (x *WatchEventsRequest) GetResumeToken() string {
@@ -9467,7 +9663,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[131]
+	mi := &file_isthmus_v1_services_proto_msgTypes[134]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9479,7 +9675,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[131]
+	mi := &file_isthmus_v1_services_proto_msgTypes[134]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9492,7 +9688,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{131}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{134}
 }
 
 func (x *WatchEventsResponse) GetType() EventType {
@@ -9551,7 +9747,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[132]
+	mi := &file_isthmus_v1_services_proto_msgTypes[135]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9563,7 +9759,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[132]
+	mi := &file_isthmus_v1_services_proto_msgTypes[135]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9576,7 +9772,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{132}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{135}
 }
 
 func (x *Event) GetSequence() uint64 {
@@ -9710,6 +9906,15 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\x13expected_generation\x18\x04 \x01(\x04H\x00R\x12expectedGeneration\x88\x01\x01\x12@\n" +
 	"\x0econfirm_within\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\rconfirmWithin\x12\x17\n" +
 	"\adry_run\x18\x06 \x01(\bR\x06dryRunB\x16\n" +
+	"\x14_expected_generation\"\xa3\x02\n" +
+	"\x12SetDisabledRequest\x12\x18\n" +
+	"\atunnels\x18\x01 \x03(\tR\atunnels\x12\x14\n" +
+	"\x05peers\x18\x02 \x03(\tR\x05peers\x12\x1a\n" +
+	"\bdisabled\x18\x03 \x01(\bR\bdisabled\x124\n" +
+	"\x13expected_generation\x18\x04 \x01(\x04H\x00R\x12expectedGeneration\x88\x01\x01\x12@\n" +
+	"\x0econfirm_within\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\rconfirmWithin\x12\x17\n" +
+	"\adry_run\x18\x06 \x01(\bR\x06dryRun\x12\x18\n" +
+	"\amessage\x18\a \x01(\tR\amessageB\x16\n" +
 	"\x14_expected_generation\"0\n" +
 	"\x0eConfirmRequest\x12\x1e\n" +
 	"\n" +
@@ -9760,7 +9965,10 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\x06strays\x18\x03 \x03(\v2\x17.isthmus.v1.StrayTunnelR\x06strays\"&\n" +
 	"\x10GetTunnelRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\x15\n" +
-	"\x13WatchTunnelsRequest\"j\n" +
+	"\x13WatchTunnelsRequest\"(\n" +
+	"\x12ResetTunnelRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x15\n" +
+	"\x13ResetTunnelResponse\"j\n" +
 	"\vTunnelEvent\x12)\n" +
 	"\x04type\x18\x01 \x01(\x0e2\x15.isthmus.v1.EventTypeR\x04type\x120\n" +
 	"\x06tunnel\x18\x02 \x01(\v2\x18.isthmus.v1.TunnelStatusR\x06tunnel\"\xe1\b\n" +
@@ -10167,7 +10375,7 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\bcounters\x18\t \x01(\v2\x14.isthmus.v1.CountersR\bcounters\x126\n" +
 	"\bplatform\x18\n" +
 	" \x01(\v2\x1a.isthmus.v1.PlatformStatusR\bplatform\x12-\n" +
-	"\asummary\x18\v \x01(\v2\x13.isthmus.v1.SummaryR\asummary\"\xfd\x03\n" +
+	"\asummary\x18\v \x01(\v2\x13.isthmus.v1.SummaryR\asummary\"\xcf\x04\n" +
 	"\aSummary\x12\x18\n" +
 	"\atunnels\x18\x01 \x01(\rR\atunnels\x12\x1d\n" +
 	"\n" +
@@ -10184,7 +10392,9 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\x16pool_addresses_healthy\x18\v \x01(\rR\x14poolAddressesHealthy\x12)\n" +
 	"\x05ports\x18\f \x01(\v2\x13.isthmus.v1.PortUseR\x05ports\x12\x14\n" +
 	"\x05guard\x18\r \x01(\bR\x05guard\x12#\n" +
-	"\rguard_packets\x18\x0e \x01(\x04R\fguardPackets\"\xf7\x01\n" +
+	"\rguard_packets\x18\x0e \x01(\x04R\fguardPackets\x12)\n" +
+	"\x10tunnels_disabled\x18\x0f \x01(\rR\x0ftunnelsDisabled\x12%\n" +
+	"\x0epeers_disabled\x18\x10 \x01(\rR\rpeersDisabled\"\xf7\x01\n" +
 	"\x0ePlatformStatus\x12\x1a\n" +
 	"\bplatform\x18\x01 \x01(\tR\bplatform\x12\x1a\n" +
 	"\binstance\x18\x02 \x01(\tR\binstance\x12\x16\n" +
@@ -10424,21 +10634,23 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\x12PATH_VIEW_RECEIVED\x10\x01\x12\x16\n" +
 	"\x12PATH_VIEW_ACCEPTED\x10\x02\x12\x16\n" +
 	"\x12PATH_VIEW_REJECTED\x10\x03\x12\x18\n" +
-	"\x14PATH_VIEW_ADVERTISED\x10\x042\xd1\x05\n" +
+	"\x14PATH_VIEW_ADVERTISED\x10\x042\xa5\x06\n" +
 	"\vSpecService\x12K\n" +
 	"\bValidate\x12\x1b.isthmus.v1.ValidateRequest\x1a\x1c.isthmus.v1.ValidateResponse\"\x04\xd0\xd3\x18\x01\x12?\n" +
 	"\x04Plan\x12\x17.isthmus.v1.PlanRequest\x1a\x18.isthmus.v1.PlanResponse\"\x04\xd0\xd3\x18\x01\x12F\n" +
 	"\x05Apply\x12\x18.isthmus.v1.ApplyRequest\x1a\x19.isthmus.v1.ApplyResponse\"\b\xd0\xd3\x18\x02\xd8\xd3\x18\x01\x12T\n" +
-	"\fEditPolicies\x12\x1f.isthmus.v1.EditPoliciesRequest\x1a\x19.isthmus.v1.ApplyResponse\"\b\xd0\xd3\x18\x02\xd8\xd3\x18\x01\x12L\n" +
+	"\fEditPolicies\x12\x1f.isthmus.v1.EditPoliciesRequest\x1a\x19.isthmus.v1.ApplyResponse\"\b\xd0\xd3\x18\x02\xd8\xd3\x18\x01\x12R\n" +
+	"\vSetDisabled\x12\x1e.isthmus.v1.SetDisabledRequest\x1a\x19.isthmus.v1.ApplyResponse\"\b\xd0\xd3\x18\x02\xd8\xd3\x18\x01\x12L\n" +
 	"\aConfirm\x12\x1a.isthmus.v1.ConfirmRequest\x1a\x1b.isthmus.v1.ConfirmResponse\"\b\xd0\xd3\x18\x02\xd8\xd3\x18\x01\x12H\n" +
 	"\aGetSpec\x12\x1a.isthmus.v1.GetSpecRequest\x1a\x1b.isthmus.v1.GetSpecResponse\"\x04\xd0\xd3\x18\x01\x12Z\n" +
 	"\x10GetEffectiveSpec\x12#.isthmus.v1.GetEffectiveSpecRequest\x1a\x1b.isthmus.v1.GetSpecResponse\"\x04\xd0\xd3\x18\x01\x12T\n" +
 	"\vListHistory\x12\x1e.isthmus.v1.ListHistoryRequest\x1a\x1f.isthmus.v1.ListHistoryResponse\"\x04\xd0\xd3\x18\x01\x12L\n" +
-	"\bRollback\x12\x1b.isthmus.v1.RollbackRequest\x1a\x19.isthmus.v1.ApplyResponse\"\b\xd0\xd3\x18\x02\xd8\xd3\x18\x012\x82\x02\n" +
+	"\bRollback\x12\x1b.isthmus.v1.RollbackRequest\x1a\x19.isthmus.v1.ApplyResponse\"\b\xd0\xd3\x18\x02\xd8\xd3\x18\x012\xdc\x02\n" +
 	"\rTunnelService\x12T\n" +
 	"\vListTunnels\x12\x1e.isthmus.v1.ListTunnelsRequest\x1a\x1f.isthmus.v1.ListTunnelsResponse\"\x04\xd0\xd3\x18\x01\x12I\n" +
 	"\tGetTunnel\x12\x1c.isthmus.v1.GetTunnelRequest\x1a\x18.isthmus.v1.TunnelStatus\"\x04\xd0\xd3\x18\x01\x12P\n" +
-	"\fWatchTunnels\x12\x1f.isthmus.v1.WatchTunnelsRequest\x1a\x17.isthmus.v1.TunnelEvent\"\x04\xd0\xd3\x18\x010\x012\xc1\x02\n" +
+	"\fWatchTunnels\x12\x1f.isthmus.v1.WatchTunnelsRequest\x1a\x17.isthmus.v1.TunnelEvent\"\x04\xd0\xd3\x18\x010\x01\x12X\n" +
+	"\vResetTunnel\x12\x1e.isthmus.v1.ResetTunnelRequest\x1a\x1f.isthmus.v1.ResetTunnelResponse\"\b\xd0\xd3\x18\x02\xd8\xd3\x18\x012\xc1\x02\n" +
 	"\n" +
 	"BGPService\x12N\n" +
 	"\tListPeers\x12\x1c.isthmus.v1.ListPeersRequest\x1a\x1d.isthmus.v1.ListPeersResponse\"\x04\xd0\xd3\x18\x01\x12C\n" +
@@ -10512,7 +10724,7 @@ func file_isthmus_v1_services_proto_rawDescGZIP() []byte {
 }
 
 var file_isthmus_v1_services_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 133)
+var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 136)
 var file_isthmus_v1_services_proto_goTypes = []any{
 	(PathView)(0),                   // 0: isthmus.v1.PathView
 	(Change_Action)(0),              // 1: isthmus.v1.Change.Action
@@ -10526,379 +10738,387 @@ var file_isthmus_v1_services_proto_goTypes = []any{
 	(*ApplyRequest)(nil),            // 9: isthmus.v1.ApplyRequest
 	(*ApplyResponse)(nil),           // 10: isthmus.v1.ApplyResponse
 	(*EditPoliciesRequest)(nil),     // 11: isthmus.v1.EditPoliciesRequest
-	(*ConfirmRequest)(nil),          // 12: isthmus.v1.ConfirmRequest
-	(*ConfirmResponse)(nil),         // 13: isthmus.v1.ConfirmResponse
-	(*GetSpecRequest)(nil),          // 14: isthmus.v1.GetSpecRequest
-	(*GetEffectiveSpecRequest)(nil), // 15: isthmus.v1.GetEffectiveSpecRequest
-	(*GetSpecResponse)(nil),         // 16: isthmus.v1.GetSpecResponse
-	(*ListHistoryRequest)(nil),      // 17: isthmus.v1.ListHistoryRequest
-	(*ListHistoryResponse)(nil),     // 18: isthmus.v1.ListHistoryResponse
-	(*Revision)(nil),                // 19: isthmus.v1.Revision
-	(*RollbackRequest)(nil),         // 20: isthmus.v1.RollbackRequest
-	(*ListTunnelsRequest)(nil),      // 21: isthmus.v1.ListTunnelsRequest
-	(*ListTunnelsResponse)(nil),     // 22: isthmus.v1.ListTunnelsResponse
-	(*GetTunnelRequest)(nil),        // 23: isthmus.v1.GetTunnelRequest
-	(*WatchTunnelsRequest)(nil),     // 24: isthmus.v1.WatchTunnelsRequest
-	(*TunnelEvent)(nil),             // 25: isthmus.v1.TunnelEvent
-	(*TunnelStatus)(nil),            // 26: isthmus.v1.TunnelStatus
-	(*WireGuardStatus)(nil),         // 27: isthmus.v1.WireGuardStatus
-	(*Explanation)(nil),             // 28: isthmus.v1.Explanation
-	(*StrayTunnel)(nil),             // 29: isthmus.v1.StrayTunnel
-	(*ListPeersRequest)(nil),        // 30: isthmus.v1.ListPeersRequest
-	(*ListPeersResponse)(nil),       // 31: isthmus.v1.ListPeersResponse
-	(*GetPeerRequest)(nil),          // 32: isthmus.v1.GetPeerRequest
-	(*WatchPeersRequest)(nil),       // 33: isthmus.v1.WatchPeersRequest
-	(*PeerEvent)(nil),               // 34: isthmus.v1.PeerEvent
-	(*ResetPeerRequest)(nil),        // 35: isthmus.v1.ResetPeerRequest
-	(*ResetPeerResponse)(nil),       // 36: isthmus.v1.ResetPeerResponse
-	(*PeerStatus)(nil),              // 37: isthmus.v1.PeerStatus
-	(*PeerFilter)(nil),              // 38: isthmus.v1.PeerFilter
-	(*DiscardedAttribute)(nil),      // 39: isthmus.v1.DiscardedAttribute
-	(*ListRoutesRequest)(nil),       // 40: isthmus.v1.ListRoutesRequest
-	(*ListRoutesResponse)(nil),      // 41: isthmus.v1.ListRoutesResponse
-	(*WatchRoutesRequest)(nil),      // 42: isthmus.v1.WatchRoutesRequest
-	(*RouteEvent)(nil),              // 43: isthmus.v1.RouteEvent
-	(*Route)(nil),                   // 44: isthmus.v1.Route
-	(*NextHop)(nil),                 // 45: isthmus.v1.NextHop
-	(*ListPathsRequest)(nil),        // 46: isthmus.v1.ListPathsRequest
-	(*ListPathsResponse)(nil),       // 47: isthmus.v1.ListPathsResponse
-	(*Path)(nil),                    // 48: isthmus.v1.Path
-	(*ListPoliciesRequest)(nil),     // 49: isthmus.v1.ListPoliciesRequest
-	(*ListPoliciesResponse)(nil),    // 50: isthmus.v1.ListPoliciesResponse
-	(*Drop)(nil),                    // 51: isthmus.v1.Drop
-	(*WatchPoliciesRequest)(nil),    // 52: isthmus.v1.WatchPoliciesRequest
-	(*PolicyEvent)(nil),             // 53: isthmus.v1.PolicyEvent
-	(*ProveEgressRequest)(nil),      // 54: isthmus.v1.ProveEgressRequest
-	(*ProveEgressResponse)(nil),     // 55: isthmus.v1.ProveEgressResponse
-	(*EgressProof)(nil),             // 56: isthmus.v1.EgressProof
-	(*EgressProofState)(nil),        // 57: isthmus.v1.EgressProofState
-	(*CanaryResult)(nil),            // 58: isthmus.v1.CanaryResult
-	(*PolicyStatus)(nil),            // 59: isthmus.v1.PolicyStatus
-	(*ListPoolsRequest)(nil),        // 60: isthmus.v1.ListPoolsRequest
-	(*ListPoolsResponse)(nil),       // 61: isthmus.v1.ListPoolsResponse
-	(*GetPoolRequest)(nil),          // 62: isthmus.v1.GetPoolRequest
-	(*WatchPoolsRequest)(nil),       // 63: isthmus.v1.WatchPoolsRequest
-	(*PoolEvent)(nil),               // 64: isthmus.v1.PoolEvent
-	(*PoolStatus)(nil),              // 65: isthmus.v1.PoolStatus
-	(*PoolMember)(nil),              // 66: isthmus.v1.PoolMember
-	(*ProbeTarget)(nil),             // 67: isthmus.v1.ProbeTarget
-	(*ListNamesRequest)(nil),        // 68: isthmus.v1.ListNamesRequest
-	(*ListNamesResponse)(nil),       // 69: isthmus.v1.ListNamesResponse
-	(*WatchNamesRequest)(nil),       // 70: isthmus.v1.WatchNamesRequest
-	(*NameEvent)(nil),               // 71: isthmus.v1.NameEvent
-	(*NameStatus)(nil),              // 72: isthmus.v1.NameStatus
-	(*GoneAddress)(nil),             // 73: isthmus.v1.GoneAddress
-	(*SealRequest)(nil),             // 74: isthmus.v1.SealRequest
-	(*SealResponse)(nil),            // 75: isthmus.v1.SealResponse
-	(*UnsealRequest)(nil),           // 76: isthmus.v1.UnsealRequest
-	(*UnsealResponse)(nil),          // 77: isthmus.v1.UnsealResponse
-	(*GetMachineRequest)(nil),       // 78: isthmus.v1.GetMachineRequest
-	(*Machine)(nil),                 // 79: isthmus.v1.Machine
-	(*Slot)(nil),                    // 80: isthmus.v1.Slot
-	(*UpgradeRequest)(nil),          // 81: isthmus.v1.UpgradeRequest
-	(*UpgradeHeader)(nil),           // 82: isthmus.v1.UpgradeHeader
-	(*UpgradeResponse)(nil),         // 83: isthmus.v1.UpgradeResponse
-	(*RollbackSlotRequest)(nil),     // 84: isthmus.v1.RollbackSlotRequest
-	(*RollbackSlotResponse)(nil),    // 85: isthmus.v1.RollbackSlotResponse
-	(*RebootRequest)(nil),           // 86: isthmus.v1.RebootRequest
-	(*RebootResponse)(nil),          // 87: isthmus.v1.RebootResponse
-	(*PowerOffRequest)(nil),         // 88: isthmus.v1.PowerOffRequest
-	(*PowerOffResponse)(nil),        // 89: isthmus.v1.PowerOffResponse
-	(*GetStatusRequest)(nil),        // 90: isthmus.v1.GetStatusRequest
-	(*SystemStatus)(nil),            // 91: isthmus.v1.SystemStatus
-	(*Summary)(nil),                 // 92: isthmus.v1.Summary
-	(*PlatformStatus)(nil),          // 93: isthmus.v1.PlatformStatus
-	(*PlatformInterface)(nil),       // 94: isthmus.v1.PlatformInterface
-	(*Counters)(nil),                // 95: isthmus.v1.Counters
-	(*SetSecretRequest)(nil),        // 96: isthmus.v1.SetSecretRequest
-	(*RollbackSecretRequest)(nil),   // 97: isthmus.v1.RollbackSecretRequest
-	(*ListSecretsRequest)(nil),      // 98: isthmus.v1.ListSecretsRequest
-	(*ListSecretsResponse)(nil),     // 99: isthmus.v1.ListSecretsResponse
-	(*SecretInfo)(nil),              // 100: isthmus.v1.SecretInfo
-	(*DeleteSecretRequest)(nil),     // 101: isthmus.v1.DeleteSecretRequest
-	(*DeleteSecretResponse)(nil),    // 102: isthmus.v1.DeleteSecretResponse
-	(*ListAuditRequest)(nil),        // 103: isthmus.v1.ListAuditRequest
-	(*ListAuditResponse)(nil),       // 104: isthmus.v1.ListAuditResponse
-	(*AuditEntry)(nil),              // 105: isthmus.v1.AuditEntry
-	(*RenewAuthorityRequest)(nil),   // 106: isthmus.v1.RenewAuthorityRequest
-	(*RenewAuthorityResponse)(nil),  // 107: isthmus.v1.RenewAuthorityResponse
-	(*IssueClientRequest)(nil),      // 108: isthmus.v1.IssueClientRequest
-	(*IssueClientResponse)(nil),     // 109: isthmus.v1.IssueClientResponse
-	(*RenewClientRequest)(nil),      // 110: isthmus.v1.RenewClientRequest
-	(*RenewClientResponse)(nil),     // 111: isthmus.v1.RenewClientResponse
-	(*ListClientsRequest)(nil),      // 112: isthmus.v1.ListClientsRequest
-	(*ListClientsResponse)(nil),     // 113: isthmus.v1.ListClientsResponse
-	(*Client)(nil),                  // 114: isthmus.v1.Client
-	(*RevokeClientRequest)(nil),     // 115: isthmus.v1.RevokeClientRequest
-	(*RevokeClientResponse)(nil),    // 116: isthmus.v1.RevokeClientResponse
-	(*ListPortsRequest)(nil),        // 117: isthmus.v1.ListPortsRequest
-	(*ListPortsResponse)(nil),       // 118: isthmus.v1.ListPortsResponse
-	(*WatchPortsRequest)(nil),       // 119: isthmus.v1.WatchPortsRequest
-	(*PortEvent)(nil),               // 120: isthmus.v1.PortEvent
-	(*PortUse)(nil),                 // 121: isthmus.v1.PortUse
-	(*AddressUse)(nil),              // 122: isthmus.v1.AddressUse
-	(*ConnectionTable)(nil),         // 123: isthmus.v1.ConnectionTable
-	(*EndFlowsRequest)(nil),         // 124: isthmus.v1.EndFlowsRequest
-	(*EndFlowsResponse)(nil),        // 125: isthmus.v1.EndFlowsResponse
-	(*WhoRequest)(nil),              // 126: isthmus.v1.WhoRequest
-	(*WhoResponse)(nil),             // 127: isthmus.v1.WhoResponse
-	(*TranslatedFlow)(nil),          // 128: isthmus.v1.TranslatedFlow
-	(*EventFilter)(nil),             // 129: isthmus.v1.EventFilter
-	(*ListEventsRequest)(nil),       // 130: isthmus.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),      // 131: isthmus.v1.ListEventsResponse
-	(*WatchEventsRequest)(nil),      // 132: isthmus.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),     // 133: isthmus.v1.WatchEventsResponse
-	(*Event)(nil),                   // 134: isthmus.v1.Event
-	(*Spec)(nil),                    // 135: isthmus.v1.Spec
-	(*Problem)(nil),                 // 136: isthmus.v1.Problem
-	(*durationpb.Duration)(nil),     // 137: google.protobuf.Duration
-	(*EgressPolicy)(nil),            // 138: isthmus.v1.EgressPolicy
-	(*timestamppb.Timestamp)(nil),   // 139: google.protobuf.Timestamp
-	(EventType)(0),                  // 140: isthmus.v1.EventType
-	(*Inside)(nil),                  // 141: isthmus.v1.Inside
-	(*Condition)(nil),               // 142: isthmus.v1.Condition
+	(*SetDisabledRequest)(nil),      // 12: isthmus.v1.SetDisabledRequest
+	(*ConfirmRequest)(nil),          // 13: isthmus.v1.ConfirmRequest
+	(*ConfirmResponse)(nil),         // 14: isthmus.v1.ConfirmResponse
+	(*GetSpecRequest)(nil),          // 15: isthmus.v1.GetSpecRequest
+	(*GetEffectiveSpecRequest)(nil), // 16: isthmus.v1.GetEffectiveSpecRequest
+	(*GetSpecResponse)(nil),         // 17: isthmus.v1.GetSpecResponse
+	(*ListHistoryRequest)(nil),      // 18: isthmus.v1.ListHistoryRequest
+	(*ListHistoryResponse)(nil),     // 19: isthmus.v1.ListHistoryResponse
+	(*Revision)(nil),                // 20: isthmus.v1.Revision
+	(*RollbackRequest)(nil),         // 21: isthmus.v1.RollbackRequest
+	(*ListTunnelsRequest)(nil),      // 22: isthmus.v1.ListTunnelsRequest
+	(*ListTunnelsResponse)(nil),     // 23: isthmus.v1.ListTunnelsResponse
+	(*GetTunnelRequest)(nil),        // 24: isthmus.v1.GetTunnelRequest
+	(*WatchTunnelsRequest)(nil),     // 25: isthmus.v1.WatchTunnelsRequest
+	(*ResetTunnelRequest)(nil),      // 26: isthmus.v1.ResetTunnelRequest
+	(*ResetTunnelResponse)(nil),     // 27: isthmus.v1.ResetTunnelResponse
+	(*TunnelEvent)(nil),             // 28: isthmus.v1.TunnelEvent
+	(*TunnelStatus)(nil),            // 29: isthmus.v1.TunnelStatus
+	(*WireGuardStatus)(nil),         // 30: isthmus.v1.WireGuardStatus
+	(*Explanation)(nil),             // 31: isthmus.v1.Explanation
+	(*StrayTunnel)(nil),             // 32: isthmus.v1.StrayTunnel
+	(*ListPeersRequest)(nil),        // 33: isthmus.v1.ListPeersRequest
+	(*ListPeersResponse)(nil),       // 34: isthmus.v1.ListPeersResponse
+	(*GetPeerRequest)(nil),          // 35: isthmus.v1.GetPeerRequest
+	(*WatchPeersRequest)(nil),       // 36: isthmus.v1.WatchPeersRequest
+	(*PeerEvent)(nil),               // 37: isthmus.v1.PeerEvent
+	(*ResetPeerRequest)(nil),        // 38: isthmus.v1.ResetPeerRequest
+	(*ResetPeerResponse)(nil),       // 39: isthmus.v1.ResetPeerResponse
+	(*PeerStatus)(nil),              // 40: isthmus.v1.PeerStatus
+	(*PeerFilter)(nil),              // 41: isthmus.v1.PeerFilter
+	(*DiscardedAttribute)(nil),      // 42: isthmus.v1.DiscardedAttribute
+	(*ListRoutesRequest)(nil),       // 43: isthmus.v1.ListRoutesRequest
+	(*ListRoutesResponse)(nil),      // 44: isthmus.v1.ListRoutesResponse
+	(*WatchRoutesRequest)(nil),      // 45: isthmus.v1.WatchRoutesRequest
+	(*RouteEvent)(nil),              // 46: isthmus.v1.RouteEvent
+	(*Route)(nil),                   // 47: isthmus.v1.Route
+	(*NextHop)(nil),                 // 48: isthmus.v1.NextHop
+	(*ListPathsRequest)(nil),        // 49: isthmus.v1.ListPathsRequest
+	(*ListPathsResponse)(nil),       // 50: isthmus.v1.ListPathsResponse
+	(*Path)(nil),                    // 51: isthmus.v1.Path
+	(*ListPoliciesRequest)(nil),     // 52: isthmus.v1.ListPoliciesRequest
+	(*ListPoliciesResponse)(nil),    // 53: isthmus.v1.ListPoliciesResponse
+	(*Drop)(nil),                    // 54: isthmus.v1.Drop
+	(*WatchPoliciesRequest)(nil),    // 55: isthmus.v1.WatchPoliciesRequest
+	(*PolicyEvent)(nil),             // 56: isthmus.v1.PolicyEvent
+	(*ProveEgressRequest)(nil),      // 57: isthmus.v1.ProveEgressRequest
+	(*ProveEgressResponse)(nil),     // 58: isthmus.v1.ProveEgressResponse
+	(*EgressProof)(nil),             // 59: isthmus.v1.EgressProof
+	(*EgressProofState)(nil),        // 60: isthmus.v1.EgressProofState
+	(*CanaryResult)(nil),            // 61: isthmus.v1.CanaryResult
+	(*PolicyStatus)(nil),            // 62: isthmus.v1.PolicyStatus
+	(*ListPoolsRequest)(nil),        // 63: isthmus.v1.ListPoolsRequest
+	(*ListPoolsResponse)(nil),       // 64: isthmus.v1.ListPoolsResponse
+	(*GetPoolRequest)(nil),          // 65: isthmus.v1.GetPoolRequest
+	(*WatchPoolsRequest)(nil),       // 66: isthmus.v1.WatchPoolsRequest
+	(*PoolEvent)(nil),               // 67: isthmus.v1.PoolEvent
+	(*PoolStatus)(nil),              // 68: isthmus.v1.PoolStatus
+	(*PoolMember)(nil),              // 69: isthmus.v1.PoolMember
+	(*ProbeTarget)(nil),             // 70: isthmus.v1.ProbeTarget
+	(*ListNamesRequest)(nil),        // 71: isthmus.v1.ListNamesRequest
+	(*ListNamesResponse)(nil),       // 72: isthmus.v1.ListNamesResponse
+	(*WatchNamesRequest)(nil),       // 73: isthmus.v1.WatchNamesRequest
+	(*NameEvent)(nil),               // 74: isthmus.v1.NameEvent
+	(*NameStatus)(nil),              // 75: isthmus.v1.NameStatus
+	(*GoneAddress)(nil),             // 76: isthmus.v1.GoneAddress
+	(*SealRequest)(nil),             // 77: isthmus.v1.SealRequest
+	(*SealResponse)(nil),            // 78: isthmus.v1.SealResponse
+	(*UnsealRequest)(nil),           // 79: isthmus.v1.UnsealRequest
+	(*UnsealResponse)(nil),          // 80: isthmus.v1.UnsealResponse
+	(*GetMachineRequest)(nil),       // 81: isthmus.v1.GetMachineRequest
+	(*Machine)(nil),                 // 82: isthmus.v1.Machine
+	(*Slot)(nil),                    // 83: isthmus.v1.Slot
+	(*UpgradeRequest)(nil),          // 84: isthmus.v1.UpgradeRequest
+	(*UpgradeHeader)(nil),           // 85: isthmus.v1.UpgradeHeader
+	(*UpgradeResponse)(nil),         // 86: isthmus.v1.UpgradeResponse
+	(*RollbackSlotRequest)(nil),     // 87: isthmus.v1.RollbackSlotRequest
+	(*RollbackSlotResponse)(nil),    // 88: isthmus.v1.RollbackSlotResponse
+	(*RebootRequest)(nil),           // 89: isthmus.v1.RebootRequest
+	(*RebootResponse)(nil),          // 90: isthmus.v1.RebootResponse
+	(*PowerOffRequest)(nil),         // 91: isthmus.v1.PowerOffRequest
+	(*PowerOffResponse)(nil),        // 92: isthmus.v1.PowerOffResponse
+	(*GetStatusRequest)(nil),        // 93: isthmus.v1.GetStatusRequest
+	(*SystemStatus)(nil),            // 94: isthmus.v1.SystemStatus
+	(*Summary)(nil),                 // 95: isthmus.v1.Summary
+	(*PlatformStatus)(nil),          // 96: isthmus.v1.PlatformStatus
+	(*PlatformInterface)(nil),       // 97: isthmus.v1.PlatformInterface
+	(*Counters)(nil),                // 98: isthmus.v1.Counters
+	(*SetSecretRequest)(nil),        // 99: isthmus.v1.SetSecretRequest
+	(*RollbackSecretRequest)(nil),   // 100: isthmus.v1.RollbackSecretRequest
+	(*ListSecretsRequest)(nil),      // 101: isthmus.v1.ListSecretsRequest
+	(*ListSecretsResponse)(nil),     // 102: isthmus.v1.ListSecretsResponse
+	(*SecretInfo)(nil),              // 103: isthmus.v1.SecretInfo
+	(*DeleteSecretRequest)(nil),     // 104: isthmus.v1.DeleteSecretRequest
+	(*DeleteSecretResponse)(nil),    // 105: isthmus.v1.DeleteSecretResponse
+	(*ListAuditRequest)(nil),        // 106: isthmus.v1.ListAuditRequest
+	(*ListAuditResponse)(nil),       // 107: isthmus.v1.ListAuditResponse
+	(*AuditEntry)(nil),              // 108: isthmus.v1.AuditEntry
+	(*RenewAuthorityRequest)(nil),   // 109: isthmus.v1.RenewAuthorityRequest
+	(*RenewAuthorityResponse)(nil),  // 110: isthmus.v1.RenewAuthorityResponse
+	(*IssueClientRequest)(nil),      // 111: isthmus.v1.IssueClientRequest
+	(*IssueClientResponse)(nil),     // 112: isthmus.v1.IssueClientResponse
+	(*RenewClientRequest)(nil),      // 113: isthmus.v1.RenewClientRequest
+	(*RenewClientResponse)(nil),     // 114: isthmus.v1.RenewClientResponse
+	(*ListClientsRequest)(nil),      // 115: isthmus.v1.ListClientsRequest
+	(*ListClientsResponse)(nil),     // 116: isthmus.v1.ListClientsResponse
+	(*Client)(nil),                  // 117: isthmus.v1.Client
+	(*RevokeClientRequest)(nil),     // 118: isthmus.v1.RevokeClientRequest
+	(*RevokeClientResponse)(nil),    // 119: isthmus.v1.RevokeClientResponse
+	(*ListPortsRequest)(nil),        // 120: isthmus.v1.ListPortsRequest
+	(*ListPortsResponse)(nil),       // 121: isthmus.v1.ListPortsResponse
+	(*WatchPortsRequest)(nil),       // 122: isthmus.v1.WatchPortsRequest
+	(*PortEvent)(nil),               // 123: isthmus.v1.PortEvent
+	(*PortUse)(nil),                 // 124: isthmus.v1.PortUse
+	(*AddressUse)(nil),              // 125: isthmus.v1.AddressUse
+	(*ConnectionTable)(nil),         // 126: isthmus.v1.ConnectionTable
+	(*EndFlowsRequest)(nil),         // 127: isthmus.v1.EndFlowsRequest
+	(*EndFlowsResponse)(nil),        // 128: isthmus.v1.EndFlowsResponse
+	(*WhoRequest)(nil),              // 129: isthmus.v1.WhoRequest
+	(*WhoResponse)(nil),             // 130: isthmus.v1.WhoResponse
+	(*TranslatedFlow)(nil),          // 131: isthmus.v1.TranslatedFlow
+	(*EventFilter)(nil),             // 132: isthmus.v1.EventFilter
+	(*ListEventsRequest)(nil),       // 133: isthmus.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),      // 134: isthmus.v1.ListEventsResponse
+	(*WatchEventsRequest)(nil),      // 135: isthmus.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),     // 136: isthmus.v1.WatchEventsResponse
+	(*Event)(nil),                   // 137: isthmus.v1.Event
+	(*Spec)(nil),                    // 138: isthmus.v1.Spec
+	(*Problem)(nil),                 // 139: isthmus.v1.Problem
+	(*durationpb.Duration)(nil),     // 140: google.protobuf.Duration
+	(*EgressPolicy)(nil),            // 141: isthmus.v1.EgressPolicy
+	(*timestamppb.Timestamp)(nil),   // 142: google.protobuf.Timestamp
+	(EventType)(0),                  // 143: isthmus.v1.EventType
+	(*Inside)(nil),                  // 144: isthmus.v1.Inside
+	(*Condition)(nil),               // 145: isthmus.v1.Condition
 }
 var file_isthmus_v1_services_proto_depIdxs = []int32{
-	135, // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
-	136, // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
+	138, // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
+	139, // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
 	2,   // 2: isthmus.v1.ValidateRequest.source:type_name -> isthmus.v1.Source
-	136, // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
-	136, // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
+	139, // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
+	139, // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
 	2,   // 5: isthmus.v1.PlanRequest.source:type_name -> isthmus.v1.Source
 	1,   // 6: isthmus.v1.Change.action:type_name -> isthmus.v1.Change.Action
 	7,   // 7: isthmus.v1.PlanResponse.changes:type_name -> isthmus.v1.Change
-	136, // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
+	139, // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
 	2,   // 9: isthmus.v1.ApplyRequest.source:type_name -> isthmus.v1.Source
-	137, // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
+	140, // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
 	7,   // 11: isthmus.v1.ApplyResponse.changes:type_name -> isthmus.v1.Change
-	136, // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
-	137, // 13: isthmus.v1.ApplyResponse.goes_back_in:type_name -> google.protobuf.Duration
-	138, // 14: isthmus.v1.EditPoliciesRequest.set:type_name -> isthmus.v1.EgressPolicy
-	137, // 15: isthmus.v1.EditPoliciesRequest.confirm_within:type_name -> google.protobuf.Duration
-	135, // 16: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
-	19,  // 17: isthmus.v1.ListHistoryResponse.revisions:type_name -> isthmus.v1.Revision
-	139, // 18: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
-	137, // 19: isthmus.v1.RollbackRequest.confirm_within:type_name -> google.protobuf.Duration
-	26,  // 20: isthmus.v1.ListTunnelsResponse.tunnels:type_name -> isthmus.v1.TunnelStatus
-	29,  // 21: isthmus.v1.ListTunnelsResponse.strays:type_name -> isthmus.v1.StrayTunnel
-	140, // 22: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
-	26,  // 23: isthmus.v1.TunnelEvent.tunnel:type_name -> isthmus.v1.TunnelStatus
-	139, // 24: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
-	141, // 25: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
-	139, // 26: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
-	139, // 27: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
-	139, // 28: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
-	142, // 29: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
-	28,  // 30: isthmus.v1.TunnelStatus.explanation:type_name -> isthmus.v1.Explanation
-	139, // 31: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
-	139, // 32: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
-	139, // 33: isthmus.v1.TunnelStatus.last_error_since:type_name -> google.protobuf.Timestamp
-	139, // 34: isthmus.v1.TunnelStatus.data_received:type_name -> google.protobuf.Timestamp
-	27,  // 35: isthmus.v1.TunnelStatus.wireguard:type_name -> isthmus.v1.WireGuardStatus
-	139, // 36: isthmus.v1.WireGuardStatus.last_handshake:type_name -> google.protobuf.Timestamp
-	137, // 37: isthmus.v1.WireGuardStatus.keepalive:type_name -> google.protobuf.Duration
-	139, // 38: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
-	139, // 39: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
-	139, // 40: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
-	37,  // 41: isthmus.v1.ListPeersResponse.peers:type_name -> isthmus.v1.PeerStatus
-	140, // 42: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
-	37,  // 43: isthmus.v1.PeerEvent.peer:type_name -> isthmus.v1.PeerStatus
-	139, // 44: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
-	137, // 45: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
-	142, // 46: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
-	139, // 47: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
-	38,  // 48: isthmus.v1.PeerStatus.filter:type_name -> isthmus.v1.PeerFilter
-	139, // 49: isthmus.v1.PeerStatus.last_error_time:type_name -> google.protobuf.Timestamp
-	39,  // 50: isthmus.v1.PeerFilter.discarded:type_name -> isthmus.v1.DiscardedAttribute
-	44,  // 51: isthmus.v1.ListRoutesResponse.routes:type_name -> isthmus.v1.Route
-	140, // 52: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
-	44,  // 53: isthmus.v1.RouteEvent.route:type_name -> isthmus.v1.Route
-	45,  // 54: isthmus.v1.Route.next_hops:type_name -> isthmus.v1.NextHop
-	139, // 55: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
-	142, // 56: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
-	0,   // 57: isthmus.v1.ListPathsRequest.view:type_name -> isthmus.v1.PathView
-	44,  // 58: isthmus.v1.ListPathsResponse.route:type_name -> isthmus.v1.Route
-	48,  // 59: isthmus.v1.ListPathsResponse.paths:type_name -> isthmus.v1.Path
-	139, // 60: isthmus.v1.Path.since:type_name -> google.protobuf.Timestamp
-	59,  // 61: isthmus.v1.ListPoliciesResponse.policies:type_name -> isthmus.v1.PolicyStatus
-	51,  // 62: isthmus.v1.ListPoliciesResponse.drops:type_name -> isthmus.v1.Drop
-	140, // 63: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
-	59,  // 64: isthmus.v1.PolicyEvent.policy:type_name -> isthmus.v1.PolicyStatus
-	56,  // 65: isthmus.v1.ProveEgressResponse.proof:type_name -> isthmus.v1.EgressProof
-	139, // 66: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
-	57,  // 67: isthmus.v1.EgressProof.states:type_name -> isthmus.v1.EgressProofState
-	58,  // 68: isthmus.v1.EgressProof.canaries:type_name -> isthmus.v1.CanaryResult
-	65,  // 69: isthmus.v1.ListPoolsResponse.pools:type_name -> isthmus.v1.PoolStatus
-	140, // 70: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
-	65,  // 71: isthmus.v1.PoolEvent.pool:type_name -> isthmus.v1.PoolStatus
-	66,  // 72: isthmus.v1.PoolStatus.members:type_name -> isthmus.v1.PoolMember
-	139, // 73: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
-	67,  // 74: isthmus.v1.PoolMember.targets:type_name -> isthmus.v1.ProbeTarget
-	139, // 75: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
-	139, // 76: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
-	72,  // 77: isthmus.v1.ListNamesResponse.names:type_name -> isthmus.v1.NameStatus
-	140, // 78: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
-	72,  // 79: isthmus.v1.NameEvent.name:type_name -> isthmus.v1.NameStatus
-	139, // 80: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
-	139, // 81: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
-	73,  // 82: isthmus.v1.NameStatus.gone:type_name -> isthmus.v1.GoneAddress
-	139, // 83: isthmus.v1.NameStatus.differs:type_name -> google.protobuf.Timestamp
-	139, // 84: isthmus.v1.GoneAddress.since:type_name -> google.protobuf.Timestamp
-	80,  // 85: isthmus.v1.Machine.slots:type_name -> isthmus.v1.Slot
-	139, // 86: isthmus.v1.Slot.deadline:type_name -> google.protobuf.Timestamp
-	82,  // 87: isthmus.v1.UpgradeRequest.header:type_name -> isthmus.v1.UpgradeHeader
-	139, // 88: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
-	139, // 89: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
-	142, // 90: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
-	95,  // 91: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
-	93,  // 92: isthmus.v1.SystemStatus.platform:type_name -> isthmus.v1.PlatformStatus
-	92,  // 93: isthmus.v1.SystemStatus.summary:type_name -> isthmus.v1.Summary
-	121, // 94: isthmus.v1.Summary.ports:type_name -> isthmus.v1.PortUse
-	94,  // 95: isthmus.v1.PlatformStatus.interfaces:type_name -> isthmus.v1.PlatformInterface
-	139, // 96: isthmus.v1.PlatformStatus.read:type_name -> google.protobuf.Timestamp
-	100, // 97: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
-	139, // 98: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
-	139, // 99: isthmus.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
-	139, // 100: isthmus.v1.ListAuditRequest.until:type_name -> google.protobuf.Timestamp
-	105, // 101: isthmus.v1.ListAuditResponse.entries:type_name -> isthmus.v1.AuditEntry
-	139, // 102: isthmus.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
-	139, // 103: isthmus.v1.RenewAuthorityResponse.former_until:type_name -> google.protobuf.Timestamp
-	137, // 104: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
-	114, // 105: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
-	114, // 106: isthmus.v1.RenewClientResponse.client:type_name -> isthmus.v1.Client
-	114, // 107: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
-	139, // 108: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
-	139, // 109: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
-	121, // 110: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
-	122, // 111: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
-	123, // 112: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
-	139, // 113: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
-	140, // 114: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
-	121, // 115: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
-	137, // 116: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
-	139, // 117: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
-	137, // 118: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
-	128, // 119: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
-	139, // 120: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
-	139, // 121: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
-	139, // 122: isthmus.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
-	139, // 123: isthmus.v1.EventFilter.until:type_name -> google.protobuf.Timestamp
-	129, // 124: isthmus.v1.ListEventsRequest.filter:type_name -> isthmus.v1.EventFilter
-	134, // 125: isthmus.v1.ListEventsResponse.events:type_name -> isthmus.v1.Event
-	129, // 126: isthmus.v1.WatchEventsRequest.filter:type_name -> isthmus.v1.EventFilter
-	140, // 127: isthmus.v1.WatchEventsResponse.type:type_name -> isthmus.v1.EventType
-	134, // 128: isthmus.v1.WatchEventsResponse.event:type_name -> isthmus.v1.Event
-	139, // 129: isthmus.v1.Event.time:type_name -> google.protobuf.Timestamp
-	137, // 130: isthmus.v1.Event.lasted:type_name -> google.protobuf.Duration
-	4,   // 131: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
-	6,   // 132: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
-	9,   // 133: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
-	11,  // 134: isthmus.v1.SpecService.EditPolicies:input_type -> isthmus.v1.EditPoliciesRequest
-	12,  // 135: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
-	14,  // 136: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
-	15,  // 137: isthmus.v1.SpecService.GetEffectiveSpec:input_type -> isthmus.v1.GetEffectiveSpecRequest
-	17,  // 138: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
-	20,  // 139: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
-	21,  // 140: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
-	23,  // 141: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
-	24,  // 142: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
-	30,  // 143: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
-	32,  // 144: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
-	33,  // 145: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
-	35,  // 146: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
-	40,  // 147: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
-	42,  // 148: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
-	46,  // 149: isthmus.v1.RouteService.ListPaths:input_type -> isthmus.v1.ListPathsRequest
-	49,  // 150: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
-	52,  // 151: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
-	54,  // 152: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
-	126, // 153: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
-	124, // 154: isthmus.v1.NATService.EndFlows:input_type -> isthmus.v1.EndFlowsRequest
-	60,  // 155: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
-	62,  // 156: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
-	63,  // 157: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
-	68,  // 158: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
-	70,  // 159: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
-	90,  // 160: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
-	78,  // 161: isthmus.v1.SystemService.GetMachine:input_type -> isthmus.v1.GetMachineRequest
-	81,  // 162: isthmus.v1.SystemService.Upgrade:input_type -> isthmus.v1.UpgradeRequest
-	84,  // 163: isthmus.v1.SystemService.RollbackSlot:input_type -> isthmus.v1.RollbackSlotRequest
-	86,  // 164: isthmus.v1.SystemService.Reboot:input_type -> isthmus.v1.RebootRequest
-	88,  // 165: isthmus.v1.SystemService.PowerOff:input_type -> isthmus.v1.PowerOffRequest
-	74,  // 166: isthmus.v1.SystemService.Seal:input_type -> isthmus.v1.SealRequest
-	76,  // 167: isthmus.v1.SystemService.Unseal:input_type -> isthmus.v1.UnsealRequest
-	96,  // 168: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
-	96,  // 169: isthmus.v1.SecretService.AddSecret:input_type -> isthmus.v1.SetSecretRequest
-	97,  // 170: isthmus.v1.SecretService.RollbackSecret:input_type -> isthmus.v1.RollbackSecretRequest
-	98,  // 171: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
-	101, // 172: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
-	108, // 173: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
-	112, // 174: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
-	115, // 175: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
-	110, // 176: isthmus.v1.AccessService.RenewClient:input_type -> isthmus.v1.RenewClientRequest
-	106, // 177: isthmus.v1.AccessService.RenewAuthority:input_type -> isthmus.v1.RenewAuthorityRequest
-	103, // 178: isthmus.v1.AccessService.ListAudit:input_type -> isthmus.v1.ListAuditRequest
-	117, // 179: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
-	119, // 180: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
-	130, // 181: isthmus.v1.EventService.ListEvents:input_type -> isthmus.v1.ListEventsRequest
-	132, // 182: isthmus.v1.EventService.WatchEvents:input_type -> isthmus.v1.WatchEventsRequest
-	5,   // 183: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
-	8,   // 184: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
-	10,  // 185: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
-	10,  // 186: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
-	13,  // 187: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
-	16,  // 188: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
-	16,  // 189: isthmus.v1.SpecService.GetEffectiveSpec:output_type -> isthmus.v1.GetSpecResponse
-	18,  // 190: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
-	10,  // 191: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
-	22,  // 192: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
-	26,  // 193: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
-	25,  // 194: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
-	31,  // 195: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
-	37,  // 196: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
-	34,  // 197: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
-	36,  // 198: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
-	41,  // 199: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
-	43,  // 200: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
-	47,  // 201: isthmus.v1.RouteService.ListPaths:output_type -> isthmus.v1.ListPathsResponse
-	50,  // 202: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
-	53,  // 203: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
-	55,  // 204: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
-	127, // 205: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
-	125, // 206: isthmus.v1.NATService.EndFlows:output_type -> isthmus.v1.EndFlowsResponse
-	61,  // 207: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
-	65,  // 208: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
-	64,  // 209: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
-	69,  // 210: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
-	71,  // 211: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
-	91,  // 212: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
-	79,  // 213: isthmus.v1.SystemService.GetMachine:output_type -> isthmus.v1.Machine
-	83,  // 214: isthmus.v1.SystemService.Upgrade:output_type -> isthmus.v1.UpgradeResponse
-	85,  // 215: isthmus.v1.SystemService.RollbackSlot:output_type -> isthmus.v1.RollbackSlotResponse
-	87,  // 216: isthmus.v1.SystemService.Reboot:output_type -> isthmus.v1.RebootResponse
-	89,  // 217: isthmus.v1.SystemService.PowerOff:output_type -> isthmus.v1.PowerOffResponse
-	75,  // 218: isthmus.v1.SystemService.Seal:output_type -> isthmus.v1.SealResponse
-	77,  // 219: isthmus.v1.SystemService.Unseal:output_type -> isthmus.v1.UnsealResponse
-	100, // 220: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
-	100, // 221: isthmus.v1.SecretService.AddSecret:output_type -> isthmus.v1.SecretInfo
-	100, // 222: isthmus.v1.SecretService.RollbackSecret:output_type -> isthmus.v1.SecretInfo
-	99,  // 223: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
-	102, // 224: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
-	109, // 225: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
-	113, // 226: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
-	116, // 227: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
-	111, // 228: isthmus.v1.AccessService.RenewClient:output_type -> isthmus.v1.RenewClientResponse
-	107, // 229: isthmus.v1.AccessService.RenewAuthority:output_type -> isthmus.v1.RenewAuthorityResponse
-	104, // 230: isthmus.v1.AccessService.ListAudit:output_type -> isthmus.v1.ListAuditResponse
-	118, // 231: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
-	120, // 232: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
-	131, // 233: isthmus.v1.EventService.ListEvents:output_type -> isthmus.v1.ListEventsResponse
-	133, // 234: isthmus.v1.EventService.WatchEvents:output_type -> isthmus.v1.WatchEventsResponse
-	183, // [183:235] is the sub-list for method output_type
-	131, // [131:183] is the sub-list for method input_type
-	131, // [131:131] is the sub-list for extension type_name
-	131, // [131:131] is the sub-list for extension extendee
-	0,   // [0:131] is the sub-list for field type_name
+	139, // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
+	140, // 13: isthmus.v1.ApplyResponse.goes_back_in:type_name -> google.protobuf.Duration
+	141, // 14: isthmus.v1.EditPoliciesRequest.set:type_name -> isthmus.v1.EgressPolicy
+	140, // 15: isthmus.v1.EditPoliciesRequest.confirm_within:type_name -> google.protobuf.Duration
+	140, // 16: isthmus.v1.SetDisabledRequest.confirm_within:type_name -> google.protobuf.Duration
+	138, // 17: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
+	20,  // 18: isthmus.v1.ListHistoryResponse.revisions:type_name -> isthmus.v1.Revision
+	142, // 19: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
+	140, // 20: isthmus.v1.RollbackRequest.confirm_within:type_name -> google.protobuf.Duration
+	29,  // 21: isthmus.v1.ListTunnelsResponse.tunnels:type_name -> isthmus.v1.TunnelStatus
+	32,  // 22: isthmus.v1.ListTunnelsResponse.strays:type_name -> isthmus.v1.StrayTunnel
+	143, // 23: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
+	29,  // 24: isthmus.v1.TunnelEvent.tunnel:type_name -> isthmus.v1.TunnelStatus
+	142, // 25: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
+	144, // 26: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
+	142, // 27: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
+	142, // 28: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
+	142, // 29: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
+	145, // 30: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
+	31,  // 31: isthmus.v1.TunnelStatus.explanation:type_name -> isthmus.v1.Explanation
+	142, // 32: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
+	142, // 33: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
+	142, // 34: isthmus.v1.TunnelStatus.last_error_since:type_name -> google.protobuf.Timestamp
+	142, // 35: isthmus.v1.TunnelStatus.data_received:type_name -> google.protobuf.Timestamp
+	30,  // 36: isthmus.v1.TunnelStatus.wireguard:type_name -> isthmus.v1.WireGuardStatus
+	142, // 37: isthmus.v1.WireGuardStatus.last_handshake:type_name -> google.protobuf.Timestamp
+	140, // 38: isthmus.v1.WireGuardStatus.keepalive:type_name -> google.protobuf.Duration
+	142, // 39: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
+	142, // 40: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
+	142, // 41: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
+	40,  // 42: isthmus.v1.ListPeersResponse.peers:type_name -> isthmus.v1.PeerStatus
+	143, // 43: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
+	40,  // 44: isthmus.v1.PeerEvent.peer:type_name -> isthmus.v1.PeerStatus
+	142, // 45: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
+	140, // 46: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
+	145, // 47: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
+	142, // 48: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
+	41,  // 49: isthmus.v1.PeerStatus.filter:type_name -> isthmus.v1.PeerFilter
+	142, // 50: isthmus.v1.PeerStatus.last_error_time:type_name -> google.protobuf.Timestamp
+	42,  // 51: isthmus.v1.PeerFilter.discarded:type_name -> isthmus.v1.DiscardedAttribute
+	47,  // 52: isthmus.v1.ListRoutesResponse.routes:type_name -> isthmus.v1.Route
+	143, // 53: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
+	47,  // 54: isthmus.v1.RouteEvent.route:type_name -> isthmus.v1.Route
+	48,  // 55: isthmus.v1.Route.next_hops:type_name -> isthmus.v1.NextHop
+	142, // 56: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
+	145, // 57: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
+	0,   // 58: isthmus.v1.ListPathsRequest.view:type_name -> isthmus.v1.PathView
+	47,  // 59: isthmus.v1.ListPathsResponse.route:type_name -> isthmus.v1.Route
+	51,  // 60: isthmus.v1.ListPathsResponse.paths:type_name -> isthmus.v1.Path
+	142, // 61: isthmus.v1.Path.since:type_name -> google.protobuf.Timestamp
+	62,  // 62: isthmus.v1.ListPoliciesResponse.policies:type_name -> isthmus.v1.PolicyStatus
+	54,  // 63: isthmus.v1.ListPoliciesResponse.drops:type_name -> isthmus.v1.Drop
+	143, // 64: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
+	62,  // 65: isthmus.v1.PolicyEvent.policy:type_name -> isthmus.v1.PolicyStatus
+	59,  // 66: isthmus.v1.ProveEgressResponse.proof:type_name -> isthmus.v1.EgressProof
+	142, // 67: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
+	60,  // 68: isthmus.v1.EgressProof.states:type_name -> isthmus.v1.EgressProofState
+	61,  // 69: isthmus.v1.EgressProof.canaries:type_name -> isthmus.v1.CanaryResult
+	68,  // 70: isthmus.v1.ListPoolsResponse.pools:type_name -> isthmus.v1.PoolStatus
+	143, // 71: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
+	68,  // 72: isthmus.v1.PoolEvent.pool:type_name -> isthmus.v1.PoolStatus
+	69,  // 73: isthmus.v1.PoolStatus.members:type_name -> isthmus.v1.PoolMember
+	142, // 74: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
+	70,  // 75: isthmus.v1.PoolMember.targets:type_name -> isthmus.v1.ProbeTarget
+	142, // 76: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
+	142, // 77: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
+	75,  // 78: isthmus.v1.ListNamesResponse.names:type_name -> isthmus.v1.NameStatus
+	143, // 79: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
+	75,  // 80: isthmus.v1.NameEvent.name:type_name -> isthmus.v1.NameStatus
+	142, // 81: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
+	142, // 82: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
+	76,  // 83: isthmus.v1.NameStatus.gone:type_name -> isthmus.v1.GoneAddress
+	142, // 84: isthmus.v1.NameStatus.differs:type_name -> google.protobuf.Timestamp
+	142, // 85: isthmus.v1.GoneAddress.since:type_name -> google.protobuf.Timestamp
+	83,  // 86: isthmus.v1.Machine.slots:type_name -> isthmus.v1.Slot
+	142, // 87: isthmus.v1.Slot.deadline:type_name -> google.protobuf.Timestamp
+	85,  // 88: isthmus.v1.UpgradeRequest.header:type_name -> isthmus.v1.UpgradeHeader
+	142, // 89: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
+	142, // 90: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
+	145, // 91: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
+	98,  // 92: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
+	96,  // 93: isthmus.v1.SystemStatus.platform:type_name -> isthmus.v1.PlatformStatus
+	95,  // 94: isthmus.v1.SystemStatus.summary:type_name -> isthmus.v1.Summary
+	124, // 95: isthmus.v1.Summary.ports:type_name -> isthmus.v1.PortUse
+	97,  // 96: isthmus.v1.PlatformStatus.interfaces:type_name -> isthmus.v1.PlatformInterface
+	142, // 97: isthmus.v1.PlatformStatus.read:type_name -> google.protobuf.Timestamp
+	103, // 98: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
+	142, // 99: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
+	142, // 100: isthmus.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
+	142, // 101: isthmus.v1.ListAuditRequest.until:type_name -> google.protobuf.Timestamp
+	108, // 102: isthmus.v1.ListAuditResponse.entries:type_name -> isthmus.v1.AuditEntry
+	142, // 103: isthmus.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
+	142, // 104: isthmus.v1.RenewAuthorityResponse.former_until:type_name -> google.protobuf.Timestamp
+	140, // 105: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
+	117, // 106: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
+	117, // 107: isthmus.v1.RenewClientResponse.client:type_name -> isthmus.v1.Client
+	117, // 108: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
+	142, // 109: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
+	142, // 110: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
+	124, // 111: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
+	125, // 112: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
+	126, // 113: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
+	142, // 114: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
+	143, // 115: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
+	124, // 116: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
+	140, // 117: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
+	142, // 118: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
+	140, // 119: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
+	131, // 120: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
+	142, // 121: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
+	142, // 122: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
+	142, // 123: isthmus.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
+	142, // 124: isthmus.v1.EventFilter.until:type_name -> google.protobuf.Timestamp
+	132, // 125: isthmus.v1.ListEventsRequest.filter:type_name -> isthmus.v1.EventFilter
+	137, // 126: isthmus.v1.ListEventsResponse.events:type_name -> isthmus.v1.Event
+	132, // 127: isthmus.v1.WatchEventsRequest.filter:type_name -> isthmus.v1.EventFilter
+	143, // 128: isthmus.v1.WatchEventsResponse.type:type_name -> isthmus.v1.EventType
+	137, // 129: isthmus.v1.WatchEventsResponse.event:type_name -> isthmus.v1.Event
+	142, // 130: isthmus.v1.Event.time:type_name -> google.protobuf.Timestamp
+	140, // 131: isthmus.v1.Event.lasted:type_name -> google.protobuf.Duration
+	4,   // 132: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
+	6,   // 133: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
+	9,   // 134: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
+	11,  // 135: isthmus.v1.SpecService.EditPolicies:input_type -> isthmus.v1.EditPoliciesRequest
+	12,  // 136: isthmus.v1.SpecService.SetDisabled:input_type -> isthmus.v1.SetDisabledRequest
+	13,  // 137: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
+	15,  // 138: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
+	16,  // 139: isthmus.v1.SpecService.GetEffectiveSpec:input_type -> isthmus.v1.GetEffectiveSpecRequest
+	18,  // 140: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
+	21,  // 141: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
+	22,  // 142: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
+	24,  // 143: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
+	25,  // 144: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
+	26,  // 145: isthmus.v1.TunnelService.ResetTunnel:input_type -> isthmus.v1.ResetTunnelRequest
+	33,  // 146: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
+	35,  // 147: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
+	36,  // 148: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
+	38,  // 149: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
+	43,  // 150: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
+	45,  // 151: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
+	49,  // 152: isthmus.v1.RouteService.ListPaths:input_type -> isthmus.v1.ListPathsRequest
+	52,  // 153: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
+	55,  // 154: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
+	57,  // 155: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
+	129, // 156: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
+	127, // 157: isthmus.v1.NATService.EndFlows:input_type -> isthmus.v1.EndFlowsRequest
+	63,  // 158: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
+	65,  // 159: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
+	66,  // 160: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
+	71,  // 161: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
+	73,  // 162: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
+	93,  // 163: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
+	81,  // 164: isthmus.v1.SystemService.GetMachine:input_type -> isthmus.v1.GetMachineRequest
+	84,  // 165: isthmus.v1.SystemService.Upgrade:input_type -> isthmus.v1.UpgradeRequest
+	87,  // 166: isthmus.v1.SystemService.RollbackSlot:input_type -> isthmus.v1.RollbackSlotRequest
+	89,  // 167: isthmus.v1.SystemService.Reboot:input_type -> isthmus.v1.RebootRequest
+	91,  // 168: isthmus.v1.SystemService.PowerOff:input_type -> isthmus.v1.PowerOffRequest
+	77,  // 169: isthmus.v1.SystemService.Seal:input_type -> isthmus.v1.SealRequest
+	79,  // 170: isthmus.v1.SystemService.Unseal:input_type -> isthmus.v1.UnsealRequest
+	99,  // 171: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
+	99,  // 172: isthmus.v1.SecretService.AddSecret:input_type -> isthmus.v1.SetSecretRequest
+	100, // 173: isthmus.v1.SecretService.RollbackSecret:input_type -> isthmus.v1.RollbackSecretRequest
+	101, // 174: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
+	104, // 175: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
+	111, // 176: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
+	115, // 177: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
+	118, // 178: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
+	113, // 179: isthmus.v1.AccessService.RenewClient:input_type -> isthmus.v1.RenewClientRequest
+	109, // 180: isthmus.v1.AccessService.RenewAuthority:input_type -> isthmus.v1.RenewAuthorityRequest
+	106, // 181: isthmus.v1.AccessService.ListAudit:input_type -> isthmus.v1.ListAuditRequest
+	120, // 182: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
+	122, // 183: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
+	133, // 184: isthmus.v1.EventService.ListEvents:input_type -> isthmus.v1.ListEventsRequest
+	135, // 185: isthmus.v1.EventService.WatchEvents:input_type -> isthmus.v1.WatchEventsRequest
+	5,   // 186: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
+	8,   // 187: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
+	10,  // 188: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
+	10,  // 189: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
+	10,  // 190: isthmus.v1.SpecService.SetDisabled:output_type -> isthmus.v1.ApplyResponse
+	14,  // 191: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
+	17,  // 192: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
+	17,  // 193: isthmus.v1.SpecService.GetEffectiveSpec:output_type -> isthmus.v1.GetSpecResponse
+	19,  // 194: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
+	10,  // 195: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
+	23,  // 196: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
+	29,  // 197: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
+	28,  // 198: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
+	27,  // 199: isthmus.v1.TunnelService.ResetTunnel:output_type -> isthmus.v1.ResetTunnelResponse
+	34,  // 200: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
+	40,  // 201: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
+	37,  // 202: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
+	39,  // 203: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
+	44,  // 204: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
+	46,  // 205: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
+	50,  // 206: isthmus.v1.RouteService.ListPaths:output_type -> isthmus.v1.ListPathsResponse
+	53,  // 207: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
+	56,  // 208: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
+	58,  // 209: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
+	130, // 210: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
+	128, // 211: isthmus.v1.NATService.EndFlows:output_type -> isthmus.v1.EndFlowsResponse
+	64,  // 212: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
+	68,  // 213: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
+	67,  // 214: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
+	72,  // 215: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
+	74,  // 216: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
+	94,  // 217: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
+	82,  // 218: isthmus.v1.SystemService.GetMachine:output_type -> isthmus.v1.Machine
+	86,  // 219: isthmus.v1.SystemService.Upgrade:output_type -> isthmus.v1.UpgradeResponse
+	88,  // 220: isthmus.v1.SystemService.RollbackSlot:output_type -> isthmus.v1.RollbackSlotResponse
+	90,  // 221: isthmus.v1.SystemService.Reboot:output_type -> isthmus.v1.RebootResponse
+	92,  // 222: isthmus.v1.SystemService.PowerOff:output_type -> isthmus.v1.PowerOffResponse
+	78,  // 223: isthmus.v1.SystemService.Seal:output_type -> isthmus.v1.SealResponse
+	80,  // 224: isthmus.v1.SystemService.Unseal:output_type -> isthmus.v1.UnsealResponse
+	103, // 225: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
+	103, // 226: isthmus.v1.SecretService.AddSecret:output_type -> isthmus.v1.SecretInfo
+	103, // 227: isthmus.v1.SecretService.RollbackSecret:output_type -> isthmus.v1.SecretInfo
+	102, // 228: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
+	105, // 229: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
+	112, // 230: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
+	116, // 231: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
+	119, // 232: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
+	114, // 233: isthmus.v1.AccessService.RenewClient:output_type -> isthmus.v1.RenewClientResponse
+	110, // 234: isthmus.v1.AccessService.RenewAuthority:output_type -> isthmus.v1.RenewAuthorityResponse
+	107, // 235: isthmus.v1.AccessService.ListAudit:output_type -> isthmus.v1.ListAuditResponse
+	121, // 236: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
+	123, // 237: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
+	134, // 238: isthmus.v1.EventService.ListEvents:output_type -> isthmus.v1.ListEventsResponse
+	136, // 239: isthmus.v1.EventService.WatchEvents:output_type -> isthmus.v1.WatchEventsResponse
+	186, // [186:240] is the sub-list for method output_type
+	132, // [132:186] is the sub-list for method input_type
+	132, // [132:132] is the sub-list for extension type_name
+	132, // [132:132] is the sub-list for extension extendee
+	0,   // [0:132] is the sub-list for field type_name
 }
 
 func init() { file_isthmus_v1_services_proto_init() }
@@ -10914,15 +11134,16 @@ func file_isthmus_v1_services_proto_init() {
 	}
 	file_isthmus_v1_services_proto_msgTypes[7].OneofWrappers = []any{}
 	file_isthmus_v1_services_proto_msgTypes[9].OneofWrappers = []any{}
-	file_isthmus_v1_services_proto_msgTypes[18].OneofWrappers = []any{}
-	file_isthmus_v1_services_proto_msgTypes[46].OneofWrappers = []any{}
+	file_isthmus_v1_services_proto_msgTypes[10].OneofWrappers = []any{}
+	file_isthmus_v1_services_proto_msgTypes[19].OneofWrappers = []any{}
+	file_isthmus_v1_services_proto_msgTypes[49].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isthmus_v1_services_proto_rawDesc), len(file_isthmus_v1_services_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   133,
+			NumMessages:   136,
 			NumExtensions: 0,
 			NumServices:   12,
 		},

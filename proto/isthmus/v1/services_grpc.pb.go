@@ -23,6 +23,7 @@ const (
 	SpecService_Plan_FullMethodName             = "/isthmus.v1.SpecService/Plan"
 	SpecService_Apply_FullMethodName            = "/isthmus.v1.SpecService/Apply"
 	SpecService_EditPolicies_FullMethodName     = "/isthmus.v1.SpecService/EditPolicies"
+	SpecService_SetDisabled_FullMethodName      = "/isthmus.v1.SpecService/SetDisabled"
 	SpecService_Confirm_FullMethodName          = "/isthmus.v1.SpecService/Confirm"
 	SpecService_GetSpec_FullMethodName          = "/isthmus.v1.SpecService/GetSpec"
 	SpecService_GetEffectiveSpec_FullMethodName = "/isthmus.v1.SpecService/GetEffectiveSpec"
@@ -47,6 +48,10 @@ type SpecServiceClient interface {
 	// none, and leaves the rest of its text as it is. Its cost depends on the size of the edit, not
 	// on the number of policies. Errors as with Apply; without a document FAILED_PRECONDITION.
 	EditPolicies(ctx context.Context, in *EditPoliciesRequest, opts ...grpc.CallOption) (*ApplyResponse, error)
+	// SetDisabled shuts tunnels and peers of the present document down, or takes them back: it edits
+	// their field `disabled`, all of them or none, and leaves the rest of the text as it is. Errors
+	// as with EditPolicies.
+	SetDisabled(ctx context.Context, in *SetDisabledRequest, opts ...grpc.CallOption) (*ApplyResponse, error)
 	// Confirm keeps a generation that was applied with a confirm timeout.
 	Confirm(ctx context.Context, in *ConfirmRequest, opts ...grpc.CallOption) (*ConfirmResponse, error)
 	// GetSpec returns an accepted document.
@@ -104,6 +109,16 @@ func (c *specServiceClient) EditPolicies(ctx context.Context, in *EditPoliciesRe
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ApplyResponse)
 	err := c.cc.Invoke(ctx, SpecService_EditPolicies_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *specServiceClient) SetDisabled(ctx context.Context, in *SetDisabledRequest, opts ...grpc.CallOption) (*ApplyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ApplyResponse)
+	err := c.cc.Invoke(ctx, SpecService_SetDisabled_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -177,6 +192,10 @@ type SpecServiceServer interface {
 	// none, and leaves the rest of its text as it is. Its cost depends on the size of the edit, not
 	// on the number of policies. Errors as with Apply; without a document FAILED_PRECONDITION.
 	EditPolicies(context.Context, *EditPoliciesRequest) (*ApplyResponse, error)
+	// SetDisabled shuts tunnels and peers of the present document down, or takes them back: it edits
+	// their field `disabled`, all of them or none, and leaves the rest of the text as it is. Errors
+	// as with EditPolicies.
+	SetDisabled(context.Context, *SetDisabledRequest) (*ApplyResponse, error)
 	// Confirm keeps a generation that was applied with a confirm timeout.
 	Confirm(context.Context, *ConfirmRequest) (*ConfirmResponse, error)
 	// GetSpec returns an accepted document.
@@ -211,6 +230,9 @@ func (UnimplementedSpecServiceServer) Apply(context.Context, *ApplyRequest) (*Ap
 }
 func (UnimplementedSpecServiceServer) EditPolicies(context.Context, *EditPoliciesRequest) (*ApplyResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method EditPolicies not implemented")
+}
+func (UnimplementedSpecServiceServer) SetDisabled(context.Context, *SetDisabledRequest) (*ApplyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetDisabled not implemented")
 }
 func (UnimplementedSpecServiceServer) Confirm(context.Context, *ConfirmRequest) (*ConfirmResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Confirm not implemented")
@@ -316,6 +338,24 @@ func _SpecService_EditPolicies_Handler(srv interface{}, ctx context.Context, dec
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(SpecServiceServer).EditPolicies(ctx, req.(*EditPoliciesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _SpecService_SetDisabled_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetDisabledRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SpecServiceServer).SetDisabled(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: SpecService_SetDisabled_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SpecServiceServer).SetDisabled(ctx, req.(*SetDisabledRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -434,6 +474,10 @@ var SpecService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _SpecService_EditPolicies_Handler,
 		},
 		{
+			MethodName: "SetDisabled",
+			Handler:    _SpecService_SetDisabled_Handler,
+		},
+		{
 			MethodName: "Confirm",
 			Handler:    _SpecService_Confirm_Handler,
 		},
@@ -462,13 +506,14 @@ const (
 	TunnelService_ListTunnels_FullMethodName  = "/isthmus.v1.TunnelService/ListTunnels"
 	TunnelService_GetTunnel_FullMethodName    = "/isthmus.v1.TunnelService/GetTunnel"
 	TunnelService_WatchTunnels_FullMethodName = "/isthmus.v1.TunnelService/WatchTunnels"
+	TunnelService_ResetTunnel_FullMethodName  = "/isthmus.v1.TunnelService/ResetTunnel"
 )
 
 // TunnelServiceClient is the client API for TunnelService service.
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// TunnelService reads tunnels.
+// TunnelService reads and resets tunnels.
 type TunnelServiceClient interface {
 	// ListTunnels returns the tunnels in the order of their names.
 	ListTunnels(ctx context.Context, in *ListTunnelsRequest, opts ...grpc.CallOption) (*ListTunnelsResponse, error)
@@ -477,6 +522,11 @@ type TunnelServiceClient interface {
 	// WatchTunnels follows the tunnels. A change of only the byte and packet counters is not an
 	// event.
 	WatchTunnels(ctx context.Context, in *WatchTunnelsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TunnelEvent], error)
+	// ResetTunnel negotiates the keys of a tunnel again, which interrupts its traffic: an IPsec
+	// tunnel's IKE SA is ended and opened again at once, or by the peer with respondOnly; a WireGuard
+	// tunnel makes a new handshake. At most once in 10 seconds for each tunnel, else
+	// RESOURCE_EXHAUSTED.
+	ResetTunnel(ctx context.Context, in *ResetTunnelRequest, opts ...grpc.CallOption) (*ResetTunnelResponse, error)
 }
 
 type tunnelServiceClient struct {
@@ -526,11 +576,21 @@ func (c *tunnelServiceClient) WatchTunnels(ctx context.Context, in *WatchTunnels
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type TunnelService_WatchTunnelsClient = grpc.ServerStreamingClient[TunnelEvent]
 
+func (c *tunnelServiceClient) ResetTunnel(ctx context.Context, in *ResetTunnelRequest, opts ...grpc.CallOption) (*ResetTunnelResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ResetTunnelResponse)
+	err := c.cc.Invoke(ctx, TunnelService_ResetTunnel_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // TunnelServiceServer is the server API for TunnelService service.
 // All implementations must embed UnimplementedTunnelServiceServer
 // for forward compatibility.
 //
-// TunnelService reads tunnels.
+// TunnelService reads and resets tunnels.
 type TunnelServiceServer interface {
 	// ListTunnels returns the tunnels in the order of their names.
 	ListTunnels(context.Context, *ListTunnelsRequest) (*ListTunnelsResponse, error)
@@ -539,6 +599,11 @@ type TunnelServiceServer interface {
 	// WatchTunnels follows the tunnels. A change of only the byte and packet counters is not an
 	// event.
 	WatchTunnels(*WatchTunnelsRequest, grpc.ServerStreamingServer[TunnelEvent]) error
+	// ResetTunnel negotiates the keys of a tunnel again, which interrupts its traffic: an IPsec
+	// tunnel's IKE SA is ended and opened again at once, or by the peer with respondOnly; a WireGuard
+	// tunnel makes a new handshake. At most once in 10 seconds for each tunnel, else
+	// RESOURCE_EXHAUSTED.
+	ResetTunnel(context.Context, *ResetTunnelRequest) (*ResetTunnelResponse, error)
 	mustEmbedUnimplementedTunnelServiceServer()
 }
 
@@ -557,6 +622,9 @@ func (UnimplementedTunnelServiceServer) GetTunnel(context.Context, *GetTunnelReq
 }
 func (UnimplementedTunnelServiceServer) WatchTunnels(*WatchTunnelsRequest, grpc.ServerStreamingServer[TunnelEvent]) error {
 	return status.Error(codes.Unimplemented, "method WatchTunnels not implemented")
+}
+func (UnimplementedTunnelServiceServer) ResetTunnel(context.Context, *ResetTunnelRequest) (*ResetTunnelResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ResetTunnel not implemented")
 }
 func (UnimplementedTunnelServiceServer) mustEmbedUnimplementedTunnelServiceServer() {}
 func (UnimplementedTunnelServiceServer) testEmbeddedByValue()                       {}
@@ -626,6 +694,24 @@ func _TunnelService_WatchTunnels_Handler(srv interface{}, stream grpc.ServerStre
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type TunnelService_WatchTunnelsServer = grpc.ServerStreamingServer[TunnelEvent]
 
+func _TunnelService_ResetTunnel_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ResetTunnelRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(TunnelServiceServer).ResetTunnel(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: TunnelService_ResetTunnel_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(TunnelServiceServer).ResetTunnel(ctx, req.(*ResetTunnelRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // TunnelService_ServiceDesc is the grpc.ServiceDesc for TunnelService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -640,6 +726,10 @@ var TunnelService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetTunnel",
 			Handler:    _TunnelService_GetTunnel_Handler,
+		},
+		{
+			MethodName: "ResetTunnel",
+			Handler:    _TunnelService_ResetTunnel_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

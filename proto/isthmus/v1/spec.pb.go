@@ -551,7 +551,11 @@ type Tunnel struct {
 	// always answers. false: send none. Default: send them, and conclude nothing from missing answers
 	// when the peer has sent data and has never answered a request; with `cloud` azure, azure-vwan
 	// and gcp, whose gateways do not answer, false.
-	Probe         *bool `protobuf:"varint,9,opt,name=probe,proto3,oneof" json:"probe,omitempty"`
+	Probe *bool `protobuf:"varint,9,opt,name=probe,proto3,oneof" json:"probe,omitempty"`
+	// Shut the tunnel down: it has no SA or WireGuard session and no interface, sessions and static
+	// routes leave it, and it stays down until the field is removed. It keeps its number and its
+	// inside addresses. `isthmus tunnel disable` and `enable` edit this field.
+	Disabled      bool `protobuf:"varint,10,opt,name=disabled,proto3" json:"disabled,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -656,6 +660,13 @@ func (x *Tunnel) GetSources() []string {
 func (x *Tunnel) GetProbe() bool {
 	if x != nil && x.Probe != nil {
 		return *x.Probe
+	}
+	return false
+}
+
+func (x *Tunnel) GetDisabled() bool {
+	if x != nil {
+		return x.Disabled
 	}
 	return false
 }
@@ -1029,8 +1040,12 @@ type Peer struct {
 	AllowOwnAs uint32 `protobuf:"varint,15,opt,name=allow_own_as,json=allowOwnAs,proto3" json:"allow_own_as,omitempty"`
 	// Do not offer graceful restart (RFC 4724) to this peer.
 	DisableGracefulRestart bool `protobuf:"varint,16,opt,name=disable_graceful_restart,json=disableGracefulRestart,proto3" json:"disable_graceful_restart,omitempty"`
-	unknownFields          protoimpl.UnknownFields
-	sizeCache              protoimpl.SizeCache
+	// Shut the session down (Cease, Administrative Shutdown, RFC 4486) and open and accept none until
+	// the field is removed. The peer receives the message of the change (RFC 9003). `isthmus peer
+	// disable` and `enable` edit this field.
+	Disabled      bool `protobuf:"varint,17,opt,name=disabled,proto3" json:"disabled,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Peer) Reset() {
@@ -1171,6 +1186,13 @@ func (x *Peer) GetAllowOwnAs() uint32 {
 func (x *Peer) GetDisableGracefulRestart() bool {
 	if x != nil {
 		return x.DisableGracefulRestart
+	}
+	return false
+}
+
+func (x *Peer) GetDisabled() bool {
+	if x != nil {
+		return x.Disabled
 	}
 	return false
 }
@@ -2617,7 +2639,7 @@ const file_isthmus_v1_spec_proto_rawDesc = "" +
 	"\tinterface\x18\x01 \x01(\tR\tinterface\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12%\n" +
 	"\x0epublic_address\x18\x03 \x01(\tR\rpublicAddress\x12\x10\n" +
-	"\x03mtu\x18\x04 \x01(\rR\x03mtu\"\xb1\x02\n" +
+	"\x03mtu\x18\x04 \x01(\rR\x03mtu\"\xcd\x02\n" +
 	"\x06Tunnel\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12)\n" +
 	"\x05ipsec\x18\x02 \x01(\v2\x11.isthmus.v1.IPsecH\x00R\x05ipsec\x125\n" +
@@ -2627,7 +2649,9 @@ const file_isthmus_v1_spec_proto_rawDesc = "" +
 	"\x03mss\x18\x06 \x01(\rR\x03mss\x12\x14\n" +
 	"\x05cloud\x18\a \x01(\tR\x05cloud\x12\x18\n" +
 	"\asources\x18\b \x03(\tR\asources\x12\x19\n" +
-	"\x05probe\x18\t \x01(\bH\x01R\x05probe\x88\x01\x01B\f\n" +
+	"\x05probe\x18\t \x01(\bH\x01R\x05probe\x88\x01\x01\x12\x1a\n" +
+	"\bdisabled\x18\n" +
+	" \x01(\bR\bdisabledB\f\n" +
 	"\n" +
 	"encryptionB\b\n" +
 	"\x06_probe\"6\n" +
@@ -2658,7 +2682,7 @@ const file_isthmus_v1_spec_proto_rawDesc = "" +
 	"\bendpoint\x18\x04 \x01(\tR\bendpoint\x12\x1f\n" +
 	"\vlisten_port\x18\x05 \x01(\rR\n" +
 	"listenPort\x127\n" +
-	"\tkeepalive\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\tkeepalive\"\xd1\x04\n" +
+	"\tkeepalive\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\tkeepalive\"\xed\x04\n" +
 	"\x04Peer\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06tunnel\x18\x02 \x01(\tR\x06tunnel\x12\x10\n" +
@@ -2678,7 +2702,8 @@ const file_isthmus_v1_spec_proto_rawDesc = "" +
 	"asOverride\x12 \n" +
 	"\fallow_own_as\x18\x0f \x01(\rR\n" +
 	"allowOwnAs\x128\n" +
-	"\x18disable_graceful_restart\x18\x10 \x01(\bR\x16disableGracefulRestartB\n" +
+	"\x18disable_graceful_restart\x18\x10 \x01(\bR\x16disableGracefulRestart\x12\x1a\n" +
+	"\bdisabled\x18\x11 \x01(\bR\bdisabledB\n" +
 	"\n" +
 	"\b_passive\"D\n" +
 	"\n" +

@@ -14,6 +14,7 @@ import (
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/api"
+	"github.com/isthmus-net/isthmus/router/fault"
 	"github.com/isthmus-net/isthmus/router/store"
 )
 
@@ -134,7 +135,7 @@ func (r *Router) EditPolicies(_ context.Context, author string, q *isthmusv1.Edi
 		return nil, err
 	}
 	if r.generationLocked() == 0 {
-		return nil, fmt.Errorf("%w: no document can be edited: apply one first", api.ErrPrecondition)
+		return nil, fault.ErrNoDocument
 	}
 	if q.DryRun {
 		return &isthmusv1.ApplyResponse{Generation: r.generationLocked(), Changes: changes}, nil
@@ -144,6 +145,83 @@ func (r *Router) EditPolicies(_ context.Context, author string, q *isthmusv1.Edi
 		confirm = r.now().Add(q.ConfirmWithin.AsDuration())
 	}
 	return r.acceptLocked(author, "policies", r.revisions[len(r.revisions)-1].Text, changes, confirm), nil
+}
+
+// SetDisabled sets the state of tunnels and peers, and makes a generation with the same text.
+func (r *Router) SetDisabled(_ context.Context, author string, q *isthmusv1.SetDisabledRequest) (*isthmusv1.ApplyResponse, error) {
+	a, err := r.setDisabled(author, q)
+	r.explain(a, q.Message)
+	return a, err
+}
+
+func (r *Router) setDisabled(author string, q *isthmusv1.SetDisabledRequest) (*isthmusv1.ApplyResponse, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.expectsLocked(q.ExpectedGeneration); err != nil {
+		return nil, err
+	}
+	if r.generationLocked() == 0 {
+		return nil, fault.ErrNoDocument
+	}
+	var changes []*isthmusv1.Change
+	var problems []*isthmusv1.Problem
+	edit := func(kind string, i int, name, present string) {
+		switch c := (&isthmusv1.Change{Action: isthmusv1.Change_ACTION_CHANGE, Kind: kind, Name: name}); {
+		case present == "":
+			problems = append(problems, &isthmusv1.Problem{Path: fmt.Sprintf("%ss[%d]", kind, i), Value: name, Rule: "is not a " + kind + " of the present document", Remedy: "see `isthmus get " + kind + "s`"})
+		case q.Disabled && present != "disabled":
+			c.Fields, c.Interrupts = []string{"disabled: false -> true"}, "it is shut down"
+			changes = append(changes, c)
+		case !q.Disabled && present == "disabled":
+			c.Fields = []string{"disabled: true -> false"}
+			changes = append(changes, c)
+		}
+	}
+	for i, name := range q.Tunnels {
+		edit("tunnel", i, name, stateOf(r.tunnels, name))
+	}
+	for i, name := range q.Peers {
+		edit("peer", i, name, stateOf(r.peers, name))
+	}
+	if len(problems) > 0 {
+		return nil, &api.Refused{Problems: problems}
+	}
+	if q.DryRun || len(changes) == 0 {
+		return &isthmusv1.ApplyResponse{Generation: r.generationLocked(), Changes: changes}, nil
+	}
+	state := "down"
+	if q.Disabled {
+		state = "disabled"
+	}
+	r.tunnels, r.peers = slices.Clone(r.tunnels), slices.Clone(r.peers)
+	for i, t := range r.tunnels {
+		if slices.Contains(q.Tunnels, t.Name) {
+			r.tunnels[i] = proto.CloneOf(t)
+			r.tunnels[i].State = state
+		}
+	}
+	for i, p := range r.peers {
+		if slices.Contains(q.Peers, p.Name) {
+			r.peers[i] = proto.CloneOf(p)
+			r.peers[i].State = state
+		}
+	}
+	var confirm time.Time
+	if q.ConfirmWithin != nil {
+		confirm = r.now().Add(q.ConfirmWithin.AsDuration())
+	}
+	return r.acceptLocked(author, state, r.revisions[len(r.revisions)-1].Text, changes, confirm), nil
+}
+
+// stateOf returns the state of an object, and "" when no object has the name.
+func stateOf[T interface {
+	GetName() string
+	GetState() string
+}](all []T, name string) string {
+	if i := slices.IndexFunc(all, func(o T) bool { return o.GetName() == name }); i >= 0 {
+		return all[i].GetState()
+	}
+	return ""
 }
 
 func (r *Router) expectsLocked(generation *uint64) error {

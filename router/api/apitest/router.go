@@ -17,6 +17,7 @@ import (
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/api"
 	"github.com/isthmus-net/isthmus/router/bell"
+	"github.com/isthmus-net/isthmus/router/fault"
 )
 
 // Router is an api.Router. Its documents are lines of text, each the name of a tunnel. A line that
@@ -247,6 +248,20 @@ func (r *Router) Status() (*isthmusv1.SystemStatus, <-chan struct{}) {
 		st.ConfirmUntil = timestamppb.New(r.confirm)
 	}
 	return st, changed
+}
+
+// ResetTunnel refuses names that no tunnel has, and a second call.
+func (r *Router) ResetTunnel(_ context.Context, name string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case stateOf(r.tunnels, name) == "":
+		return fmt.Errorf("resetting tunnel %s: %w", name, fault.ErrNoTunnel)
+	case slices.Contains(r.resets, "tunnel "+name):
+		return fmt.Errorf("resetting tunnel %s: %w: it was reset a moment ago; try again in 10s", name, fault.ErrTooSoon)
+	}
+	r.resets = append(r.resets, "tunnel "+name)
+	return nil
 }
 
 func (r *Router) ResetPeer(_ context.Context, name string, soft bool) error {

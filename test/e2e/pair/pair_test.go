@@ -114,6 +114,48 @@ announce: [172.16.ME.0/24, "2001:db8:ME::/64"]
 		}
 	}
 
+	// A peer that is shut down says why to the other side, and comes back. So does a tunnel, over a
+	// restart of the daemon.
+	edit := func(args ...string) {
+		t.Helper()
+		if out, err := nodes[0].CLI(t.Context(), "", append(args, "--wait", "1m")...); err != nil {
+			t.Fatalf("%v: %v\n%s", args, err, out)
+		}
+	}
+	until := func(what string, n *node, command string, ok func(string) bool) {
+		t.Helper()
+		var out string
+		err := lab.Until(t.Context(), 60*time.Second, func() (err error) {
+			if out, err = n.CLI(t.Context(), "", strings.Fields(command)...); err == nil && !ok(out) {
+				err = fmt.Errorf("not yet: %s", what)
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+	}
+	edit("peer", "disable", "four", "-m", "NET-1")
+	until("shut down", nodes[0], "get peers", func(s string) bool {
+		return strings.Contains(s, "disabled in the document") && strings.Count(s, "established") == 1
+	})
+	until("told to the peer", nodes[1], "get events", func(s string) bool { return strings.Contains(s, "administrative shutdown") })
+	until("not an error", nodes[0], "status", func(s string) bool { return !strings.Contains(s, "four") && strings.Contains(s, "1 disabled") })
+	edit("peer", "enable", "four")
+	reachable(60 * time.Second)
+	edit("tunnel", "disable", "lane")
+	for range 2 {
+		until("shut down", nodes[0], "get tunnels", func(s string) bool { return strings.Contains(s, "disabled in the document") })
+		until("sessions in it", nodes[0], "get peers", func(s string) bool { return strings.Count(s, "its tunnel lane is disabled") == 2 })
+		if out, err := nodes[0].Exec(t.Context(), "ip", "-br", "link"); err != nil || strings.Contains(out, "t-lane") {
+			t.Errorf("the interface is still there: %v\n%s", err, out)
+		}
+		nodes[0].Kill()
+		nodes[0].Start(t)
+	}
+	edit("tunnel", "enable", "lane")
+	reachable(60 * time.Second)
+
 	// A new daemon on one side: with the embedded device the lane is down for a moment, and comes
 	// back by itself.
 	nodes[1].Kill()
