@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/isthmus-net/isthmus/bgp"
+	"github.com/isthmus-net/isthmus/router/fib"
 	"github.com/isthmus-net/isthmus/router/plan"
 )
 
@@ -18,14 +19,25 @@ const maxDecisions = 5_000_000
 // at present are not known.
 func (m *Manager) routed(changes []plan.Change, from, to plan.Target) []plan.Change {
 	var learned map[netip.Prefix][]bgp.Path
+	var static map[fib.Key]bool
 	decisions := 0
 	for i := range changes {
 		c := &changes[i]
-		if c.Kind != "peer" || c.Action == plan.Add {
+		taking := c.Kind == "route" && c.Action == plan.Add
+		if !taking && (c.Kind != "peer" || c.Action == plan.Add) {
 			continue
 		}
 		if learned == nil {
-			learned = m.Machine.Learned()
+			learned, static = m.Machine.Learned(), map[fib.Key]bool{}
+			for _, r := range from.Routes {
+				static[r.Key] = true
+			}
+		}
+		if taking {
+			if said := taken(c.Name, static, learned); said != "" {
+				interrupt(c, said)
+			}
+			continue
 		}
 		if decisions += 2*len(learned) + len(from.BGP.Announce) + len(to.BGP.Announce); decisions > maxDecisions {
 			interrupt(c, "the routes that change are not counted: there are too many")
@@ -55,6 +67,24 @@ func (m *Manager) routed(changes []plan.Change, from, to plan.Target) []plan.Cha
 		}
 	}
 	return changes
+}
+
+// taken says from which route a new one takes packets: from the longest one that has its prefix.
+func taken(name string, static map[fib.Key]bool, learned map[netip.Prefix][]bgp.Path) string {
+	prefix, err := netip.ParsePrefix(name)
+	if err != nil {
+		return "" // of another table
+	}
+	for bits := prefix.Bits(); bits >= 0; bits-- {
+		p := netip.PrefixFrom(prefix.Addr(), bits).Masked()
+		if static[fib.Main(p)] {
+			return fmt.Sprintf("it takes the packets to %v from the static route to %v", prefix, p)
+		}
+		if paths := learned[p]; len(paths) > 0 {
+			return fmt.Sprintf("it takes the packets to %v from the route to %v, learned from peer %s", prefix, p, paths[0].Peer)
+		}
+	}
+	return ""
 }
 
 // interrupt adds an interruption to a change.

@@ -2,10 +2,12 @@ package document
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/isthmus-net/isthmus/bgp"
+	"github.com/isthmus-net/isthmus/router/fib"
 	"github.com/isthmus-net/isthmus/router/plan"
 )
 
@@ -73,6 +75,26 @@ func TestRouted(t *testing.T) {
 	to.BGP.Peers = to.BGP.Peers[1:]
 	if changes := m.routed(plan.Diff(from, to), from, to); len(changes) != 1 || !strings.HasPrefix(changes[0].Interrupts, "the session is closed, and its routes are removed; 2 routes go: 172.16.1.0/24, 172.16.2.0/24") {
 		t.Errorf("a peer is removed: %+v", changes)
+	}
+}
+
+// TestTaken checks what a plan says about a new route that takes packets of another one.
+func TestTaken(t *testing.T) {
+	p := netip.MustParsePrefix
+	from := plan.Target{Routes: []fib.Route{{Key: fib.Main(p("10.9.0.0/16"))}}}
+	m := &Manager{Options: Options{Machine: learnt{paths: map[netip.Prefix][]bgp.Path{p("172.16.0.0/16"): {{Peer: "branch"}}, p("0.0.0.0/0"): {{Peer: "hub"}}, p("fd00::/48"): {{Peer: "six"}}}}}}
+	for prefix, want := range map[string]string{
+		"172.16.0.0/16":   "it takes the packets to 172.16.0.0/16 from the route to 172.16.0.0/16, learned from peer branch",
+		"172.16.1.0/24":   "it takes the packets to 172.16.1.0/24 from the route to 172.16.0.0/16, learned from peer branch",
+		"172.0.0.0/8":     "it takes the packets to 172.0.0.0/8 from the route to 0.0.0.0/0, learned from peer hub",
+		"10.9.8.0/24":     "it takes the packets to 10.9.8.0/24 from the static route to 10.9.0.0/16",
+		"fd00:0:0:1::/64": "it takes the packets to fd00:0:0:1::/64 from the route to fd00::/48, learned from peer six",
+		"fd01::/48":       "",
+	} {
+		to := plan.Target{Routes: append(slices.Clone(from.Routes), fib.Route{Key: fib.Main(p(prefix)), Blackhole: true})}
+		if changes := m.routed(plan.Diff(from, to), from, to); len(changes) != 1 || changes[0].Interrupts != want {
+			t.Errorf("%s: %+v, want %q", prefix, changes, want)
+		}
 	}
 }
 

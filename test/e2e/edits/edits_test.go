@@ -317,6 +317,12 @@ var edits = []edit{
 		m.Tunnels[0].Sources = pick(r, []string{"172.16.0.0/16"}, []string{"172.16.1.0/24"}, []string{"172.16.2.0/24"})
 	}},
 	{"no probe", func(r *rand.Rand, m *isthmusv1.Spec) { m.Tunnels[0].Probe = proto.Bool(r.IntN(2) == 0) }},
+	{"the tunnel disabled", func(r *rand.Rand, m *isthmusv1.Spec) {
+		for _, t := range m.Tunnels {
+			t.Disabled = true
+		}
+	}},
+	{"the peer disabled", peers(func(r *rand.Rand, p *isthmusv1.Peer) { p.Disabled = true })},
 	{"no tunnel", func(r *rand.Rand, m *isthmusv1.Spec) { m.Tunnels, m.Peers = nil, nil }},
 	{"a second tunnel", func(r *rand.Rand, m *isthmusv1.Spec) {
 		m.Tunnels = append(m.Tunnels, &isthmusv1.Tunnel{Name: "second", Encryption: &isthmusv1.Tunnel_Wireguard{Wireguard: &isthmusv1.WireGuard{
