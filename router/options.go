@@ -38,7 +38,7 @@ type Host interface {
 	Capabilities() []string
 	// Listening returns the ports that are open at an address of the machine, as "tcp/22".
 	Listening(netip.Addr) []string
-	// MTU returns the MTU of an interface in bytes, 0 if there is no such interface.
+	// MTU returns the MTU of an interface in bytes, 0 if the machine does not have the interface.
 	MTU(iface string) int
 }
 

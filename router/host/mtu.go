@@ -2,8 +2,8 @@ package host
 
 import "golang.org/x/sys/unix"
 
-// MTU returns the MTU of an interface in bytes, 0 if there is no such interface (SIOCGIFMTU,
-// netdevice(7)).
+// MTU returns the MTU of an interface in bytes, 0 if the machine does not have the interface
+// (SIOCGIFMTU, netdevice(7)).
 func (m *Machine) MTU(iface string) int {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

@@ -137,7 +137,7 @@ var peers = []*Metric{
 	{
 		Name: "isthmus_bgp_peer_state", Type: Gauge,
 		Help:   "1 for the state that the BGP session is in, and 0 for every other state.",
-		Trap:   "The states are those of RFC 4271 and four of isthmus. There is no number for a state: compare the label with `established`.",
+		Trap:   "The states are those of RFC 4271 and four of isthmus. A state has a label and not a number: compare it with `established`.",
 		Labels: []Label{peerLabel, {Name: "state", Help: quoted(report.PeerStates()), Values: report.PeerStates()}},
 		read: func(v *view, emit func(float64, ...string)) {
 			all := report.PeerStates()

@@ -44,14 +44,14 @@ var (
 	NotFoundPeer       = define("NOT_FOUND_PEER", codes.NotFound, "No peer has the name.", "`name`")
 	NotFoundPool       = define("NOT_FOUND_POOL", codes.NotFound, "No pool has the name.", "`name`")
 	NotFoundSecret     = define("NOT_FOUND_SECRET", codes.NotFound, "No secret has the name.", "")
-	NotFoundGeneration = define("NOT_FOUND_GENERATION", codes.NotFound, "The generation is not in the history, or there is no document yet.", "")
+	NotFoundGeneration = define("NOT_FOUND_GENERATION", codes.NotFound, "The history does not have the generation, or the node does not have a document yet.", "")
 
 	GenerationChanged = define("GENERATION_CHANGED", codes.Aborted, "Another change was accepted meanwhile. Read the document again, and repeat the change on top of it.", "")
 
 	BGPRestarted = define("BGP_RESTARTED", codes.Aborted, "The BGP process was started again while its routes were listed. List them again from the start.", "")
 
 	NotPossibleNow = define("NOT_POSSIBLE_NOW", codes.FailedPrecondition, "The state of the node does not allow the call. The text says what is in the way.", "")
-	NoDocument     = define("NO_DOCUMENT", codes.FailedPrecondition, "There is no document that could be edited. Apply one first.", "")
+	NoDocument     = define("NO_DOCUMENT", codes.FailedPrecondition, "The node does not have a document to edit. Apply one first.", "")
 	NotConfirmed   = define("NOT_CONFIRMED", codes.FailedPrecondition, "The generation was not confirmed in time, and the former one is in force again.", "")
 	SecretExists   = define("SECRET_EXISTS", codes.FailedPrecondition, "Another value is stored under the name. SetSecret replaces it.", "")
 	SecretsSealed  = define("SECRETS_SEALED", codes.FailedPrecondition, "The secrets are sealed, and the seal is closed. Unseal opens it.", "")
