@@ -244,7 +244,8 @@ func (d *Driver) Apply(ctx context.Context, c bgp.Config) error {
 			delete(d.counters, name)
 		}
 	}
-	for name := range peers {
+	for _, p := range d.want.Peers { // in order, so that a document gives the same numbers
+		name := p.Name
 		if d.peers[name] == nil {
 			d.peers[name] = &bgp.PeerState{Name: name, State: bgp.Unknown, Since: now}
 		}
