@@ -51,8 +51,12 @@ func TestDocs(t *testing.T) {
 	// The part before the reference is written by hand.
 	guide, _, _ := strings.Cut(read("../../docs/topology.md"), "# The schema\n")
 	boot, _, _ := strings.Cut(read("../../docs/install/first-boot.md"), "# The fields\n")
+	spec, err = withExamples(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for file, want := range map[string]string{
-		"../../docs/cli.md": cliPage(), "../../docs/conditions.md": conditionsPage(), "../../docs/events.md": eventsPage(), "../../docs/spec.md": "# The document\n" + spec, "../../docs/topology.md": guide + "# The schema\n" + topology,
+		"../../docs/cli.md": cliPage(), "../../docs/conditions.md": conditionsPage(), "../../docs/events.md": eventsPage(), "../../docs/spec.md": "# The document\n" + strings.Replace(spec, "\n## ", "\n"+wishesSection()+"## ", 1), "../../docs/topology.md": guide + "# The schema\n" + topology,
 		"../../docs/api.md":                api,
 		"../../docs/install/first-boot.md": boot + "# The fields\n" + userData,
 	} {

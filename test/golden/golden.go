@@ -30,6 +30,9 @@ func Check(t testing.TB, file, got string) {
 	}
 }
 
+// Updating reports whether Check writes files.
+func Updating() bool { return *update }
+
 // difference returns the first five lines of both texts from where they differ.
 func difference(want, got string) string {
 	w, g := strings.Split(want, "\n"), strings.Split(got, "\n")
