@@ -1,12 +1,14 @@
-// Package faults has a node to which one fault after another happens. Each must show in `isthmus
-// status`, in words that lead to its remedy, and in the events, and be gone when it is repaired. Of
-// the kernel it needs only TUN. Ring: namespace; needs root.
 package faults
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -24,6 +26,20 @@ type world struct {
 	net           *lab.Node
 	hubDoc, site0 string
 	taken         net.PacketConn
+	seen          Node // hub
+	// disk is the directory of the hub's state: a small file system in a mount namespace of its own.
+	disk string
+}
+
+// api is the address of the hub's API.
+const api = "127.0.0.1:7443"
+
+// onDisk runs a command where the hub's disk is.
+func (w *world) onDisk(command string) string {
+	w.Helper()
+	out, err := w.hub.Exec(w.Context(), slices.Concat(w.hub.Under, []string{"sh", "-c", command})...)
+	w.ok(err)
+	return out
 }
 
 func (w *world) ok(err error) {
@@ -58,15 +74,16 @@ func (w *world) run(n *lab.Node, command string) {
 	w.ok(err)
 }
 
-// fault is something that goes wrong, as a user would say it.
+// fault is a Fault with what makes and repairs it.
 type fault struct {
-	what string
-	make func(*world)
-	mend func(*world) // nil: the documents are applied again
-	// kind is the condition that names it, and words are in its message.
-	kind  *condition.Kind
-	words []string
+	what   string
+	make   func(*world)
+	repair func(*world) // nil: the documents are applied again
+	kind   *condition.Kind
+	words  []string
 }
+
+func (f fault) shown() Fault { return Fault{f.what, f.kind, f.words} }
 
 const hubDocument = `node: {name: hub, asn: 64600}
 underlay: {interface: wan, address: 192.0.2.100, mtu: 1500}
@@ -167,12 +184,35 @@ var faults = []fault{
 		w.apply(w.hub, w.hubDoc+strings.Replace(lanAttachment, "interface: lan", "interface: lan9", 1))
 	}, nil,
 		condition.InterfaceMissing, []string{"interface lan9 of attachment lan is not on this machine"}},
-	{"another program flushes the ruleset", func(w *world) { w.run(w.hub.Node, "nft flush ruleset") }, unmended,
+	{"the disk of the state is full", func(w *world) { w.onDisk("! cat /dev/zero > " + w.disk + "/filler 2>&1") }, func(w *world) { w.onDisk("rm " + w.disk + "/filler") },
+		condition.StateFull, []string{"free"}},
+	{"the certificate of a client ends soon", func(w *world) {
+		_, err := w.hub.CLI(w.Context(), "", "client", "issue", "short", "--role", "reader", "--lifetime", "1h", "--endpoint", api, "-o", "-")
+		w.ok(err)
+	}, func(w *world) {
+		out, err := w.hub.CLI(w.Context(), "", "client", "list")
+		w.ok(err)
+		for line := range strings.Lines(out) {
+			if strings.Contains(line, "short") {
+				_, err := w.hub.CLI(w.Context(), "", "client", "revoke", strings.Fields(line)[0])
+				w.ok(err)
+			}
+		}
+	}, condition.ClientsExpire, []string{"short (reader)", "isthmus client renew"}},
+	{"the BGP process ends again and again", func(w *world) {
+		w.ok(lab.Until(w.Context(), time.Minute, func() error {
+			exec.Command("pkill", "-KILL", "-P", fmt.Sprint(w.hub.Process.Pid()), "-f", "isthmusd-bgp").Run()
+			return w.seen.Named(w.Context(), Fault{Kind: condition.BGPDown})
+		}))
+	}, unbroken, condition.BGPDown, []string{"the BGP process does not run"}},
+	{"the audit log is moved away", func(w *world) { w.onDisk("mv " + w.disk + "/audit.log " + w.disk + "/audit.old") }, unbroken,
+		condition.AuditLogReplaced, []string{"audit.log"}},
+	{"another program flushes the ruleset", func(w *world) { w.run(w.hub.Node, "nft flush ruleset") }, unbroken,
 		condition.GuardWasMissing, []string{"another process removed the rules"}},
 }
 
-// unmended stands for a condition that stays for a while after the fault.
-func unmended(*world) {}
+// unbroken stands for a fault that has already ended when its condition is seen.
+func unbroken(*world) {}
 
 const (
 	otherKey = "uxKtjSR/HgPr5/2mKg3++n6zfPx6H2aGymuvit1Nxn8="
@@ -210,10 +250,21 @@ func begin(t *testing.T) *world {
 	l.Link(lab.End{Node: w.net, Name: "hub", Addrs: daemon.Prefixes("192.0.2.1/24")}, lab.End{Node: w.hub.Node, Name: "wan", Addrs: daemon.Prefixes("192.0.2.100/24")})
 	l.Link(lab.End{Node: w.net, Name: "site", Addrs: daemon.Prefixes("198.51.100.1/24")}, lab.End{Node: w.site.Node, Name: "wan", Addrs: daemon.Prefixes("198.51.100.101/24")})
 	l.Link(lab.End{Node: l.Node("lan"), Name: "eth0", Addrs: daemon.Prefixes("10.50.0.2/24")}, lab.End{Node: w.hub.Node, Name: "lan", Addrs: daemon.Prefixes("10.50.0.1/24")})
+	dir, err := w.hub.Dir()
+	w.ok(err)
+	w.disk = filepath.Join(dir, "disk")
+	w.hub.Args = []string{"-listen", api, "-state", w.disk}
 	w.hub.IP("route add default via 192.0.2.1")
 	w.site.IP("route add default via 198.51.100.1")
 	w.net.IP("addr add 203.0.113.1/32 dev lo")
 	w.ok(l.Up(t.Context()))
+	holder, err := w.hub.Node.Start("disk", "unshare", "--mount", "sh", "-c", "mkdir "+w.disk+" && mount -t tmpfs -o size=32m disk "+w.disk+" && exec sleep 3600")
+	w.ok(err)
+	w.hub.Under = []string{"nsenter", "--mount", "--target", fmt.Sprint(holder.Pid())}
+	w.ok(lab.Until(t.Context(), time.Minute, func() error {
+		_, err := w.hub.Exec(t.Context(), slices.Concat(w.hub.Under, []string{"mountpoint", "-q", w.disk})...)
+		return err
+	}))
 	hubPrivate, hubPublic := daemon.Key(t)
 	sitePrivate, sitePublic := daemon.Key(t)
 	w.hubDoc, w.site0 = strings.Replace(hubDocument, "SITE", sitePublic, 1), strings.Replace(siteDocument, "HUB", hubPublic, 1)
@@ -221,6 +272,12 @@ func begin(t *testing.T) *world {
 		n.Start(t)
 		w.secret(n, "psk", samePSK)
 		w.secret(n, "md5", "a password")
+	}
+	scraper, err := daemon.NewScraper(w.hub.DialContext, api, []byte(w.onDisk("cat "+w.disk+"/admin.yaml")))
+	w.ok(err)
+	w.seen = Node{
+		CLI:     func(ctx context.Context, args ...string) (string, error) { return w.hub.CLI(ctx, "", args...) },
+		Metrics: scraper.Scrape,
 	}
 	w.secret(w.hub, "lane", hubPrivate)
 	w.secret(w.site, "lane", sitePrivate)
@@ -256,64 +313,30 @@ func TestFaults(t *testing.T) {
 
 // shows makes a fault, waits until the status names it, repairs it, and waits until the node is well.
 func (w *world) shows(f fault) {
-	began := time.Now()
+	began, shown := time.Now(), f.shown()
 	f.make(w)
-	err := lab.Until(w.Context(), 10*time.Second, func() error {
-		out, err := w.hub.CLI(w.Context(), "", "status")
-		if err != nil {
-			return err
-		}
-		for _, word := range append([]string{f.kind.Name, f.kind.Remedy[:min(20, len(f.kind.Remedy))]}, f.words...) {
-			if !strings.Contains(out, word) {
-				return fmt.Errorf("status does not say %q:\n%s", word, out)
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		w.Error(err) // the repair is tried nevertheless
+	// An error of these two is not the end: the repair is tried nevertheless.
+	if err := lab.Until(w.Context(), 10*time.Second, func() error { return w.seen.Named(w.Context(), shown) }); err != nil {
+		w.Error(err)
 	}
 	w.Logf("%5.1f s  %s", time.Since(began).Seconds(), f.kind.Name)
-	w.ok(lab.Until(w.Context(), 20*time.Second, func() error { return w.recorded(f.kind, began, false) }))
-	if f.mend == nil {
+	if err := lab.Until(w.Context(), 20*time.Second, func() error {
+		return errors.Join(w.seen.Recorded(w.Context(), shown, began, false), w.seen.Measured(w.Context(), shown, false))
+	}); err != nil {
+		w.Error(err)
+	}
+	if f.repair == nil {
 		w.apply(w.hub, w.hubDoc)
 		w.apply(w.site, w.site0)
 	} else {
-		f.mend(w)
+		f.repair(w)
 	}
-	if f.kind != condition.GuardWasMissing {
+	if f.kind != condition.GuardWasMissing && f.kind != condition.AuditLogReplaced {
 		w.well()
-		w.ok(lab.Until(w.Context(), 20*time.Second, func() error { return w.recorded(f.kind, began, true) }))
+		w.ok(lab.Until(w.Context(), 20*time.Second, func() error {
+			return errors.Join(w.seen.Recorded(w.Context(), shown, began, true), w.seen.Measured(w.Context(), shown, true))
+		}))
 	}
-}
-
-// recorded returns nil when the events since a time have the beginning of a condition, and
-// its end if it is over.
-func (w *world) recorded(k *condition.Kind, since time.Time, over bool) error {
-	begin, end := "ConditionBegan", "ConditionEnded"
-	switch k {
-	case condition.TunnelDown, condition.TunnelSuspect:
-		begin, end = k.Name, "TunnelUp"
-	case condition.SessionDown:
-		begin, end = k.Name, "SessionUp"
-	}
-	types := []string{"--type", k.Name}
-	if begin == k.Name {
-		types = append(types, "--type", end)
-	}
-	out, err := w.hub.CLI(w.Context(), "", append([]string{"get", "events", "--since", since.UTC().Format(time.RFC3339)}, types...)...)
-	if err != nil {
-		return err
-	}
-	for _, word := range []string{begin, k.Name} {
-		if !strings.Contains(out, word) {
-			return fmt.Errorf("the events have no %s:\n%s", word, out)
-		}
-	}
-	if _, after, _ := strings.Cut(out, begin); over && !strings.Contains(after, end) {
-		return fmt.Errorf("the events have no %s:\n%s", end, out)
-	}
-	return nil
 }
 
 // TestPage keeps the table of the documents current.
@@ -321,8 +344,15 @@ func TestPage(t *testing.T) {
 	const file, begin, end = "../../../docs/troubleshooting.md", "<!-- faults -->\n", "<!-- end of faults -->"
 	var table strings.Builder
 	table.WriteString("| what is wrong | condition | the message has |\n| --- | --- | --- |\n")
+	row := func(f Fault) {
+		name := f.Kind.Name
+		fmt.Fprintf(&table, "| %s | [%s](conditions.md#%s) | %s |\n", f.What, name, strings.ToLower(name), strings.Join(f.Words, ", "))
+	}
 	for _, f := range faults {
-		fmt.Fprintf(&table, "| %s | [%s](conditions.md#%s) | %s |\n", f.what, f.kind.Name, strings.ToLower(f.kind.Name), strings.Join(f.words, ", "))
+		row(f.shown())
+	}
+	for _, f := range InVM {
+		row(f)
 	}
 	page, err := os.ReadFile(file)
 	if err != nil {

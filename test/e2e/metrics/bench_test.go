@@ -1,18 +1,12 @@
 package metrics
 
 import (
-	"crypto/tls"
-	"crypto/x509"
 	"fmt"
-	"io"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
-
-	"go.yaml.in/yaml/v3"
 
 	"github.com/isthmus-net/isthmus/test/e2e/daemon"
 	"github.com/isthmus-net/isthmus/test/lab"
@@ -51,27 +45,16 @@ func BenchmarkScrape(b *testing.B) {
 	ok(err)
 	text, err := os.ReadFile(filepath.Join(dir, "state", "admin.yaml"))
 	ok(err)
-	var c credentials
-	ok(yaml.Unmarshal(text, &c))
-	pair, err := tls.X509KeyPair([]byte(c.Certificate), []byte(c.Key))
+	scraper, err := daemon.NewScraper(hub.DialContext, "127.0.0.1:7443", text)
 	ok(err)
-	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM([]byte(c.Authority))
-	client := &http.Client{Timeout: time.Minute, Transport: &http.Transport{
-		DialContext:     hub.DialContext,
-		TLSClientConfig: &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{pair}, ServerName: "isthmusd", NextProtos: []string{"http/1.1"}},
-	}}
 	for b.Loop() {
 		b.StopTimer()
 		time.Sleep(2100 * time.Millisecond)
 		b.StartTimer()
-		r, err := client.Get("https://127.0.0.1:7443/metrics")
+		text, err := scraper.Scrape(b.Context())
 		ok(err)
-		text, err := io.ReadAll(r.Body)
-		ok(err)
-		ok(r.Body.Close())
-		if n := strings.Count(string(text), "\nisthmus_nat_policy_flows_total{"); r.StatusCode != http.StatusOK || n != policies {
-			b.Fatalf("status %s, %d policies", r.Status, n)
+		if n := strings.Count(text, "\nisthmus_nat_policy_flows_total{"); n != policies {
+			b.Fatalf("%d policies", n)
 		}
 	}
 }

@@ -12,8 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"go.yaml.in/yaml/v3"
-
 	"github.com/isthmus-net/isthmus/test/e2e/daemon"
 	"github.com/isthmus-net/isthmus/test/lab"
 	"github.com/isthmus-net/isthmus/test/root"
@@ -23,9 +21,6 @@ const (
 	endpoint = "192.0.2.100:7443"
 	web      = "127.0.0.1:9090" // of Prometheus
 )
-
-// credentials are what a client needs of its context.
-type credentials struct{ Authority, Certificate, Key string }
 
 type world struct {
 	*testing.T
@@ -96,8 +91,8 @@ func (w *world) prometheus() string {
 	w.ok(err)
 	text, err := os.ReadFile(file)
 	w.ok(err)
-	var context credentials
-	w.ok(yaml.Unmarshal(text, &context))
+	var context daemon.Credentials
+	w.ok(context.Read(text))
 	rules, err := filepath.Abs("../../../docs/metrics/alerts.yaml")
 	w.ok(err)
 	for name, text := range map[string]string{
