@@ -93,6 +93,18 @@ func (m *Manager) planNew(ctx context.Context, s source, b basis) (*spec.Spec, p
 		problems = append(problems, spec.Problem{Path: "underlay.mtu", Value: strconv.Itoa(checked.Underlay.MTU), Line: checked.Line("underlay.mtu"),
 			Rule: fmt.Sprintf("is more than the MTU of interface %s, %d", checked.Underlay.Interface, seen), Remedy: "leave it out, or raise that of the interface first"})
 	}
+	type rule struct{ value, why string } // why has the address of the session
+	stored := map[rule]bool{}
+	if b.spec != nil {
+		for _, p := range b.spec.OtherFamily() {
+			stored[rule{p.Value, p.Rule}] = true
+		}
+	}
+	for _, p := range checked.OtherFamily() {
+		if !stored[rule{p.Value, p.Rule}] {
+			problems = append(problems, p)
+		}
+	}
 	for _, u := range checked.Secrets {
 		ref, err := m.Store.Ref(u.Name)
 		if err != nil {

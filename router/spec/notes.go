@@ -7,6 +7,7 @@ import (
 	"strconv"
 
 	"github.com/isthmus-net/isthmus/bgp"
+	"github.com/isthmus-net/isthmus/tunnel/apipa"
 )
 
 // Notes returns effects of a valid document that its author may not expect: packets that its sides
@@ -41,16 +42,33 @@ func (s *Spec) Notes() (out Problems) {
 			note(at, r.String(), "also allows prefixes that are never installed: addresses of the node, its underlay, the cloud's platform, and "+Unroutable[0].String()+", 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/3 or their like",
 				"allow the prefixes of the spoke alone")
 		}
-		// It is not refused, because documents of former versions have such rules.
-		family := map[bool]string{true: "IPv4", false: "IPv6"}
+	}
+	for _, p := range s.OtherFamily() {
+		note(p.Path, p.Value, p.Rule, p.Remedy)
+	}
+	return out
+}
+
+// OtherFamily returns the rules that no route of their session can match, because it carries the
+// other address family. A new document with one is refused. Documents of former versions have such
+// rules, and stay usable.
+func (s *Spec) OtherFamily() (out Problems) {
+	family := map[bool]string{true: "IPv4", false: "IPv6"}
+	for _, p := range s.Peers {
+		ours, address := p.Address.Is4(), p.Address.String()
+		if !p.Address.IsValid() {
+			ours, address = true, "from "+apipa.LinkLocal.String()
+		}
 		for _, policy := range []struct {
 			field string
 			rules []bgp.Rule
 		}{{"import", p.Import.Allow}, {"export", p.Export.Allow}} {
 			for j, r := range policy.rules {
-				if ours := p.Address.Is4(); p.Address.IsValid() && r.Prefix.Addr().Is4() != ours {
-					note(fmt.Sprintf("%s.%s.allow[%d]", p.Path(), policy.field, j), r.String(), fmt.Sprintf("has no effect: the session carries only %s, the family of its address %v", family[ours], p.Address),
-						fmt.Sprintf("remove the rule, or move it to a peer of the same tunnel with an %s address", family[!ours]))
+				if r.Prefix.Addr().Is4() != ours {
+					at := fmt.Sprintf("%s.%s.allow[%d]", p.Path(), policy.field, j)
+					out = append(out, Problem{Path: at, Value: r.String(), Line: s.Line(at),
+						Rule:   fmt.Sprintf("has no effect: the session carries only %s, the family of its address %s", family[ours], address),
+						Remedy: fmt.Sprintf("remove the rule, or move it to a peer of the same tunnel with an %s address", family[!ours])})
 				}
 			}
 		}

@@ -58,9 +58,12 @@ tunnels: [{name: lane, inside: [{local: 169.254.70.2/30}], ipsec: {remoteAddress
 	b.ok(r.SetSecret(ctx, "k", psk))
 	b.ok(r.Apply(ctx, document))
 
-	reader, err := r.CLI(ctx, "client", "issue", "prometheus", "--role", "reader", "--lifetime", "87600h", "--endpoint", r.api.String(), "-o", "-")
-	b.ok(err)
-	scraper, err := daemon.NewScraper(node.DialContext, r.api.String(), []byte(reader))
+	issue := func(name, lifetime string) string {
+		out, err := r.CLI(ctx, "client", "issue", name, "--role", "reader", "--lifetime", lifetime, "--endpoint", r.api.String(), "-o", "-")
+		b.ok(err)
+		return out
+	}
+	scraper, err := daemon.NewScraper(node.DialContext, r.api.String(), []byte(issue("prometheus", "87600h")))
 	b.ok(err)
 	seen := faults.Node{CLI: r.CLI, Metrics: scraper.Scrape}
 	filter := func(rules string) {
@@ -108,6 +111,10 @@ tunnels: [{name: lane, inside: [{local: 169.254.70.2/30}], ipsec: {remoteAddress
 		"the clock is two days behind": {
 			func() { clock(-48 * time.Hour) },
 			func() { clock(48 * time.Hour) },
+		},
+		"the certificate of a client ends soon": {
+			func() { issue("short", "1h"); clock(50 * time.Minute) },
+			func() { clock(-50 * time.Minute) },
 		},
 		"the last certificate of an admin has expired": {
 			func() { clock(366 * 24 * time.Hour) },

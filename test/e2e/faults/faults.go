@@ -27,6 +27,7 @@ var InVM = []Fault{
 	{"ESP is filtered, IKE is not", condition.TunnelSuspect, []string{"ESP, IP protocol 50, is filtered", "udpEncapsulation"}},
 	{"charon has ended", condition.CharonUnreachable, []string{"charon"}},
 	{"the clock is two days behind", condition.ClockWrong, []string{"set the clock"}},
+	{"the certificate of a client ends soon", condition.ClientsExpire, []string{"short (reader)", "isthmus client renew"}},
 	{"the last certificate of an admin has expired", condition.ClientExpires, []string{"ended at", "as root on the node"}},
 }
 

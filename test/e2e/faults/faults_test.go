@@ -186,19 +186,6 @@ var faults = []fault{
 		condition.InterfaceMissing, []string{"interface lan9 of attachment lan is not on this machine"}},
 	{"the disk of the state is full", func(w *world) { w.onDisk("! cat /dev/zero > " + w.disk + "/filler 2>&1") }, func(w *world) { w.onDisk("rm " + w.disk + "/filler") },
 		condition.StateFull, []string{"free"}},
-	{"the certificate of a client ends soon", func(w *world) {
-		_, err := w.hub.CLI(w.Context(), "", "client", "issue", "short", "--role", "reader", "--lifetime", "1h", "--endpoint", api, "-o", "-")
-		w.ok(err)
-	}, func(w *world) {
-		out, err := w.hub.CLI(w.Context(), "", "client", "list")
-		w.ok(err)
-		for line := range strings.Lines(out) {
-			if strings.Contains(line, "short") {
-				_, err := w.hub.CLI(w.Context(), "", "client", "revoke", strings.Fields(line)[0])
-				w.ok(err)
-			}
-		}
-	}, condition.ClientsExpire, []string{"short (reader)", "isthmus client renew"}},
 	{"the BGP process ends again and again", func(w *world) {
 		w.ok(lab.Until(w.Context(), time.Minute, func() error {
 			exec.Command("pkill", "-KILL", "-P", fmt.Sprint(w.hub.Process.Pid()), "-f", "isthmusd-bgp").Run()
