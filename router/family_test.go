@@ -48,5 +48,14 @@ func TestOtherFamily(t *testing.T) {
 		if err := apply(strings.Replace(wrong, "fd20::", "fd30::", 1)); err == nil || !strings.Contains(err.Error(), why) {
 			t.Errorf("another rule: %v, want %q", err, why)
 		}
+
+		// A rollback brings it back after it was corrected.
+		accept(t, r, base)
+		if err := apply(wrong); err == nil || !strings.Contains(err.Error(), why) {
+			t.Errorf("new again: %v, want %q", err, why)
+		}
+		if _, err := r.Rollback(t.Context(), "tester", &isthmusv1.RollbackRequest{}); err != nil {
+			t.Errorf("rollback: %v", err)
+		}
 	})
 }

@@ -48,5 +48,17 @@ func TestUnderlayMTU(t *testing.T) {
 		if s := r.documents.Status(); s.Invalid != nil {
 			t.Error(s.Invalid)
 		}
+		// It can be edited, and comes back by a rollback.
+		accept(t, r, strings.Replace(given, "10.7.0.0/16", "10.8.0.0/16", 1))
+		used("edited", 1461)
+		accept(t, r, base)
+		used("corrected", 1400)
+		if _, err := r.Apply(t.Context(), "tester", &isthmusv1.ApplyRequest{Source: text(given)}); err == nil || !strings.Contains(err.Error(), "underlay.mtu: is more than") {
+			t.Errorf("new again: %v", err)
+		}
+		if _, err := r.Rollback(t.Context(), "tester", &isthmusv1.RollbackRequest{}); err != nil {
+			t.Errorf("rollback: %v", err)
+		}
+		used("rolled back", 1461)
 	})
 }

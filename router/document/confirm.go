@@ -56,7 +56,7 @@ func (m *Manager) Rollback(ctx context.Context, c Change, generation uint64) (ui
 		return present, nil, err
 	}
 	d, problems := spec.Decode([]byte(old.Text))
-	return m.accept(ctx, c, source{doc: d, problems: problems, text: old.Text}, fmt.Sprintf("rollback to %d", generation))
+	return m.accept(ctx, c, source{doc: d, problems: problems, text: old.Text, again: true}, fmt.Sprintf("rollback to %d", generation))
 }
 
 // revertIfDue reverts when the present document, which t is the target of, was not confirmed in

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -25,6 +26,7 @@ type source struct {
 	doc      spec.Document
 	problems spec.Problems
 	text     string
+	again    bool // it was accepted before
 	awaits   bool // secrets that are not stored yet are not reported as problems
 }
 
@@ -89,20 +91,15 @@ func (m *Manager) planNew(ctx context.Context, s source, b basis) (*spec.Spec, p
 	if err != nil || len(problems) > 0 {
 		return checked, target, ledger, problems, err
 	}
-	if seen := m.Machine.MTU(checked.Underlay.Interface); seen != 0 && !checked.DerivedMTU && checked.Underlay.MTU > seen {
-		problems = append(problems, spec.Problem{Path: "underlay.mtu", Value: strconv.Itoa(checked.Underlay.MTU), Line: checked.Line("underlay.mtu"),
-			Rule: fmt.Sprintf("is more than the MTU of interface %s, %d", checked.Underlay.Interface, seen), Remedy: "leave it out, or raise that of the interface first"})
-	}
-	type rule struct{ value, why string } // why has the address of the session
-	stored := map[rule]bool{}
-	if b.spec != nil {
-		for _, p := range b.spec.OtherFamily() {
-			stored[rule{p.Value, p.Rule}] = true
+	if !s.again {
+		var had spec.Problems
+		if b.spec != nil {
+			had = m.unfit(b.spec)
 		}
-	}
-	for _, p := range checked.OtherFamily() {
-		if !stored[rule{p.Value, p.Rule}] {
-			problems = append(problems, p)
+		for _, p := range m.unfit(checked) {
+			if !slices.ContainsFunc(had, func(h spec.Problem) bool { return h.Value == p.Value && h.Rule == p.Rule }) {
+				problems = append(problems, p)
+			}
 		}
 	}
 	for _, u := range checked.Secrets {
@@ -119,6 +116,17 @@ func (m *Manager) planNew(ctx context.Context, s source, b basis) (*spec.Spec, p
 		}
 	}
 	return checked, target, ledger, spec.Join(problems), nil
+}
+
+// unfit returns what a new document is refused for. Documents that were accepted have it too: by a
+// former version, or before the interface changed. They stay in use, can be edited, and come back
+// by a rollback.
+func (m *Manager) unfit(s *spec.Spec) (out spec.Problems) {
+	if seen := m.Machine.MTU(s.Underlay.Interface); seen != 0 && !s.DerivedMTU && s.Underlay.MTU > seen {
+		out = append(out, spec.Problem{Path: "underlay.mtu", Value: strconv.Itoa(s.Underlay.MTU), Line: s.Line("underlay.mtu"),
+			Rule: fmt.Sprintf("is more than the MTU of interface %s, %d", s.Underlay.Interface, seen), Remedy: "leave it out, or raise that of the interface first"})
+	}
+	return append(out, s.OtherFamily()...)
 }
 
 // Validate returns the problems of a document, or its notes if it has none.
