@@ -43,7 +43,7 @@ func TestMain(m interface{ Run() int }, payload ...string) {
 	if err == nil {
 		fmt.Fprintf(os.Stderr, "vm: this kernel lacks %s: running in a guest\n", strings.Join(missing, ", "))
 		var status int
-		if status, err = testInGuest(payload); err == nil {
+		if status, err = testInGuest(payload, os.Args[1:]); err == nil {
 			os.Exit(status)
 		}
 	}
@@ -51,7 +51,22 @@ func TestMain(m interface{ Run() int }, payload ...string) {
 	os.Exit(1)
 }
 
-func testInGuest(payload []string) (int, error) {
+// InGuest runs the test t alone in the guest, together with the payload, and fails it if it fails
+// there: a test that changes the machine, such as its clock, must not run here whatever the kernel
+// has.
+func InGuest(t interface {
+	Helper()
+	Name() string
+	Fatalf(format string, args ...any)
+}, payload ...string) {
+	t.Helper()
+	// The last flag of a name counts.
+	if status, err := testInGuest(payload, append(os.Args[1:len(os.Args):len(os.Args)], "-test.run=^"+t.Name()+"$")); err != nil || status != 0 {
+		t.Fatalf("in the guest: status %d, %v", status, err)
+	}
+}
+
+func testInGuest(payload, args []string) (int, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return 0, err
@@ -60,7 +75,7 @@ func testInGuest(payload []string) (int, error) {
 	defer stop()
 	c := Config{Out: os.Getenv("ISTHMUS_OUT"), Payload: append(payload, self), Stdout: os.Stdout, Stderr: os.Stderr, Progress: os.Stderr}
 	c.Command = []string{"./" + self[strings.LastIndexByte(self, '/')+1:]}
-	for _, a := range os.Args[1:] {
+	for _, a := range args {
 		// go test's file to find out what to cache, which is not there in the guest
 		if !strings.HasPrefix(a, "-test.testlogfile") {
 			c.Command = append(c.Command, a)

@@ -25,7 +25,7 @@ var InVM = []Fault{
 	{"an IPsec peer has another pre-shared key", condition.TunnelDown, []string{"AUTHENTICATION_FAILED", "isthmus secret set k"}},
 	{"an IPsec peer has other IKE proposals", condition.TunnelDown, []string{"NO_PROPOSAL_CHOSEN", "our IKE proposals aes256gcm16-prfsha384-ecp384"}},
 	{"ESP is filtered, IKE is not", condition.TunnelSuspect, []string{"ESP, IP protocol 50, is filtered", "udpEncapsulation"}},
-	{"charon has ended", condition.CharonUnreachable, []string{"charon"}},
+	{"charon has ended", condition.CharonUnreachable, []string{"established tunnels go on until their keys expire", "systemctl start strongswan"}},
 	{"the clock is two days behind", condition.ClockWrong, []string{"set the clock"}},
 	{"the certificate of a client ends soon", condition.ClientsExpire, []string{"short (reader)", "isthmus client renew"}},
 	{"the last certificate of an admin has expired", condition.ClientExpires, []string{"ended at", "as root on the node"}},
