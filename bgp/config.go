@@ -30,17 +30,22 @@ type Peer struct {
 	Interface    string // of that tunnel; the session is bound to it (SO_BINDTODEVICE)
 	Address      netip.Addr
 	LocalAddress netip.Addr
-	ASN          uint32
-	HoldTime     time.Duration // whole seconds, 3s to 65535s
-	Keepalive    time.Duration // whole seconds
-	TTL          uint8
-	Passive      bool
-	Password     secret.Ref // zero: none (RFC 2385)
-	Import       Import
-	Export       Export
-	MaxPrefixes  uint32
-	ASOverride   bool
-	AllowOwnAS   uint8
+	// OtherLocal is this node's address of the other family inside the tunnel. If it is valid, the
+	// session also carries that family (RFC 4760), with this address as next hop. It is always an
+	// IPv6 address: GoBGP would announce IPv4 prefixes with an IPv6 next hop (RFC 8950) in a
+	// session of IPv6.
+	OtherLocal  netip.Addr
+	ASN         uint32
+	HoldTime    time.Duration // whole seconds, 3s to 65535s
+	Keepalive   time.Duration // whole seconds
+	TTL         uint8
+	Passive     bool
+	Password    secret.Ref // zero: none (RFC 2385)
+	Import      Import
+	Export      Export
+	MaxPrefixes uint32
+	ASOverride  bool
+	AllowOwnAS  uint8
 	// GracefulRestart offers RFC 4724 to the peer with this restart time, at most 4095s; 0 offers
 	// none.
 	GracefulRestart time.Duration

@@ -166,5 +166,8 @@ func (d *Decider) Announce(from *Peer, r Route) (Changes, bool) {
 	return Changes{}, false
 }
 
-// carries reports whether the session is of the prefix's address family.
-func (d *Decider) carries(p netip.Prefix) bool { return p.Addr().Is4() == d.Peer.Address.Is4() }
+// carries reports whether the session carries the prefix's address family, if the peer offers it.
+func (d *Decider) carries(p netip.Prefix) bool { return d.Peer.Carries(p.Addr().Is4()) }
+
+// Carries reports whether the session carries IPv4, or IPv6, if the peer offers it.
+func (p *Peer) Carries(v4 bool) bool { return p.OtherLocal.IsValid() || p.Address.Is4() == v4 }

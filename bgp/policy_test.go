@@ -28,6 +28,7 @@ func TestDecider(t *testing.T) {
 		return &q
 	}
 	allow := func(n uint8) func(*Peer) { return func(p *Peer) { p.AllowOwnAS = n } }
+	both := func(p *Peer) { p.OtherLocal = netip.MustParseAddr("fd00::9") }
 	prefer := func(n uint32) func(*Peer) { return func(p *Peer) { p.Import.LocalPreference = n } }
 	route := func(prefix string, path ...uint32) Route {
 		return Route{Prefix: netip.MustParsePrefix(prefix), ASPath: path}
@@ -44,6 +45,7 @@ func TestDecider(t *testing.T) {
 		{"not allowed", x, route("192.168.0.0/16", 65001), false, 0},
 		{"no rules", with(x, func(p *Peer) { p.Import.Allow = nil }), route("10.1.0.0/16", 65001), false, 0},
 		{"another family", x, route("2001:db8::/48", 65001), false, 0},
+		{"both families", with(x, both), route("2001:db8::/48", 65001), true, 100},
 		{"that family", s, route("2001:db8::/48", 65001), true, 100},
 		{"not exported", x, kept, true, 100},
 		{"a preference", with(x, prefer(300)), route("10.1.0.0/16", 65001), true, 300},

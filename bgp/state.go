@@ -50,6 +50,7 @@ type PeerState struct {
 	HoldTime         time.Duration // negotiated
 	TimesUp          uint64
 	GracefulRestart  bool      // negotiated
+	BothFamilies     bool      // negotiated: the session carries IPv4 and IPv6
 	NextTry          time.Time // of a quarantined or held-down session
 	QuarantineReason string
 	Filtered         Filtered

@@ -78,26 +78,30 @@ func (f *Filter) passOn(kind byte) byte {
 // 2).
 func (f *Filter) write(empty bool) {
 	u := &f.u
-	withdrawn := u.withdrawn
 	if u.bad != "" {
-		u.all = append(append(append(u.all, withdrawn...), u.nlri...), u.reach...)
-		withdrawn, u.nlri, u.reach = u.all, u.nlri[:0], u.reach[:0]
+		u.withdrawn4 = append(u.withdrawn4, u.nlri...)
+		if u.reach6 {
+			u.withdrawn6 = append(u.withdrawn6, u.reach...)
+		} else {
+			u.withdrawn4 = append(u.withdrawn4, u.reach...)
+		}
+		u.nlri, u.reach = u.nlri[:0], u.reach[:0]
+	}
+	attrs := len(u.front) + len(u.back)
+	split(u.withdrawn4, 4, f.unreach4)
+	split(u.withdrawn6, 4+7, f.unreach6)
+	split(u.nlri, 4+attrs+7, func(ps []byte) { f.reach4(u.hop, ps) })
+	if u.reach6 {
+		split(u.reach, 4+attrs+25, f.reach6)
+	} else {
+		split(u.reach, 4+attrs+7, func(ps []byte) { f.reach4(u.reachHop, ps) })
 	}
 	end := u.end && u.count == 1
-	attrs := len(u.front) + len(u.back)
-	if f.o.IPv6 {
-		split(withdrawn, 4+7, f.unreach6)
-		split(u.reach, 4+attrs+25, f.reach6)
-		if end {
-			f.unreach6(nil)
-		}
-	} else {
-		split(withdrawn, 4, f.unreach4)
-		split(u.nlri, 4+attrs+7, func(ps []byte) { f.reach4(u.hop, ps) })
-		split(u.reach, 4+attrs+7, func(ps []byte) { f.reach4(u.reachHop, ps) })
-		if end || empty {
-			f.unreach4(nil)
-		}
+	if end && u.end6 {
+		f.unreach6(nil)
+	}
+	if end && !u.end6 || empty && f.carries(afiIPv4, unicast) {
+		f.unreach4(nil)
 	}
 	if len(f.out) == 0 {
 		f.out.keepalive()

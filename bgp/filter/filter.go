@@ -74,9 +74,9 @@ type Counters struct {
 
 // Options describe the session of a Filter.
 type Options struct {
-	// IPv6 means that the session carries only IPv6 unicast; otherwise it carries only IPv4
-	// unicast.
-	IPv6 bool
+	// IPv6 means that the session carries IPv6 unicast, otherwise IPv4 unicast. Both means that it
+	// also carries the other one, if the peer offers it (RFC 4760).
+	IPv6, Both bool
 	// Internal means that the peer is in our own autonomous system.
 	Internal bool
 	// Counters must not be nil.
@@ -223,11 +223,11 @@ func (f *Filter) notification(body []byte) {
 	f.out = end(append(append(f.out, code, sub), data...), at)
 }
 
-// refresh passes on a request for the family of the session (RFC 2918). Other families and the
+// refresh passes on a request for a family of the session (RFC 2918). Other families and the
 // subtypes of RFC 7313 are not negotiated, and are ignored; instead the speaker gets a KEEPALIVE
 // for its hold timer.
 func (f *Filter) refresh(body []byte) {
-	if afi, safi := binary.BigEndian.Uint16(body), body[3]; afi != f.afi() || safi != unicast || body[2] != 0 {
+	if afi, safi := binary.BigEndian.Uint16(body), body[3]; !f.carries(afi, safi) || body[2] != 0 {
 		f.out.keepalive()
 		return
 	}
@@ -241,12 +241,17 @@ const (
 	unicast byte   = 1
 )
 
-// afi returns the address family of the session.
+// afi returns the address family that the peer must offer.
 func (f *Filter) afi() uint16 {
 	if f.o.IPv6 {
 		return afiIPv6
 	}
 	return afiIPv4
+}
+
+// carries reports whether a family is one of the session.
+func (f *Filter) carries(afi uint16, safi byte) bool {
+	return safi == unicast && (afi == f.afi() || f.o.Both && (afi == afiIPv4 || afi == afiIPv6))
 }
 
 // EndedHere is the subcode of the NOTIFICATION that Cease returns. IANA has not assigned it, and

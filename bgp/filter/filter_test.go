@@ -236,6 +236,15 @@ func TestUpdate(t *testing.T) {
 		"IPv6 hop overruns":   {o: Options{IPv6: true}, in: upd(nil, concat(origin, path, attr(0x80, 14, 0, 2, 1, 16, 0, 0)), nil), err: "3/9"},
 		"unreach truncated":   {o: Options{IPv6: true}, in: upd(nil, attr(0x80, 15, 0, 2), nil), err: "3/9"},
 		"unreach, 129 bits":   {o: Options{IPv6: true}, in: upd(nil, attr(0x80, 15, 0, 2, 1, 129), nil), err: "3/9"},
+		"two":                 {o: Options{Both: true}, in: upd(nil, concat(base, reach(2, hop6, p6)), p10), want: concat(plain, upd(nil, concat(origin, path, reach6(p6...)), nil))},
+		"two withdrawn":       {o: Options{Both: true}, in: upd(p10, unreach(2, p6...), nil), want: concat(withdraw, withdraw6)},
+		"two, one withdrawn":  {o: Options{Both: true}, in: upd(nil, concat(base, unreach(2, p6...)), p10), want: concat(withdraw6, plain)},
+		"two, malformed":      {o: Options{Both: true}, in: upd(nil, concat(attr(0x40, 1, 3), path, hop, reach(2, hop6, p6)), p10), want: concat(withdraw, withdraw6), bad: "ORIGIN"},
+		"two, hop of 4":       {o: Options{Both: true}, in: upd(nil, concat(origin, path, reach(2, hop6[:4], p6)), nil), err: "3/9"},
+		"two, IPv4 by hop6":   {o: Options{Both: true}, in: upd(nil, concat(origin, path, reach(1, hop6, p10)), nil), err: "3/9"},
+		"two, End-of-RIB":     {o: Options{Both: true}, in: upd(nil, nil, nil), want: upd(nil, nil, nil)},
+		"two, End-of-RIB 6":   {o: Options{Both: true}, in: upd(nil, unreach(2), nil), want: upd(nil, unreach6(), nil)},
+		"two, multicast":      {o: Options{Both: true}, in: upd(nil, concat(origin, path, attr(0x80, 14, concat([]byte{0, 2, 2, 16}, hop6, []byte{0}, p6)...)), nil), want: nothing, discarded: []byte{14}},
 		"IPv4 in IPv6":        {o: Options{IPv6: true}, in: upd(p11, base, p10), want: nothing},
 		"IPv6 in IPv4":        {in: upd(nil, concat(base, reach(2, hop6, p6)), p10), want: plain, discarded: []byte{14}},
 		"VPN":                 {in: upd(nil, concat(origin, path, attr(0x80, 14, 0, 1, 128, 0, 0)), nil), want: nothing, discarded: []byte{14}},
@@ -498,10 +507,11 @@ func TestOtherMessages(t *testing.T) {
 // FuzzMessages passes arbitrary bytes to a filter, which must return messages with correct
 // lengths.
 func FuzzMessages(f *testing.F) {
-	f.Add(concat(openMsg(cap4, capAS4), nothing, upd(p11, base, p10)), false, false)
-	f.Add(concat(openMsg(cap6), nothing, upd(nil, concat(origin, path, reach(2, hop6, p6), unreach(2, 0)), nil)), true, true)
-	f.Fuzz(func(t *testing.T, b []byte, v6, internal bool) {
-		x := New(Options{IPv6: v6, Internal: internal, Counters: &Counters{}})
+	f.Add(concat(openMsg(cap4, capAS4), nothing, upd(p11, base, p10)), false, false, false)
+	f.Add(concat(openMsg(cap6), nothing, upd(nil, concat(origin, path, reach(2, hop6, p6), unreach(2, 0)), nil)), true, false, true)
+	f.Add(concat(openMsg(cap4, cap6), nothing, upd(p11, concat(base, reach(2, hop6, p6), unreach(2, 0)), p10)), false, true, false)
+	f.Fuzz(func(t *testing.T, b []byte, v6, both, internal bool) {
+		x := New(Options{IPv6: v6, Both: both, Internal: internal, Counters: &Counters{}})
 		for len(b) >= HeaderLength {
 			n, err := x.Length(b[:HeaderLength])
 			if err != nil || n > len(b) {

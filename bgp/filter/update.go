@@ -51,14 +51,17 @@ var known = func() (a [256]byte) {
 // update is one UPDATE message during processing. Its slices keep their capacity from message to
 // message, or point into the message.
 type update struct {
-	withdrawn []byte // withdrawn prefixes of the session's family
-	nlri      []byte // prefixes that use NEXT_HOP
-	reach     []byte // prefixes in MP_REACH_NLRI
-	hop       []byte // NEXT_HOP: 4 bytes
-	reachHop  []byte // in MP_REACH_NLRI: 4 or 16 bytes
+	withdrawn4, withdrawn6 []byte // withdrawn prefixes of the session's families
+
+	nlri     []byte // prefixes that use NEXT_HOP
+	reach    []byte // prefixes in MP_REACH_NLRI: of IPv6 if reach6 is set
+	reach6   bool
+	hop      []byte // NEXT_HOP: 4 bytes
+	reachHop []byte // in MP_REACH_NLRI: 4 or 16 bytes
 
 	reachable bool // the message has reachable prefixes, maybe of other families
-	end       bool // MP_UNREACH_NLRI of the session's family without a prefix
+	end       bool // MP_UNREACH_NLRI of a family of the session without a prefix
+	end6      bool // it is of IPv6
 	count     int  // attributes
 
 	seen                               [256]bool
@@ -71,9 +74,8 @@ type update struct {
 	// bad is why the message is treated as a withdrawal; empty: it is not.
 	bad                 string
 	segments, segments4 []segment
-	// ext are extended communities, front and back the attributes before and after NEXT_HOP, and
-	// all the prefixes to withdraw.
-	ext, front, back, all []byte
+	// ext are extended communities, front and back the attributes before and after NEXT_HOP.
+	ext, front, back []byte
 }
 
 // Note returns why the last UPDATE message was treated as a withdrawal, or an empty text if it was
@@ -82,8 +84,8 @@ func (f *Filter) Note() string { return f.u.bad }
 
 func (u *update) reset() {
 	*u = update{
-		withdrawn: u.withdrawn[:0], nlri: u.nlri[:0], reach: u.reach[:0],
-		segments: u.segments[:0], segments4: u.segments4[:0], ext: u.ext[:0], front: u.front[:0], back: u.back[:0], all: u.all[:0],
+		withdrawn4: u.withdrawn4[:0], withdrawn6: u.withdrawn6[:0], nlri: u.nlri[:0], reach: u.reach[:0],
+		segments: u.segments[:0], segments4: u.segments4[:0], ext: u.ext[:0], front: u.front[:0], back: u.back[:0],
 	}
 }
 
@@ -112,14 +114,14 @@ func (f *Filter) update(body []byte) *Notification {
 	}
 	attrs, nlri := rest[2:2+n], rest[2+n:]
 	var ok, ok2 bool
-	u.withdrawn, ok = appendPrefixes(u.withdrawn, withdrawn, 32)
+	u.withdrawn4, ok = appendPrefixes(u.withdrawn4, withdrawn, 32)
 	u.nlri, ok2 = appendPrefixes(u.nlri, nlri, 32)
 	if !ok || !ok2 {
 		return &Notification{3, 10, nil, "an UPDATE has a malformed IPv4 prefix"}
 	}
 	u.reachable = len(nlri) > 0
-	if f.o.IPv6 {
-		u.withdrawn, u.nlri = u.withdrawn[:0], u.nlri[:0]
+	if !f.carries(afiIPv4, unicast) {
+		u.withdrawn4, u.nlri = u.withdrawn4[:0], u.nlri[:0]
 	}
 	if err := f.attributes(attrs); err != nil {
 		return err
@@ -313,13 +315,14 @@ func (f *Filter) mpReach(v []byte) *Notification {
 		return malformed("is truncated")
 	}
 	u.reachable = true
-	if binary.BigEndian.Uint16(v) != f.afi() || v[2] != unicast {
+	afi := binary.BigEndian.Uint16(v)
+	if !f.carries(afi, v[2]) {
 		f.discard(attrMPReach)
 		return nil
 	}
 	hop, prefixes := v[4:4+int(v[3])], v[5+int(v[3]):]
 	bits := 32
-	if f.o.IPv6 {
+	if u.reach6 = afi == afiIPv6; u.reach6 {
 		bits = 128
 		switch len(hop) {
 		case 16:
@@ -354,19 +357,20 @@ func (f *Filter) mpUnreach(v []byte) *Notification {
 	if len(v) < 3 {
 		return &Notification{3, 9, nil, "MP_UNREACH_NLRI is truncated"}
 	}
-	if binary.BigEndian.Uint16(v) != f.afi() || v[2] != unicast {
+	afi := binary.BigEndian.Uint16(v)
+	if !f.carries(afi, v[2]) {
 		f.discard(attrMPUnreach)
 		return nil
 	}
-	bits := 32
-	if f.o.IPv6 {
-		bits = 128
+	list, bits := &u.withdrawn4, 32
+	if afi == afiIPv6 {
+		list, bits = &u.withdrawn6, 128
 	}
 	var ok bool
-	if u.withdrawn, ok = appendPrefixes(u.withdrawn, v[3:], bits); !ok {
+	if *list, ok = appendPrefixes(*list, v[3:], bits); !ok {
 		return &Notification{3, 9, nil, "MP_UNREACH_NLRI has a malformed prefix"}
 	}
-	u.end = len(v) == 3
+	u.end, u.end6 = len(v) == 3, afi == afiIPv6
 	return nil
 }
 

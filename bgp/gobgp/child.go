@@ -115,7 +115,7 @@ type child struct {
 	// ids are by address. Those of deleted peers stay, because GoBGP reports the end of their
 	// sessions later. There is one for each name that a document had since the process started.
 	ids map[string]uint32
-	max map[uint32]uint32 // prefix limits that GoBGP does not enforce
+	max map[uint32]uint32 // prefix limits that GoBGP does not enforce, or only for each family
 }
 
 func newChild() *child {

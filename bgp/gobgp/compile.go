@@ -39,13 +39,21 @@ var (
 	ipv6 = &api.Family{Afi: api.Family_AFI_IP6, Safi: api.Family_SAFI_UNICAST}
 )
 
-// family returns the address family of a session: that of its addresses. GoBGP would announce IPv6
-// prefixes on an IPv4 session with an IPv4 next hop.
+// family returns the address family of an address.
 func family(a netip.Addr) *api.Family {
 	if a.Is4() {
 		return ipv4
 	}
 	return ipv6
+}
+
+// families returns the address families of a session: first that of its addresses.
+func families(p *bgp.Peer) []*api.Family {
+	own := []*api.Family{family(p.Address)}
+	if p.OtherLocal.IsValid() {
+		own = append(own, ipv6)
+	}
+	return own
 }
 
 // check returns an error if a peer must not be passed to GoBGP.
@@ -62,6 +70,8 @@ func check(asn uint32, p bgp.Peer) error {
 		return fmt.Errorf("local address %v is not a valid session address", p.LocalAddress)
 	case p.Address.Is4() != p.LocalAddress.Is4():
 		return fmt.Errorf("address %v and local address %v are of different families", p.Address, p.LocalAddress)
+	case p.OtherLocal.IsValid() && (!p.Address.Is4() || p.OtherLocal.Is4() || !usable(p.OtherLocal)):
+		return fmt.Errorf("address %v is not that of IPv6 in a session of IPv4", p.OtherLocal)
 	case p.Address == p.LocalAddress:
 		return fmt.Errorf("address %v is also the local address", p.Address)
 	case p.ASN == 0:
@@ -90,12 +100,16 @@ func check(asn uint32, p bgp.Peer) error {
 func compilePeer(asn uint32, c peerConfig, restarting bool) *api.Peer {
 	p := c.Peer
 	seconds := func(d time.Duration) uint64 { return uint64(d / time.Second) }
-	f := &api.AfiSafi{
-		Config:            &api.AfiSafiConfig{Family: family(p.Address), Enabled: true},
-		MpGracefulRestart: &api.MpGracefulRestart{Config: &api.MpGracefulRestartConfig{Enabled: p.GracefulRestart > 0}},
-	}
-	if p.MaxPrefixes > 0 && p.MaxPrefixes <= exactLimit {
-		f.PrefixLimits = &api.PrefixLimit{Family: f.Config.Family, MaxPrefixes: p.MaxPrefixes}
+	var carried []*api.AfiSafi
+	for _, family := range families(&p) {
+		f := &api.AfiSafi{
+			Config:            &api.AfiSafiConfig{Family: family, Enabled: true},
+			MpGracefulRestart: &api.MpGracefulRestart{Config: &api.MpGracefulRestartConfig{Enabled: p.GracefulRestart > 0}},
+		}
+		if p.MaxPrefixes > 0 && p.MaxPrefixes <= exactLimit {
+			f.PrefixLimits = &api.PrefixLimit{Family: family, MaxPrefixes: p.MaxPrefixes}
+		}
+		carried = append(carried, f)
 	}
 	n := &api.Peer{
 		Conf: &api.PeerConf{
@@ -124,7 +138,7 @@ func compilePeer(asn uint32, c peerConfig, restarting bool) *api.Peer {
 			DeferralTime:    uint32(seconds(deferral)),
 			LocalRestarting: restarting && p.GracefulRestart > 0,
 		},
-		AfiSafis: []*api.AfiSafi{f},
+		AfiSafis: carried,
 	}
 	if p.AllowOwnAS > 0 {
 		n.Conf.AllowOwnAsn = uint32(p.AllowOwnAS)

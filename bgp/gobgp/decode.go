@@ -146,10 +146,24 @@ func decodeCounters(p *api.Peer) countersMessage {
 		HoldTime:        uint32(p.GetTimers().GetState().GetNegotiatedHoldTime()),
 		GracefulRestart: p.GetGracefulRestart().GetPeerRestartTime() > 0,
 	}
+	m.BothFamilies = len(p.GetAfiSafis()) > 1 && offersBoth(s.GetRemoteCap())
 	for _, f := range p.GetAfiSafis() {
 		m.Received += uint32(f.GetState().GetReceived())
 	}
 	return m
+}
+
+// offersBoth reports whether the capabilities of an OPEN have both families of unicast.
+func offersBoth(capabilities []*anypb.Any) bool {
+	var four, six bool
+	for _, a := range capabilities {
+		var x api.MultiProtocolCapability
+		if !is(a, "apipb.MultiProtocolCapability") || proto.Unmarshal(a.GetValue(), &x) != nil {
+			continue
+		}
+		four, six = four || proto.Equal(x.GetFamily(), ipv4), six || proto.Equal(x.GetFamily(), ipv6)
+	}
+	return four && six
 }
 
 // decodePath returns the attributes of a path in a table, without its peer.

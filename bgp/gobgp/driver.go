@@ -11,8 +11,9 @@
 // The child has no network. Package relay holds the connections to the peers, and GoBGP receives
 // their messages as rewritten by package filter.
 //
-// A session carries one address family, that of its addresses, because GoBGP would announce IPv6
-// prefixes on an IPv4 session with an IPv4 next hop.
+// A session carries the address family of its addresses, and a session of IPv4 can also carry IPv6.
+// GoBGP announces IPv6 prefixes there with its IPv4 address, mapped to IPv6, as next hop; package
+// relay replaces that by this node's IPv6 address inside the tunnel.
 package gobgp
 
 import (

@@ -211,8 +211,8 @@ func (d *Driver) handleCounters(r bgp.Reporter, ms []countersMessage) {
 			continue
 		}
 		hold := time.Duration(m.HoldTime) * time.Second
-		if s.RouterID != m.RouterID || s.HoldTime != hold || s.GracefulRestart != m.GracefulRestart {
-			s.RouterID, s.HoldTime, s.GracefulRestart = m.RouterID, hold, m.GracefulRestart
+		if s.RouterID != m.RouterID || s.HoldTime != hold || s.GracefulRestart != m.GracefulRestart || s.BothFamilies != m.BothFamilies {
+			s.RouterID, s.HoldTime, s.GracefulRestart, s.BothFamilies = m.RouterID, hold, m.GracefulRestart, m.BothFamilies
 			changed = append(changed, d.stateLocked(name))
 		}
 		if _, ok := d.expect[name]; ok && !m.GracefulRestart {

@@ -19,6 +19,8 @@ const (
 	fuzzIPv6     = 1 << iota // an IPv6 session
 	fuzzInternal             // an internal peer
 	fuzzOld                  // the peer supports only AS numbers of two octets
+	fuzzBoth                 // a session of both families
+	fuzzKinds    = iota
 )
 
 // panics returns the bodies of the UPDATE messages in testdata that make GoBGP v3.37.0 panic.
@@ -58,6 +60,9 @@ func fuzzInput(kind byte, messages ...[]byte) []byte {
 // fuzzOpen returns an OPEN with the capabilities of the session.
 func fuzzOpen(kind byte) []byte {
 	caps := []byte{1, 4, 0, 1, 0, 1, 2, 0, 64, 6, 0, 120, 0, 1, 1, 0x80}
+	if kind&fuzzBoth != 0 {
+		caps = append(caps, 1, 4, 0, byte(2-kind&fuzzIPv6), 0, 1)
+	}
 	if kind&fuzzIPv6 != 0 {
 		caps[3], caps[13] = 2, 2
 	}
@@ -76,7 +81,7 @@ func TestPanics(t *testing.T) {
 		if crashes(message(msgUpdate, b...)) {
 			panicked++
 		}
-		for kind := range byte(8) {
+		for kind := range byte(1 << fuzzKinds) {
 			feed(t, fuzzInput(kind, message(msgUpdate, b...)))
 		}
 	}
@@ -137,7 +142,7 @@ func feed(t *testing.T, b []byte) {
 		return
 	}
 	kind, b := b[0], b[1:]
-	f := filter.New(filter.Options{IPv6: kind&fuzzIPv6 != 0, Internal: kind&fuzzInternal != 0, Counters: &filter.Counters{}})
+	f := filter.New(filter.Options{IPv6: kind&fuzzIPv6 != 0, Both: kind&fuzzBoth != 0, Internal: kind&fuzzInternal != 0, Counters: &filter.Counters{}})
 	pass := func(m []byte) bool {
 		n, err := f.Length(m[:19])
 		if err != nil || n != len(m) {
@@ -165,7 +170,7 @@ func feed(t *testing.T, b []byte) {
 		}
 		return true
 	}
-	if kind&(fuzzIPv6|fuzzInternal|fuzzOld) != kind {
+	if kind >= 1<<fuzzKinds {
 		// The message that follows replaces the OPEN.
 	} else if !pass(fuzzOpen(kind)) || !pass(message(msgKeepalive)) {
 		t.Fatal("the handshake does not pass")
@@ -208,11 +213,11 @@ func looked(t *testing.T, kind byte, m *packet.BGPMessage) {
 				t.Fatal("LOCAL_PREF of an external peer")
 			}
 		case *packet.PathAttributeMpReachNLRI:
-			if kind&fuzzIPv6 == 0 || len(x.Value) == 0 || x.LinkLocalNexthop != nil {
+			if kind&(fuzzIPv6|fuzzBoth) == 0 || len(x.Value) == 0 || x.LinkLocalNexthop != nil {
 				t.Fatalf("MP_REACH_NLRI %v", x)
 			}
 		case *packet.PathAttributeMpUnreachNLRI:
-			if kind&fuzzIPv6 == 0 {
+			if kind&(fuzzIPv6|fuzzBoth) == 0 {
 				t.Fatalf("MP_UNREACH_NLRI %v", x)
 			}
 		case *packet.PathAttributeOrigin, *packet.PathAttributeNextHop, *packet.PathAttributeMultiExitDisc,
@@ -222,7 +227,7 @@ func looked(t *testing.T, kind byte, m *packet.BGPMessage) {
 			t.Fatalf("attribute %v", a.GetType())
 		}
 	}
-	if kind&fuzzIPv6 != 0 && len(u.NLRI)+len(u.WithdrawnRoutes) > 0 {
+	if kind&(fuzzIPv6|fuzzBoth) == fuzzIPv6 && len(u.NLRI)+len(u.WithdrawnRoutes) > 0 {
 		t.Fatal("IPv4 prefixes in an IPv6 session")
 	}
 }
@@ -230,7 +235,7 @@ func looked(t *testing.T, kind byte, m *packet.BGPMessage) {
 // FuzzFilter checks that GoBGP accepts the filter's output without a panic or an error.
 func FuzzFilter(f *testing.F) {
 	for _, b := range panics(f) {
-		for kind := range byte(8) {
+		for kind := range byte(1 << fuzzKinds) {
 			f.Add(fuzzInput(kind, message(msgUpdate, b...)))
 		}
 	}

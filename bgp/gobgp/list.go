@@ -238,6 +238,9 @@ func (l *listing) judge(q bgp.Query, e *bgp.Entry) bool {
 	if q.View == bgp.Advertised {
 		if _, local := inner(l.ids[q.Peer], *d.Peer); e.NextHop == local {
 			e.NextHop = d.Peer.LocalAddress
+			if e.Prefix.Addr().Is4() != local.Is4() {
+				e.NextHop = d.Peer.OtherLocal
+			}
 		}
 		return true
 	}

@@ -264,6 +264,91 @@ func TestBIRD(t *testing.T) {
 	}
 }
 
+// TestBothFamilies has an IPv4 session with a BIRD that carries IPv6 too, and one with a BIRD that
+// does not.
+func TestBothFamilies(t *testing.T) {
+	const head = `
+log stderr all;
+router id 169.254.5.%d;
+protocol device { scan time 1; }
+protocol static s4 { ipv4; route 10.%d.0.0/16 blackhole; }
+protocol static s6 { ipv6; route 2001:db8:%d::/48 blackhole; }
+protocol bgp both {
+	graceful restart on; graceful restart time 60; hold time 9; keepalive time 3; connect delay time 1; connect retry time 2;
+	local 169.254.5.%d as 6500%d; neighbor 169.254.5.%d as 64620;
+	ipv4 { import all; export where source = RTS_STATIC; };
+`
+	two := startBIRD(t, "ist-two", []string{"169.254.5.1/30", "fd00:5::1/126"}, []string{"169.254.5.2/30", "fd00:5::2/126"},
+		fmt.Sprintf(head, 2, 1, 1, 2, 1, 1)+"	ipv6 { import all; export where source = RTS_STATIC; next hop address fd00:5::2; };\n}\n")
+	one := startBIRD(t, "ist-one", []string{"169.254.5.5/30", "fd00:5::5/126"}, []string{"169.254.5.6/30", "fd00:5::6/126"},
+		fmt.Sprintf(head, 6, 2, 2, 6, 2, 5)+"}\n")
+	p2, p1 := linkPeer("two", "ist-two", "169.254.5.1", "169.254.5.2", 65001), linkPeer("one", "ist-one", "169.254.5.5", "169.254.5.6", 65002)
+	p2.OtherLocal, p1.OtherLocal = addr("fd00:5::1"), addr("fd00:5::5")
+	for _, p := range []*bgp.Peer{&p2, &p1} {
+		p.Export.Allow = append(p.Export.Allow, rule("10.0.0.0/8", 8, 16))
+	}
+	c := config(p2, p1)
+	c.RouterID = addr("169.254.5.1")
+	c.Announce = append(c.Announce, prefix("2001:db8:64::/48"))
+	n := startNode(t, Options{}, c)
+	exchanged := func() {
+		t.Helper()
+		eventually(t, 20*time.Second, "sessions", func() bool {
+			return n.state("two").State == bgp.Established && n.state("one").State == bgp.Established && n.state("two").BothFamilies
+		})
+		if n.state("one").BothFamilies {
+			t.Error("both families with a peer that offers one")
+		}
+		eventually(t, 20*time.Second, "routes", func() bool {
+			return slices.Equal(n.prefixes(), []string{"10.1.0.0/16", "10.2.0.0/16", "2001:db8:1::/48"})
+		})
+		eventually(t, 20*time.Second, "announcements", func() bool {
+			return slices.Equal(two.routes("both"), []string{"10.2.0.0/16", "172.16.0.0/16", "2001:db8:64::/48"}) && slices.Equal(one.routes("both"), []string{"10.1.0.0/16", "172.16.0.0/16"})
+		})
+	}
+	exchanged()
+	if s := two.birdc("show", "route", "2001:db8:64::/48", "all"); !strings.Contains(s, "via fd00:5::1 ") {
+		t.Errorf("the next hop is another one:\n%s", s)
+	}
+	hop := func(view bgp.View, want map[string]string) {
+		t.Helper()
+		page, err := n.List(t.Context(), bgp.Query{Peer: "two", View: view, Limit: 100})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := map[string]string{}
+		for _, e := range page.Entries {
+			got[e.Prefix.String()] = e.NextHop.String()
+		}
+		if !maps.Equal(got, want) {
+			t.Errorf("%s: %v, want %v", view, got, want)
+		}
+	}
+	hop(bgp.Accepted, map[string]string{"10.1.0.0/16": "169.254.5.2", "2001:db8:1::/48": "fd00:5::2"})
+	hop(bgp.Advertised, map[string]string{"10.2.0.0/16": "169.254.5.1", "172.16.0.0/16": "169.254.5.1", "2001:db8:64::/48": "fd00:5::1"})
+	if page, err := n.LookUp(t.Context(), prefix("2001:db8:1::/48")); err != nil || len(page.Entries) != 1 || !page.Entries[0].Used {
+		t.Errorf("look-up: %+v, %v", page, err)
+	}
+
+	eventually(t, 20*time.Second, "synced", func() bool { return n.recorder.count() == 1 })
+	n.process().kill()
+	eventually(t, 20*time.Second, "a new process", func() bool { return n.Starts() == 2 })
+	exchanged()
+	eventually(t, 20*time.Second, "synced", func() bool { return n.recorder.count() == 2 })
+	if w := two.withdrawals("both"); w != "0" {
+		t.Errorf("%s withdrawals of IPv4 across the restart", w)
+	}
+	eventually(t, 20*time.Second, "the end of the graceful restart", func() bool { return !strings.Contains(two.birdc("show", "route", "all"), "stale") })
+
+	// The limit is of both families together.
+	c.Peers[0].MaxPrefixes = 1
+	if err := n.Apply(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 20*time.Second, "the limit", func() bool { return n.state("two").State == bgp.PrefixLimit })
+	eventually(t, 20*time.Second, "the routes of the other peer alone", func() bool { return slices.Equal(n.prefixes(), []string{"10.2.0.0/16"}) })
+}
+
 // TestWrongAS has a session with BIRD that has another AS than this node expects, and one that
 // expects another AS of this node: each side refuses the other's OPEN before a session is there.
 func TestWrongAS(t *testing.T) {

@@ -85,7 +85,7 @@ func (c *child) apply(m configMessage) (changes uint64, errs []error) {
 		c.mu.Lock()
 		c.ids[p.Peer.Address.String()] = p.ID
 		delete(c.max, p.ID)
-		if p.Peer.MaxPrefixes > exactLimit {
+		if p.Peer.MaxPrefixes > exactLimit || p.Peer.OtherLocal.IsValid() { // GoBGP's limit is of one family
 			c.max[p.ID] = p.Peer.MaxPrefixes
 		}
 		c.mu.Unlock()

@@ -38,7 +38,7 @@ func (d *Driver) relayPeerLocked(p bgp.Peer) relay.Peer {
 	}
 	r := relay.Peer{
 		Name: name, Address: p.Address, Local: p.LocalAddress, Interface: p.Interface, Passive: p.Passive,
-		Key: d.keys[name], Internal: p.ASN == d.want.ASN, Counters: d.counters[name],
+		OtherLocal: p.OtherLocal, Key: d.keys[name], Internal: p.ASN == d.want.ASN, Counters: d.counters[name],
 	}
 	r.Inner, r.InnerLocal = inner(d.ids[name], p)
 	if r.Inner != r.Address && p.Interface != "" {

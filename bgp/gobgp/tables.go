@@ -2,6 +2,7 @@ package gobgp
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -9,6 +10,8 @@ import (
 	"time"
 
 	api "github.com/osrg/gobgp/v3/api"
+
+	"github.com/isthmus-net/isthmus/bgp"
 )
 
 const (
@@ -65,27 +68,27 @@ func (t *tables) ask(m askMessage) {
 		return
 	}
 	// Only serve reads applied.
-	addresses := make(map[uint32]netip.Addr, 1)
+	peers := make(map[uint32]bgp.Peer, 1)
 	for _, p := range t.c.applied {
 		if m.Peer == 0 || p.ID == m.Peer {
-			addresses[p.ID] = p.Peer.Address
+			peers[p.ID] = p.Peer
 		}
 	}
 	go func() {
 		var list []encoded
 		var more bool
 		var err error
-		switch address, ok := addresses[m.Peer]; {
+		switch p, ok := peers[m.Peer]; {
 		case t.c.server == nil:
 			// It has no configuration yet.
 		case len(m.Prefixes) > 0:
-			t.paced(func() { list, err = t.look(m, addresses) })
+			t.paced(func() { list, err = t.look(m, peers) })
 			slices.SortStableFunc(list, func(a, b encoded) int { return a.prefix.Compare(b.prefix) })
 			list, more = limit(list, m.After)
 		case !ok:
 			// Its session is held down, so that it has no paths.
 		default:
-			list, more, err = t.page(m, address)
+			list, more, err = t.page(m, &p)
 		}
 		<-t.busy // before the answer, after which the next question may come
 		if err != nil {
@@ -138,7 +141,7 @@ func limit(list []encoded, after netip.Prefix) ([]encoded, bool) {
 }
 
 // page returns the entries of a peer's table.
-func (t *tables) page(m askMessage, address netip.Addr) ([]encoded, bool, error) {
+func (t *tables) page(m askMessage, p *bgp.Peer) ([]encoded, bool, error) {
 	t.mu.Lock()
 	w := t.window
 	t.mu.Unlock()
@@ -152,15 +155,16 @@ func (t *tables) page(m askMessage, address netip.Addr) ([]encoded, bool, error)
 		if m.Table == adjOut {
 			kind = api.TableType_ADJ_OUT
 		}
-		request := &api.ListPathRequest{TableType: kind, Name: address.String(), Family: family(address)}
 		var err error
-		t.paced(func() {
-			err = t.list(request, func(e encoded) {
-				if behind(e.prefix) {
-					w.add(e)
-				}
+		for _, family := range families(p) {
+			t.paced(func() {
+				err = errors.Join(err, t.list(&api.ListPathRequest{TableType: kind, Name: p.Address.String(), Family: family}, func(e encoded) {
+					if behind(e.prefix) {
+						w.add(e)
+					}
+				}))
 			})
-		})
+		}
 		if err != nil {
 			return nil, false, err
 		}
@@ -212,7 +216,7 @@ func (w *window) add(e encoded) {
 }
 
 // look returns the paths to prefixes: in the local table, or those that any peer sent.
-func (t *tables) look(m askMessage, addresses map[uint32]netip.Addr) (all []encoded, err error) {
+func (t *tables) look(m askMessage, peers map[uint32]bgp.Peer) (all []encoded, err error) {
 	for _, v4 := range []bool{true, false} {
 		request := &api.ListPathRequest{TableType: api.TableType_GLOBAL, Family: ipv4}
 		if !v4 {
@@ -234,11 +238,11 @@ func (t *tables) look(m askMessage, addresses map[uint32]netip.Addr) (all []enco
 			continue
 		}
 		request.TableType = api.TableType_ADJ_IN
-		for _, a := range addresses {
-			if a.Is4() != v4 {
+		for _, p := range peers {
+			if !p.Carries(v4) {
 				continue
 			}
-			request.Name = a.String()
+			request.Name = p.Address.String()
 			if err := t.list(request, add); err != nil {
 				return nil, err
 			}

@@ -97,6 +97,7 @@ type countersMessage struct {
 	In, Out         uint64
 	HoldTime        uint32 // seconds
 	GracefulRestart bool
+	BothFamilies    bool
 }
 
 type endMessage struct {

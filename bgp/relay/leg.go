@@ -289,6 +289,9 @@ func (l *leg) fromSpeaker(inner net.Conn) {
 		if from != to {
 			filter.ReplaceNextHop(b, from.As16(), to.As16())
 		}
+		if l.s.p.OtherLocal.IsValid() {
+			filter.ReplaceNextHop(b, from.As16(), l.s.p.OtherLocal.As16())
+		}
 		if !l.up.Load() {
 			l.observe(b, true)
 		}

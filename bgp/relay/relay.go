@@ -29,6 +29,9 @@ type Peer struct {
 	// Inner and InnerLocal are the two addresses inside the namespace. If they differ from Address
 	// and Local, the next hop InnerLocal in the speaker's messages is replaced by Local.
 	Inner, InnerLocal netip.Addr
+	// OtherLocal is our IPv6 address in a session of IPv4 that carries both families; invalid: it
+	// carries one. It is the next hop instead of Local, which the speaker maps to IPv6.
+	OtherLocal netip.Addr
 	// TTL is the time to live or hop limit of the packets; 0: the kernel's default.
 	TTL uint8
 	// Passive makes the relay wait for the peer to open the connection.
@@ -46,7 +49,7 @@ func (p *Peer) equal(q *Peer) bool {
 	a.Key, b.Key, a.Counters, b.Counters = nil, nil, nil, nil
 	return bytes.Equal(p.Key, q.Key) && p.Counters == q.Counters &&
 		a.Name == b.Name && a.Address == b.Address && a.Local == b.Local && a.Interface == b.Interface && a.Inner == b.Inner &&
-		a.InnerLocal == b.InnerLocal && a.TTL == b.TTL && a.Passive == b.Passive && a.Internal == b.Internal
+		a.InnerLocal == b.InnerLocal && a.OtherLocal == b.OtherLocal && a.TTL == b.TTL && a.Passive == b.Passive && a.Internal == b.Internal
 }
 
 // Options are the parameters of New.

@@ -276,7 +276,7 @@ type leg struct {
 }
 
 func newLeg(s *session, conn *net.TCPConn, out bool) *leg {
-	f := filter.New(filter.Options{IPv6: !s.p.Address.Is4(), Internal: s.p.Internal, Counters: s.p.Counters})
+	f := filter.New(filter.Options{IPv6: !s.p.Address.Is4(), Both: s.p.OtherLocal.IsValid(), Internal: s.p.Internal, Counters: s.p.Counters})
 	return &leg{s: s, conn: conn, out: out, filter: f, done: make(chan struct{}), flushed: make(chan struct{})}
 }
 

@@ -57,7 +57,7 @@ func peerStatus(c bgp.Peer, s bgp.PeerState) *isthmusv1.PeerStatus {
 	p.MaxPrefixes, p.Passive, p.ExportMaxPrefixes = c.MaxPrefixes, c.Passive, c.Export.MaxPrefixes
 	p.Limits = limitsInUse(c, s)
 	if s.State == bgp.Established {
-		p.Families = []string{sessionFamily(c)}
+		p.Families = sessionFamilies(c, s)
 	}
 	p.Filter = &isthmusv1.PeerFilter{
 		Messages: s.Filtered.Messages, Withdrawn: s.Filtered.Withdrawn, Resets: s.Filtered.Resets, Note: s.Filtered.Note,
@@ -74,13 +74,17 @@ func peerStatus(c bgp.Peer, s bgp.PeerState) *isthmusv1.PeerStatus {
 	return p
 }
 
-// sessionFamily returns the family of a session: the only one that both sides negotiate, since
-// bgp/filter refuses an OPEN without it and removes all others.
-func sessionFamily(c bgp.Peer) string {
-	if c.Address.Is4() {
-		return "IPv4 unicast"
+// sessionFamilies returns the families of a session. That of its addresses is always one, since
+// bgp/filter refuses an OPEN without it.
+func sessionFamilies(c bgp.Peer, s bgp.PeerState) []string {
+	const four, six = "IPv4 unicast", "IPv6 unicast"
+	switch {
+	case s.BothFamilies:
+		return []string{four, six}
+	case c.Address.Is4():
+		return []string{four}
 	}
-	return "IPv6 unicast"
+	return []string{six}
 }
 
 // limitsInUse describes the limits of a session and their use.

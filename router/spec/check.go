@@ -81,6 +81,7 @@ func (c *checker) document(d Document) {
 		}
 		c.peer(fmt.Sprintf("peers[%d]", i), p)
 	}
+	c.otherFamilies()
 	for i, text := range m.GetAnnounce() {
 		at := fmt.Sprintf("announce[%d]", i)
 		if p, ok := c.Prefix(at, text); ok {

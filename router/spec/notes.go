@@ -49,12 +49,19 @@ func (s *Spec) Notes() (out Problems) {
 	return out
 }
 
-// OtherFamily returns the rules that no route of their session can match, because it carries the
-// other address family. A new document with one is refused. Documents of former versions have such
+// OtherFamily returns the rules that no route of their session can match, because it does not carry
+// their address family. A new document with one is refused. Documents of former versions have such
 // rules, and stay usable.
 func (s *Spec) OtherFamily() (out Problems) {
 	family := map[bool]string{true: "IPv4", false: "IPv6"}
+	remedy := map[bool]string{
+		true:  "remove the rule, move it to the tunnel's peer with an IPv6 address, or give the tunnel an IPv6 pair in `inside`: then this session carries both",
+		false: "remove the rule, or move it to a peer of the same tunnel with an IPv4 address: a session of IPv4 can carry both",
+	}
 	for _, p := range s.Peers {
+		if p.OtherLocal.IsValid() {
+			continue
+		}
 		ours, address := p.Address.Is4(), p.Address.String()
 		if !p.Address.IsValid() {
 			ours, address = true, "from "+apipa.LinkLocal.String()
@@ -68,7 +75,7 @@ func (s *Spec) OtherFamily() (out Problems) {
 					at := fmt.Sprintf("%s.%s.allow[%d]", p.Path(), policy.field, j)
 					out = append(out, Problem{Path: at, Value: r.String(), Line: s.Line(at),
 						Rule:   fmt.Sprintf("has no effect: the session carries only %s, the family of its address %s", family[ours], address),
-						Remedy: fmt.Sprintf("remove the rule, or move it to a peer of the same tunnel with an %s address", family[!ours])})
+						Remedy: remedy[ours]})
 				}
 			}
 		}

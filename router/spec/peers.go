@@ -106,6 +106,28 @@ func (c *checker) peer(path string, p *isthmusv1.Peer) {
 	c.s.Peers = append(c.s.Peers, out)
 }
 
+// otherFamilies has the IPv4 sessions carry IPv6 too that have rules of IPv6, and a tunnel with a
+// pair of each family but without an IPv6 session of its own. A session without such rules offers
+// one family, since a change of what it offers closes it.
+func (c *checker) otherFamilies() {
+	own := map[string]bool{} // tunnels with an IPv6 session
+	for _, p := range c.s.Peers {
+		own[p.Tunnel] = own[p.Tunnel] || p.Address.Is6()
+	}
+	for i := range c.s.Peers {
+		p := &c.s.Peers[i]
+		six := func(r bgp.Rule) bool { return r.Prefix.Addr().Is6() }
+		if !p.Address.Is4() || own[p.Tunnel] || !slices.ContainsFunc(p.Import.Allow, six) && !slices.ContainsFunc(p.Export.Allow, six) {
+			continue
+		}
+		for _, in := range c.tunnels[p.Tunnel].Inside {
+			if in.Local.Addr().Is6() {
+				p.OtherLocal = in.Local.Addr()
+			}
+		}
+	}
+}
+
 // gracefulRestart is the Restart Time (RFC 4724) that peers receive: a restart of the daemon takes
 // about a second, and one of the machine about a minute.
 const gracefulRestart = 120 * time.Second

@@ -108,16 +108,18 @@ func TestAccessOf(t *testing.T) {
 }
 
 // TestOtherFamily: rules of the family that a session does not carry are noted, and a document with
-// them is accepted, since those of former versions have them.
+// them is accepted, since those of former versions have them. A session of IPv4 carries both if the
+// tunnel has a pair of each, and no other session for IPv6.
 func TestOtherFamily(t *testing.T) {
 	const tunnel = `tunnels: [{name: t, inside: [{local: 169.254.64.1/30}, {local: "fd00::1/126", remote: "fd00::2"}], wireguard: {privateKey: k, peerPublicKey: "aGVsbG8gd29ybGQgaGVsbG8gd29ybGQgaGVsbG8gISE=", listenPort: 51820}}]
-peers: [{name: p, tunnel: t, asn: 65001, address: "%s", import: {allow: [{prefix: 10.1.0.0/16}, {prefix: "2001:db8::/32", le: 48}]}, export: {allow: [{prefix: "2001:db8::/32"}, {prefix: 10.2.0.0/16}]}}]
+peers: [{name: p, tunnel: t, asn: 65001, address: "%s", import: {allow: [{prefix: 10.1.0.0/16}, {prefix: "2001:db8::/32", le: 48}]}, export: {allow: [{prefix: "2001:db8::/32"}, {prefix: 10.2.0.0/16}]}}%s]
 `
+	second := map[string]string{"169.254.64.2": `, {name: q, tunnel: t, asn: 65001, address: "fd00::2"}`}
 	for address, want := range map[string][]string{
 		"169.254.64.2": {`peers[0].import.allow[1]: "2001:db8::/32 le 48" has no effect: the session carries only IPv4, the family of its address 169.254.64.2`, `peers[0].export.allow[0]: "2001:db8::/32" has no effect`},
 		"fd00::2":      {`peers[0].import.allow[0]: "10.1.0.0/16" has no effect: the session carries only IPv6, the family of its address fd00::2`, `peers[0].export.allow[1]: "10.2.0.0/16" has no effect`},
 	} {
-		problems, notes := sided(t, fmt.Sprintf(tunnel, address))
+		problems, notes := sided(t, fmt.Sprintf(tunnel, address, second[address]))
 		var got []string
 		for _, n := range notes {
 			if strings.Contains(n, "has no effect") {
@@ -126,6 +128,39 @@ peers: [{name: p, tunnel: t, asn: 65001, address: "%s", import: {allow: [{prefix
 		}
 		if len(problems) > 0 || !slices.EqualFunc(got, want, strings.Contains) {
 			t.Errorf("with %s: problems %q, notes %q", address, problems, got)
+		}
+	}
+}
+
+// TestBothFamilies lists the sessions that carry both families, by the IPv6 address that is the next
+// hop.
+func TestBothFamilies(t *testing.T) {
+	const both, four = `{local: 169.254.64.1/30}, {local: "fd00::1/126", remote: "fd00::2"}`, `{local: 169.254.64.1/30}`
+	const six, none = `import: {allow: [{prefix: "2001:db8::/32", le: 48}]}`, `import: {allow: [{prefix: 10.1.0.0/16}]}`
+	for _, k := range []struct{ inside, peers, want string }{
+		{both, "{name: p, tunnel: t, asn: 65001, " + six + "}", "fd00::1"},
+		{both, `{name: p, tunnel: t, asn: 65001, export: {allow: [{prefix: "2001:db8::/32"}]}}`, "fd00::1"},
+		{both, "{name: p, tunnel: t, asn: 65001, " + none + "}", "none"},
+		{four, "{name: p, tunnel: t, asn: 65001, " + six + "}", "none"},
+		{both, `{name: p, tunnel: t, asn: 65001, address: "fd00::2", ` + six + "}", "none"},
+		{both, "{name: p, tunnel: t, asn: 65001, " + six + `}, {name: q, tunnel: t, asn: 65001, address: "fd00::2", ` + six + "}", "none none"},
+	} {
+		d, _ := Decode([]byte(sidesHead + "tunnels: [{name: t, inside: [" + k.inside + `], wireguard: {privateKey: k, peerPublicKey: "aGVsbG8gd29ybGQgaGVsbG8gd29ybGQgaGVsbG8gISE=", listenPort: 51820}}]` + "\npeers: [" + k.peers + "]\n"))
+		s, problems := Check(d, func(name string) (secret.Ref, bool) { return secret.Ref{Name: name}, true })
+		if len(problems) > 0 {
+			t.Errorf("%+v: %v", k, problems)
+			continue
+		}
+		var got []string
+		for _, p := range s.Peers {
+			local := "none"
+			if p.OtherLocal.IsValid() {
+				local = p.OtherLocal.String()
+			}
+			got = append(got, local)
+		}
+		if strings.Join(got, " ") != k.want {
+			t.Errorf("%+v: %q", k, got)
 		}
 	}
 }

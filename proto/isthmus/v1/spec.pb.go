@@ -1009,7 +1009,11 @@ type Peer struct {
 	Tunnel string `protobuf:"bytes,2,opt,name=tunnel,proto3" json:"tunnel,omitempty"`
 	// Autonomous system of the peer. Required.
 	Asn uint32 `protobuf:"varint,3,opt,name=asn,proto3" json:"asn,omitempty"`
-	// Address of the peer. Default: the remote inside address of the tunnel, IPv4 first.
+	// Address of the peer. Default: the remote inside address of the tunnel, IPv4 first. The session
+	// carries the family of this address. A session of IPv4 also carries IPv6 (RFC 4760) if a rule of
+	// `import` or `export` is of IPv6, the tunnel has an IPv6 pair in `inside`, which gives the next
+	// hop, and no other peer of the tunnel has an IPv6 address. Rules of a family that the session
+	// does not carry are refused.
 	Address string `protobuf:"bytes,4,opt,name=address,proto3" json:"address,omitempty"`
 	// Address of this side. Default: the local inside address of the same family.
 	LocalAddress string `protobuf:"bytes,5,opt,name=local_address,json=localAddress,proto3" json:"local_address,omitempty"`
@@ -1031,7 +1035,8 @@ type Peer struct {
 	Import *ImportPolicy `protobuf:"bytes,11,opt,name=import,proto3" json:"import,omitempty"`
 	// Routes that are announced to the peer. Default: nothing.
 	Export *ExportPolicy `protobuf:"bytes,12,opt,name=export,proto3" json:"export,omitempty"`
-	// Number of prefixes after which the session is closed, 1 to 1000000. Default: 1000.
+	// Number of prefixes, of both families together, after which the session is closed, 1 to 1000000.
+	// Default: 1000.
 	MaxPrefixes uint32 `protobuf:"varint,13,opt,name=max_prefixes,json=maxPrefixes,proto3" json:"max_prefixes,omitempty"`
 	// Replace the peer's own ASN in the AS paths announced to it by ours, so that two sites with the
 	// same ASN reach each other through this node.

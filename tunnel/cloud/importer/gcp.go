@@ -284,7 +284,11 @@ func (r *Result) gcpSecond(router document, p *node, name string, t *Tunnel) {
 		return
 	}
 	t.Inside = append(t.Inside, Inside{Value[netip.Prefix]{block, local.From}, remote})
-	r.note(router, p, "%s: the session also carries the other family (%s); a session of this node carries the family of its peer's address, so make a second BGP peer over %s", name, enable, map[bool]string{true: "IPv4", false: "IPv6"}[first.Is6()])
+	if first.Is6() {
+		r.note(router, p, "%s: the session also carries the other family (%s); an IPv6 session of this node carries IPv6 alone, so make the BGP peer over IPv4, which can carry both", name, enable)
+		return
+	}
+	r.note(router, p, "%s: the session also carries the other family (%s); it does so here once import or export has a rule of IPv6", name, enable)
 }
 
 var (
