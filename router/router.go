@@ -223,8 +223,8 @@ func (r *Router) Run(ctx context.Context) error {
 
 // passed is called after a pass of the applier.
 func (r *Router) passed() {
-	r.bell.Ring()
 	r.documents.Passed()
+	r.bell.Ring() // last: the applied generation is part of the state that waiters read
 }
 
 // resyncPace is the interval of reading everything back without an event.

@@ -27,6 +27,7 @@ import (
 	"github.com/isthmus-net/isthmus/router/api"
 	"github.com/isthmus-net/isthmus/router/document"
 	"github.com/isthmus-net/isthmus/router/event"
+	"github.com/isthmus-net/isthmus/router/fault"
 	"github.com/isthmus-net/isthmus/router/fib"
 	"github.com/isthmus-net/isthmus/router/plan"
 	"github.com/isthmus-net/isthmus/router/spec"
@@ -870,11 +871,39 @@ func TestUnconfirmedDocumentGoesBack(t *testing.T) {
 		if back, _, err := r.documents.Rollback(context.Background(), document.Change{Author: "tester"}, 0); err != nil || back != g+1 {
 			t.Errorf("rollback: %d, %v", back, err)
 		}
+		// Of these generations only the second was not confirmed. A chain of trials reverts as a
+		// whole.
+		trial := func(prefix string) uint64 {
+			g, _, err := r.documents.Apply(context.Background(), document.Change{Author: "tester", Confirm: time.Minute}, text(strings.Replace(base, "10.7.0.0", prefix, 1)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return g
+		}
+		progress(t, r, 0, nil)
+		progress(t, r, first, nil)
+		progress(t, r, first+1, fault.ErrNotConfirmed)
+		progress(t, r, g, nil)
+		progress(t, r, g+2, fault.ErrNoGeneration)
+		third, fourth := trial("10.9.0.0"), trial("10.10.0.0")
+		time.Sleep(2 * time.Minute)
+		for _, reverted := range []uint64{third, fourth} {
+			progress(t, r, reverted, fault.ErrNotConfirmed)
+		}
+		progress(t, r, third-1, nil)
+		progress(t, r, fourth+1, nil)
 		if _, _, doc, _ := r.documents.Document(0); doc != base {
 			t.Errorf("rolled back to %s", doc)
 		}
 		stop()
 	})
+}
+
+func progress(t *testing.T, r *Router, generation uint64, want error) {
+	t.Helper()
+	if _, _, err := r.Progress(generation); !errors.Is(err, want) {
+		t.Errorf("progress of generation %d: %v, want %v", generation, err, want)
+	}
 }
 
 // TestGoesBackWithoutDisk checks that a rollback that cannot be stored is applied all the same,
@@ -911,6 +940,12 @@ func TestGoesBackWithoutDisk(t *testing.T) {
 		}
 		if err := r.documents.Confirm(g); !errors.Is(err, api.ErrPrecondition) {
 			t.Errorf("confirmed too late: %v", err)
+		}
+		if _, _, err := r.Progress(g); !errors.Is(err, fault.ErrNotConfirmed) {
+			t.Errorf("progress of the document that was not confirmed: %v", err)
+		}
+		if present, applied, err := r.Progress(first); err != nil || present != g || applied != first {
+			t.Errorf("progress of the former document: %d, %d, %v", present, applied, err)
 		}
 		if _, err := r.o.Store.SetSecret("k", []byte("another secret"), time.Now()); err != nil {
 			t.Fatal(err)

@@ -13,6 +13,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -281,35 +283,31 @@ func (a *app) waitFlag(cmd *cobra.Command) func() time.Duration {
 	}
 }
 
-// waitPace is the interval at which await asks.
-const waitPace = 300 * time.Millisecond
-
 // await waits until a generation is applied. If it is not in time, the error has the objects that
 // are not applied, and why.
 func (a *app) await(ctx context.Context, conn *grpc.ClientConn, generation uint64, limit time.Duration) error {
 	if limit <= 0 {
 		return nil
 	}
-	end := time.Now().Add(limit)
-	for {
-		s, err := getStatus(ctx, conn)
-		if err != nil {
-			return fmt.Errorf("waiting until generation %d is applied: %w", generation, err)
-		}
+	specs := isthmusv1.NewSpecServiceClient(conn)
+	for end := time.Now().Add(limit); ; {
+		// A call must end before --timeout does.
+		left := max(time.Until(end), time.Millisecond)
+		part := min(left, max(a.timeout/2, time.Millisecond))
+		r, err := specs.WaitApplied(ctx, &isthmusv1.WaitAppliedRequest{Generation: generation, MaxWait: durationpb.New(part)})
 		switch {
-		case s.AppliedGeneration == generation:
+		case status.Code(err) == codes.PermissionDenied || status.Code(err) == codes.Unimplemented:
+			// Every role may call the method, so that the node does not have it.
+			return fmt.Errorf("generation %d is accepted; the node has an older version, with which --wait does not work: run isthmus status to see whether it is applied", generation)
+		case err != nil:
+			return fmt.Errorf("waiting until generation %d is applied: %w", generation, err)
+		case r.AppliedGeneration == generation:
 			a.note("generation %d is applied", generation)
 			return nil
-		case s.Generation != generation:
-			return fmt.Errorf("generation %d is not the present one any more, which is %d", generation, s.Generation)
-		}
-		if time.Now().After(end) {
-			return notApplied(generation, limit, s.Conditions)
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(waitPace):
+		case r.PresentGeneration != generation:
+			return fmt.Errorf("generation %d is not the present one any more, which is %d", generation, r.PresentGeneration)
+		case part == left:
+			return notApplied(generation, limit, r.Conditions)
 		}
 	}
 }

@@ -1,8 +1,14 @@
 package main
 
 import (
+	"net"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 )
@@ -48,5 +54,54 @@ func TestOffline(t *testing.T) {
 	out, errs, code = w.run(t.Context(), good+"tunnel: []\n", "validate", "--offline", "-f", "-")
 	if code != exitFailed || !strings.Contains(out, "standard input:4: tunnel:") || !strings.Contains(errs, "1 problem") {
 		t.Errorf("exit %d: %s%s", code, out, errs)
+	}
+}
+
+// TestWaitLongerThanACall checks that --wait may be longer than --timeout, and that a generation
+// that the node has reverted ends the wait.
+func TestWaitLongerThanACall(t *testing.T) {
+	w := newWorld(t)
+	w.server.Router.SetStuck(true)
+	go func() {
+		for w.server.Router.Asked() < 3 { // the calls of a wait
+			time.Sleep(time.Millisecond)
+		}
+		w.server.Router.SetStuck(false)
+	}()
+	_, errs, code := w.run(t.Context(), "", "apply", "-f", "testdata/first.yaml", "--wait", "1m", "--timeout", "500ms")
+	if code != exitOK || !strings.Contains(errs, "generation 1 is applied") {
+		t.Errorf("exit %d: %s", code, errs)
+	}
+	w.server.Router.SetStuck(true)
+	asked := w.server.Router.Asked()
+	go func() {
+		for w.server.Router.Asked() == asked {
+			time.Sleep(time.Millisecond)
+		}
+		w.server.Router.Revert()
+	}()
+	_, errs, code = w.run(t.Context(), "", "apply", "-f", "testdata/second.yaml", "--wait", "1m")
+	if code != exitFailed || !strings.Contains(errs, "waiting until generation 2 is applied: ") || !strings.Contains(errs, "not confirmed in time: generation 2") {
+		t.Errorf("exit %d: %s", code, errs)
+	}
+}
+
+// TestWaitOlderNode checks the words about a node that does not have the method.
+func TestWaitOlderNode(t *testing.T) {
+	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "api.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	older := grpc.NewServer()
+	defer older.Stop()
+	go func() { _ = older.Serve(l) }()
+	a := &app{timeout: time.Minute}
+	conn, err := a.client("unix:"+l.Addr().String(), insecure.NewCredentials())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := a.await(t.Context(), conn, 7, time.Minute); err == nil || !strings.Contains(err.Error(), "generation 7 is accepted; the node has an older version") {
+		t.Error(err)
 	}
 }

@@ -39,23 +39,9 @@ func newGate(what string) *gate {
 
 // enter waits for the turn of a call and returns the function that ends it. The error is a status.
 func (g *gate) enter(ctx context.Context) (leave func(), err error) {
-	who := auth.FromContext(ctx).Serial
-	g.mu.Lock()
-	// Root on the node is exempt from the total, so that clients cannot lock it out.
-	if g.waiting[who] >= maxWaitingPerClient || who != "" && g.total >= maxWaiting {
-		g.mu.Unlock()
-		return nil, reason.TooManyCalls.Errorf("too many calls %s are waiting (at most %d of one client, %d of all clients); try again later", g.what, maxWaitingPerClient, maxWaiting)
-	}
-	g.waiting[who]++
-	g.total++
-	g.mu.Unlock()
-	gone := func() {
-		g.mu.Lock()
-		defer g.mu.Unlock()
-		g.total--
-		if g.waiting[who]--; g.waiting[who] == 0 {
-			delete(g.waiting, who)
-		}
+	gone, err := g.join(ctx)
+	if err != nil {
+		return nil, err
 	}
 	select {
 	case <-g.turn:
@@ -66,5 +52,27 @@ func (g *gate) enter(ctx context.Context) (leave func(), err error) {
 	return func() {
 		g.turn <- struct{}{}
 		gone()
+	}, nil
+}
+
+// join counts a call that waits, for its turn or for something else, until the returned function is
+// called. The error is a status.
+func (g *gate) join(ctx context.Context) (gone func(), err error) {
+	who := auth.FromContext(ctx).Serial
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	// Root on the node is exempt from the total, so that clients cannot lock it out.
+	if g.waiting[who] >= maxWaitingPerClient || who != "" && g.total >= maxWaiting {
+		return nil, reason.TooManyCalls.Errorf("too many calls %s are waiting (at most %d of one client, %d of all clients); try again later", g.what, maxWaitingPerClient, maxWaiting)
+	}
+	g.waiting[who]++
+	g.total++
+	return func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		g.total--
+		if g.waiting[who]--; g.waiting[who] == 0 {
+			delete(g.waiting, who)
+		}
 	}, nil
 }

@@ -29,6 +29,10 @@ type Router interface {
 	SetDisabled(ctx context.Context, author string, r *isthmusv1.SetDisabledRequest) (*isthmusv1.ApplyResponse, error)
 	Confirm(ctx context.Context, author string, generation uint64) error
 	Rollback(ctx context.Context, author string, r *isthmusv1.RollbackRequest) (*isthmusv1.ApplyResponse, error)
+	// Progress returns the present generation and the one that is carried out. The error wraps
+	// fault.ErrNoGeneration if the node has not accepted the generation, and fault.ErrNotConfirmed
+	// if it was reverted.
+	Progress(generation uint64) (present, applied uint64, err error)
 	// Spec returns an accepted document; generation 0 is the present one.
 	Spec(ctx context.Context, generation uint64) (*isthmusv1.GetSpecResponse, error)
 	// EffectiveSpec returns the present document with the values that it leaves out.

@@ -72,7 +72,7 @@ const stopTimeout = 3 * time.Second
 func Listen(o Options) (*Server, error) {
 	s := &Server{
 		health:   health.NewServer(),
-		services: &services{router: o.Router, machine: o.Machine, authority: o.Authority, events: o.Events, stopping: make(chan struct{}), reading: newGate("with documents"), writing: newGate("with documents"), listing: newGate("for BGP paths")},
+		services: &services{router: o.Router, machine: o.Machine, authority: o.Authority, events: o.Events, stopping: make(chan struct{}), reading: newGate("with documents"), writing: newGate("with documents"), listing: newGate("for BGP paths"), applying: newGate("for a generation")},
 	}
 	if o.Log == nil {
 		o.Log = slog.Default()

@@ -37,6 +37,7 @@ type services struct {
 	stopping  chan struct{} // closed when the server stops
 
 	reading, writing, listing *gate
+	applying                  *gate // only counts: WaitApplied takes no turn
 
 	isthmusv1.UnimplementedSpecServiceServer
 	isthmusv1.UnimplementedTunnelServiceServer
@@ -325,6 +326,56 @@ func (s *services) Rollback(ctx context.Context, r *isthmusv1.RollbackRequest) (
 	defer leave()
 	a, err := s.router.Rollback(ctx, author(ctx), r)
 	return a, statusOf(err)
+}
+
+// WaitApplied implements SpecService.
+func (s *services) WaitApplied(ctx context.Context, r *isthmusv1.WaitAppliedRequest) (*isthmusv1.WaitAppliedResponse, error) {
+	if d := r.MaxWait; d != nil && (!d.IsValid() || d.AsDuration() <= 0) {
+		return nil, reason.RequestInvalid.Errorf("max_wait %v: must be more than 0s", d.AsDuration())
+	}
+	gone, err := s.applying.join(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer gone()
+	until := ctx
+	if r.MaxWait != nil {
+		var cancel context.CancelFunc
+		until, cancel = context.WithTimeout(ctx, r.MaxWait.AsDuration())
+		defer cancel()
+	}
+	out := &isthmusv1.WaitAppliedResponse{Generation: r.Generation}
+	for {
+		changed := s.router.Changed()
+		out.PresentGeneration, out.AppliedGeneration, err = s.router.Progress(out.Generation)
+		if err != nil {
+			return nil, statusOf(err)
+		}
+		if out.Generation == 0 {
+			out.Generation = out.PresentGeneration
+		}
+		if out.Applied = out.AppliedGeneration >= out.Generation; out.Applied {
+			return out, nil
+		}
+		err := wait(until, s.stopping, changed)
+		if err == nil {
+			// A busy node changes all the time.
+			err = wait(until, s.stopping, time.After(watchPause))
+		}
+		switch {
+		case err == nil:
+		case ctx.Err() == nil && until.Err() != nil:
+			st, _ := s.router.Status()
+			for _, c := range st.GetConditions() {
+				if c.Severity == "error" {
+					out.Conditions = append(out.Conditions, c)
+				}
+			}
+			return out, nil
+		default:
+			return nil, err
+		}
+	}
 }
 
 func (s *services) GetSpec(ctx context.Context, r *isthmusv1.GetSpecRequest) (*isthmusv1.GetSpecResponse, error) {

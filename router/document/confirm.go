@@ -21,6 +21,12 @@ func (m *Manager) dropFormer() {
 	}
 }
 
+// Reasons of revisions with which the daemon reverts. Progress reads them from the history.
+const (
+	backTo     = "not confirmed, back to %d"
+	backToNone = "not confirmed, back to no document"
+)
+
 // Confirm keeps a generation that was applied with a confirm timeout.
 func (m *Manager) Confirm(generation uint64) error {
 	m.mu.Lock()
@@ -35,6 +41,55 @@ func (m *Manager) Confirm(generation uint64) error {
 	m.dropFormer()
 	m.Carrier.Confirmed()
 	return nil
+}
+
+// Progress returns the present generation and the one that is carried out. A generation that the
+// node has reverted, or has not accepted, is an error; generation 0 is the present one.
+func (m *Manager) Progress(generation uint64) (present, applied uint64, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	present, applied = m.present.Generation, m.applied
+	switch {
+	case present == 0:
+		return present, applied, fmt.Errorf("%w: no document has been applied yet", fault.ErrNoGeneration)
+	case generation == 0:
+		generation = present
+	case generation > present:
+		return present, applied, fmt.Errorf("%w: generation %d, the present one is %d", fault.ErrNoGeneration, generation, present)
+	}
+	if m.unstored != nil && m.present.RevertTo < generation {
+		return present, applied, fmt.Errorf("%w: generation %d, and %s is applied again", fault.ErrNotConfirmed, generation, former(m.present.RevertTo))
+	}
+	// A revert to an earlier generation takes back each one in between.
+	for _, h := range m.Store.History() {
+		if h.Generation <= generation {
+			break
+		}
+		to, ok := revertOf(h)
+		if ok && to < generation {
+			return present, applied, fmt.Errorf("%w: generation %d, and generation %d went back to %s", fault.ErrNotConfirmed, generation, h.Generation, former(to))
+		}
+	}
+	return present, applied, nil
+}
+
+// revertOf returns the generation to which a revision of the daemon went back; 0: to no document.
+func revertOf(h store.Revision) (to uint64, ok bool) {
+	if h.Author != Daemon {
+		return 0, false
+	}
+	if h.Reason == backToNone {
+		return 0, true
+	}
+	_, err := fmt.Sscanf(h.Reason, backTo, &to)
+	return to, err == nil
+}
+
+func former(generation uint64) string {
+	if generation == 0 {
+		return "no document"
+	}
+	return fmt.Sprintf("generation %d", generation)
 }
 
 // Rollback applies an earlier document again; generation 0 is the one before the present one.
@@ -80,7 +135,7 @@ func (m *Manager) revertIfDue(now time.Time, from plan.Target) {
 // locked out does not wait for a full disk.
 func (m *Manager) revert(from plan.Target) error {
 	if m.unstored == nil && m.present.RevertTo == 0 {
-		m.unstored = &store.Revision{Author: Daemon, Reason: "not confirmed, back to no document", Changes: uint32(len(plan.Diff(from, plan.Nothing(m.machine(), spec.Access{})))), Ledger: m.present.Ledger}
+		m.unstored = &store.Revision{Author: Daemon, Reason: backToNone, Changes: uint32(len(plan.Diff(from, plan.Nothing(m.machine(), spec.Access{})))), Ledger: m.present.Ledger}
 		m.held = nil
 		m.clear()
 	}
@@ -102,7 +157,7 @@ func (m *Manager) revert(from plan.Target) error {
 			return fmt.Errorf("encoding ledger: %w", err)
 		}
 		m.unstored = &store.Revision{
-			Author: Daemon, Reason: fmt.Sprintf("not confirmed, back to %d", m.present.RevertTo),
+			Author: Daemon, Reason: fmt.Sprintf(backTo, m.present.RevertTo),
 			Changes: uint32(len(plan.Diff(from, target))), Text: old.Text, Ledger: encoded,
 		}
 		m.held = nil

@@ -43,6 +43,7 @@ type Documents interface {
 	Edit(ctx context.Context, c document.Change, e spec.Edit, dry bool) (uint64, []plan.Change, error)
 	SetDisabled(ctx context.Context, c document.Change, e spec.Disabling) (uint64, []plan.Change, error)
 	Confirm(generation uint64) error
+	Progress(generation uint64) (present, applied uint64, err error)
 	Rollback(ctx context.Context, c document.Change, generation uint64) (uint64, []plan.Change, error)
 	Document(generation uint64) (uint64, *isthmusv1.Spec, string, error)
 	Effective() (uint64, *isthmusv1.Spec, error)
@@ -210,6 +211,11 @@ func (r *Report) Confirm(_ context.Context, author string, generation uint64) er
 	}
 	r.Log.Info("confirmed", "generation", generation, "author", author)
 	return nil
+}
+
+// Progress implements api.Router.
+func (r *Report) Progress(generation uint64) (present, applied uint64, err error) {
+	return r.Documents.Progress(generation)
 }
 
 // Rollback implements api.Router.

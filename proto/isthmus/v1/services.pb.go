@@ -1403,6 +1403,141 @@ func (x *RollbackRequest) GetMessage() string {
 	return ""
 }
 
+type WaitAppliedRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The generation to wait for; 0 is the present one.
+	Generation uint64 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	// Return after this time although the generation is not carried out. Not set: wait until the
+	// deadline of the call.
+	MaxWait       *durationpb.Duration `protobuf:"bytes,2,opt,name=max_wait,json=maxWait,proto3" json:"max_wait,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WaitAppliedRequest) Reset() {
+	*x = WaitAppliedRequest{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WaitAppliedRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WaitAppliedRequest) ProtoMessage() {}
+
+func (x *WaitAppliedRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WaitAppliedRequest.ProtoReflect.Descriptor instead.
+func (*WaitAppliedRequest) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *WaitAppliedRequest) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *WaitAppliedRequest) GetMaxWait() *durationpb.Duration {
+	if x != nil {
+		return x.MaxWait
+	}
+	return nil
+}
+
+type WaitAppliedResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The generation that was waited for, and whether it or a later one is carried out.
+	Generation uint64 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	Applied    bool   `protobuf:"varint,2,opt,name=applied,proto3" json:"applied,omitempty"`
+	// As in SystemStatus.
+	PresentGeneration uint64 `protobuf:"varint,3,opt,name=present_generation,json=presentGeneration,proto3" json:"present_generation,omitempty"`
+	AppliedGeneration uint64 `protobuf:"varint,4,opt,name=applied_generation,json=appliedGeneration,proto3" json:"applied_generation,omitempty"`
+	// The present conditions of severity "error", which say why the generation is not carried out.
+	// Only where applied is false.
+	Conditions    []*Condition `protobuf:"bytes,5,rep,name=conditions,proto3" json:"conditions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WaitAppliedResponse) Reset() {
+	*x = WaitAppliedResponse{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WaitAppliedResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WaitAppliedResponse) ProtoMessage() {}
+
+func (x *WaitAppliedResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WaitAppliedResponse.ProtoReflect.Descriptor instead.
+func (*WaitAppliedResponse) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *WaitAppliedResponse) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *WaitAppliedResponse) GetApplied() bool {
+	if x != nil {
+		return x.Applied
+	}
+	return false
+}
+
+func (x *WaitAppliedResponse) GetPresentGeneration() uint64 {
+	if x != nil {
+		return x.PresentGeneration
+	}
+	return 0
+}
+
+func (x *WaitAppliedResponse) GetAppliedGeneration() uint64 {
+	if x != nil {
+		return x.AppliedGeneration
+	}
+	return 0
+}
+
+func (x *WaitAppliedResponse) GetConditions() []*Condition {
+	if x != nil {
+		return x.Conditions
+	}
+	return nil
+}
+
 type ListTunnelsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// At most so many, 1 to 5000. Default: 1000.
@@ -1414,7 +1549,7 @@ type ListTunnelsRequest struct {
 
 func (x *ListTunnelsRequest) Reset() {
 	*x = ListTunnelsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[20]
+	mi := &file_isthmus_v1_services_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1426,7 +1561,7 @@ func (x *ListTunnelsRequest) String() string {
 func (*ListTunnelsRequest) ProtoMessage() {}
 
 func (x *ListTunnelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[20]
+	mi := &file_isthmus_v1_services_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1439,7 +1574,7 @@ func (x *ListTunnelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTunnelsRequest.ProtoReflect.Descriptor instead.
 func (*ListTunnelsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{20}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ListTunnelsRequest) GetPageSize() uint32 {
@@ -1469,7 +1604,7 @@ type ListTunnelsResponse struct {
 
 func (x *ListTunnelsResponse) Reset() {
 	*x = ListTunnelsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[21]
+	mi := &file_isthmus_v1_services_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1481,7 +1616,7 @@ func (x *ListTunnelsResponse) String() string {
 func (*ListTunnelsResponse) ProtoMessage() {}
 
 func (x *ListTunnelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[21]
+	mi := &file_isthmus_v1_services_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1494,7 +1629,7 @@ func (x *ListTunnelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTunnelsResponse.ProtoReflect.Descriptor instead.
 func (*ListTunnelsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{21}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ListTunnelsResponse) GetTunnels() []*TunnelStatus {
@@ -1527,7 +1662,7 @@ type GetTunnelRequest struct {
 
 func (x *GetTunnelRequest) Reset() {
 	*x = GetTunnelRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[22]
+	mi := &file_isthmus_v1_services_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1539,7 +1674,7 @@ func (x *GetTunnelRequest) String() string {
 func (*GetTunnelRequest) ProtoMessage() {}
 
 func (x *GetTunnelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[22]
+	mi := &file_isthmus_v1_services_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1552,7 +1687,7 @@ func (x *GetTunnelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTunnelRequest.ProtoReflect.Descriptor instead.
 func (*GetTunnelRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{22}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *GetTunnelRequest) GetName() string {
@@ -1570,7 +1705,7 @@ type WatchTunnelsRequest struct {
 
 func (x *WatchTunnelsRequest) Reset() {
 	*x = WatchTunnelsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[23]
+	mi := &file_isthmus_v1_services_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1582,7 +1717,7 @@ func (x *WatchTunnelsRequest) String() string {
 func (*WatchTunnelsRequest) ProtoMessage() {}
 
 func (x *WatchTunnelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[23]
+	mi := &file_isthmus_v1_services_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1595,7 +1730,7 @@ func (x *WatchTunnelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchTunnelsRequest.ProtoReflect.Descriptor instead.
 func (*WatchTunnelsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{23}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{25}
 }
 
 type ResetTunnelRequest struct {
@@ -1607,7 +1742,7 @@ type ResetTunnelRequest struct {
 
 func (x *ResetTunnelRequest) Reset() {
 	*x = ResetTunnelRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[24]
+	mi := &file_isthmus_v1_services_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1619,7 +1754,7 @@ func (x *ResetTunnelRequest) String() string {
 func (*ResetTunnelRequest) ProtoMessage() {}
 
 func (x *ResetTunnelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[24]
+	mi := &file_isthmus_v1_services_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1632,7 +1767,7 @@ func (x *ResetTunnelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetTunnelRequest.ProtoReflect.Descriptor instead.
 func (*ResetTunnelRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{24}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ResetTunnelRequest) GetName() string {
@@ -1650,7 +1785,7 @@ type ResetTunnelResponse struct {
 
 func (x *ResetTunnelResponse) Reset() {
 	*x = ResetTunnelResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[25]
+	mi := &file_isthmus_v1_services_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1662,7 +1797,7 @@ func (x *ResetTunnelResponse) String() string {
 func (*ResetTunnelResponse) ProtoMessage() {}
 
 func (x *ResetTunnelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[25]
+	mi := &file_isthmus_v1_services_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1675,7 +1810,7 @@ func (x *ResetTunnelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetTunnelResponse.ProtoReflect.Descriptor instead.
 func (*ResetTunnelResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{25}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{27}
 }
 
 type TunnelEvent struct {
@@ -1688,7 +1823,7 @@ type TunnelEvent struct {
 
 func (x *TunnelEvent) Reset() {
 	*x = TunnelEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[26]
+	mi := &file_isthmus_v1_services_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1700,7 +1835,7 @@ func (x *TunnelEvent) String() string {
 func (*TunnelEvent) ProtoMessage() {}
 
 func (x *TunnelEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[26]
+	mi := &file_isthmus_v1_services_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1713,7 +1848,7 @@ func (x *TunnelEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TunnelEvent.ProtoReflect.Descriptor instead.
 func (*TunnelEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{26}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *TunnelEvent) GetType() EventType {
@@ -1794,7 +1929,7 @@ type TunnelStatus struct {
 
 func (x *TunnelStatus) Reset() {
 	*x = TunnelStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[27]
+	mi := &file_isthmus_v1_services_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1806,7 +1941,7 @@ func (x *TunnelStatus) String() string {
 func (*TunnelStatus) ProtoMessage() {}
 
 func (x *TunnelStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[27]
+	mi := &file_isthmus_v1_services_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1819,7 +1954,7 @@ func (x *TunnelStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TunnelStatus.ProtoReflect.Descriptor instead.
 func (*TunnelStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{27}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *TunnelStatus) GetName() string {
@@ -2040,7 +2175,7 @@ type WireGuardStatus struct {
 
 func (x *WireGuardStatus) Reset() {
 	*x = WireGuardStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[28]
+	mi := &file_isthmus_v1_services_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2052,7 +2187,7 @@ func (x *WireGuardStatus) String() string {
 func (*WireGuardStatus) ProtoMessage() {}
 
 func (x *WireGuardStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[28]
+	mi := &file_isthmus_v1_services_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2065,7 +2200,7 @@ func (x *WireGuardStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WireGuardStatus.ProtoReflect.Descriptor instead.
 func (*WireGuardStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{28}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *WireGuardStatus) GetPublicKey() string {
@@ -2150,7 +2285,7 @@ type Explanation struct {
 
 func (x *Explanation) Reset() {
 	*x = Explanation{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[29]
+	mi := &file_isthmus_v1_services_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2162,7 +2297,7 @@ func (x *Explanation) String() string {
 func (*Explanation) ProtoMessage() {}
 
 func (x *Explanation) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[29]
+	mi := &file_isthmus_v1_services_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2175,7 +2310,7 @@ func (x *Explanation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Explanation.ProtoReflect.Descriptor instead.
 func (*Explanation) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{29}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Explanation) GetReason() string {
@@ -2271,7 +2406,7 @@ type StrayTunnel struct {
 
 func (x *StrayTunnel) Reset() {
 	*x = StrayTunnel{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[30]
+	mi := &file_isthmus_v1_services_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2283,7 +2418,7 @@ func (x *StrayTunnel) String() string {
 func (*StrayTunnel) ProtoMessage() {}
 
 func (x *StrayTunnel) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[30]
+	mi := &file_isthmus_v1_services_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2296,7 +2431,7 @@ func (x *StrayTunnel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StrayTunnel.ProtoReflect.Descriptor instead.
 func (*StrayTunnel) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{30}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *StrayTunnel) GetAddress() string {
@@ -2387,7 +2522,7 @@ type ListPeersRequest struct {
 
 func (x *ListPeersRequest) Reset() {
 	*x = ListPeersRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[31]
+	mi := &file_isthmus_v1_services_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2399,7 +2534,7 @@ func (x *ListPeersRequest) String() string {
 func (*ListPeersRequest) ProtoMessage() {}
 
 func (x *ListPeersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[31]
+	mi := &file_isthmus_v1_services_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2412,7 +2547,7 @@ func (x *ListPeersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPeersRequest.ProtoReflect.Descriptor instead.
 func (*ListPeersRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{31}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ListPeersRequest) GetPageSize() uint32 {
@@ -2439,7 +2574,7 @@ type ListPeersResponse struct {
 
 func (x *ListPeersResponse) Reset() {
 	*x = ListPeersResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[32]
+	mi := &file_isthmus_v1_services_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2451,7 +2586,7 @@ func (x *ListPeersResponse) String() string {
 func (*ListPeersResponse) ProtoMessage() {}
 
 func (x *ListPeersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[32]
+	mi := &file_isthmus_v1_services_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2464,7 +2599,7 @@ func (x *ListPeersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPeersResponse.ProtoReflect.Descriptor instead.
 func (*ListPeersResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{32}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListPeersResponse) GetPeers() []*PeerStatus {
@@ -2490,7 +2625,7 @@ type GetPeerRequest struct {
 
 func (x *GetPeerRequest) Reset() {
 	*x = GetPeerRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[33]
+	mi := &file_isthmus_v1_services_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2502,7 +2637,7 @@ func (x *GetPeerRequest) String() string {
 func (*GetPeerRequest) ProtoMessage() {}
 
 func (x *GetPeerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[33]
+	mi := &file_isthmus_v1_services_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2515,7 +2650,7 @@ func (x *GetPeerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPeerRequest.ProtoReflect.Descriptor instead.
 func (*GetPeerRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{33}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *GetPeerRequest) GetName() string {
@@ -2533,7 +2668,7 @@ type WatchPeersRequest struct {
 
 func (x *WatchPeersRequest) Reset() {
 	*x = WatchPeersRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[34]
+	mi := &file_isthmus_v1_services_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2545,7 +2680,7 @@ func (x *WatchPeersRequest) String() string {
 func (*WatchPeersRequest) ProtoMessage() {}
 
 func (x *WatchPeersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[34]
+	mi := &file_isthmus_v1_services_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2558,7 +2693,7 @@ func (x *WatchPeersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPeersRequest.ProtoReflect.Descriptor instead.
 func (*WatchPeersRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{34}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{36}
 }
 
 type PeerEvent struct {
@@ -2571,7 +2706,7 @@ type PeerEvent struct {
 
 func (x *PeerEvent) Reset() {
 	*x = PeerEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[35]
+	mi := &file_isthmus_v1_services_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2583,7 +2718,7 @@ func (x *PeerEvent) String() string {
 func (*PeerEvent) ProtoMessage() {}
 
 func (x *PeerEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[35]
+	mi := &file_isthmus_v1_services_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2596,7 +2731,7 @@ func (x *PeerEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerEvent.ProtoReflect.Descriptor instead.
 func (*PeerEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{35}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *PeerEvent) GetType() EventType {
@@ -2623,7 +2758,7 @@ type ResetPeerRequest struct {
 
 func (x *ResetPeerRequest) Reset() {
 	*x = ResetPeerRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[36]
+	mi := &file_isthmus_v1_services_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2635,7 +2770,7 @@ func (x *ResetPeerRequest) String() string {
 func (*ResetPeerRequest) ProtoMessage() {}
 
 func (x *ResetPeerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[36]
+	mi := &file_isthmus_v1_services_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2648,7 +2783,7 @@ func (x *ResetPeerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetPeerRequest.ProtoReflect.Descriptor instead.
 func (*ResetPeerRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{36}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ResetPeerRequest) GetName() string {
@@ -2673,7 +2808,7 @@ type ResetPeerResponse struct {
 
 func (x *ResetPeerResponse) Reset() {
 	*x = ResetPeerResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[37]
+	mi := &file_isthmus_v1_services_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2685,7 +2820,7 @@ func (x *ResetPeerResponse) String() string {
 func (*ResetPeerResponse) ProtoMessage() {}
 
 func (x *ResetPeerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[37]
+	mi := &file_isthmus_v1_services_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2698,7 +2833,7 @@ func (x *ResetPeerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetPeerResponse.ProtoReflect.Descriptor instead.
 func (*ResetPeerResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{37}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{39}
 }
 
 // PeerStatus is the observed state of a BGP session.
@@ -2758,7 +2893,7 @@ type PeerStatus struct {
 
 func (x *PeerStatus) Reset() {
 	*x = PeerStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[38]
+	mi := &file_isthmus_v1_services_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2770,7 +2905,7 @@ func (x *PeerStatus) String() string {
 func (*PeerStatus) ProtoMessage() {}
 
 func (x *PeerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[38]
+	mi := &file_isthmus_v1_services_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2783,7 +2918,7 @@ func (x *PeerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerStatus.ProtoReflect.Descriptor instead.
 func (*PeerStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{38}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *PeerStatus) GetName() string {
@@ -2996,7 +3131,7 @@ type PeerFilter struct {
 
 func (x *PeerFilter) Reset() {
 	*x = PeerFilter{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[39]
+	mi := &file_isthmus_v1_services_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3008,7 +3143,7 @@ func (x *PeerFilter) String() string {
 func (*PeerFilter) ProtoMessage() {}
 
 func (x *PeerFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[39]
+	mi := &file_isthmus_v1_services_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3021,7 +3156,7 @@ func (x *PeerFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerFilter.ProtoReflect.Descriptor instead.
 func (*PeerFilter) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{39}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *PeerFilter) GetMessages() uint64 {
@@ -3071,7 +3206,7 @@ type DiscardedAttribute struct {
 
 func (x *DiscardedAttribute) Reset() {
 	*x = DiscardedAttribute{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[40]
+	mi := &file_isthmus_v1_services_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3083,7 +3218,7 @@ func (x *DiscardedAttribute) String() string {
 func (*DiscardedAttribute) ProtoMessage() {}
 
 func (x *DiscardedAttribute) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[40]
+	mi := &file_isthmus_v1_services_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3096,7 +3231,7 @@ func (x *DiscardedAttribute) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiscardedAttribute.ProtoReflect.Descriptor instead.
 func (*DiscardedAttribute) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{40}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *DiscardedAttribute) GetType() uint32 {
@@ -3128,7 +3263,7 @@ type ListRoutesRequest struct {
 
 func (x *ListRoutesRequest) Reset() {
 	*x = ListRoutesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[41]
+	mi := &file_isthmus_v1_services_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3140,7 +3275,7 @@ func (x *ListRoutesRequest) String() string {
 func (*ListRoutesRequest) ProtoMessage() {}
 
 func (x *ListRoutesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[41]
+	mi := &file_isthmus_v1_services_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3153,7 +3288,7 @@ func (x *ListRoutesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRoutesRequest.ProtoReflect.Descriptor instead.
 func (*ListRoutesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{41}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ListRoutesRequest) GetPageSize() uint32 {
@@ -3194,7 +3329,7 @@ type ListRoutesResponse struct {
 
 func (x *ListRoutesResponse) Reset() {
 	*x = ListRoutesResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[42]
+	mi := &file_isthmus_v1_services_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3206,7 +3341,7 @@ func (x *ListRoutesResponse) String() string {
 func (*ListRoutesResponse) ProtoMessage() {}
 
 func (x *ListRoutesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[42]
+	mi := &file_isthmus_v1_services_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3219,7 +3354,7 @@ func (x *ListRoutesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRoutesResponse.ProtoReflect.Descriptor instead.
 func (*ListRoutesResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{42}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ListRoutesResponse) GetRoutes() []*Route {
@@ -3244,7 +3379,7 @@ type WatchRoutesRequest struct {
 
 func (x *WatchRoutesRequest) Reset() {
 	*x = WatchRoutesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[43]
+	mi := &file_isthmus_v1_services_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3256,7 +3391,7 @@ func (x *WatchRoutesRequest) String() string {
 func (*WatchRoutesRequest) ProtoMessage() {}
 
 func (x *WatchRoutesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[43]
+	mi := &file_isthmus_v1_services_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3269,7 +3404,7 @@ func (x *WatchRoutesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRoutesRequest.ProtoReflect.Descriptor instead.
 func (*WatchRoutesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{43}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{45}
 }
 
 type RouteEvent struct {
@@ -3282,7 +3417,7 @@ type RouteEvent struct {
 
 func (x *RouteEvent) Reset() {
 	*x = RouteEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[44]
+	mi := &file_isthmus_v1_services_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3294,7 +3429,7 @@ func (x *RouteEvent) String() string {
 func (*RouteEvent) ProtoMessage() {}
 
 func (x *RouteEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[44]
+	mi := &file_isthmus_v1_services_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3307,7 +3442,7 @@ func (x *RouteEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteEvent.ProtoReflect.Descriptor instead.
 func (*RouteEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{44}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *RouteEvent) GetType() EventType {
@@ -3347,7 +3482,7 @@ type Route struct {
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[45]
+	mi := &file_isthmus_v1_services_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3359,7 +3494,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[45]
+	mi := &file_isthmus_v1_services_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3372,7 +3507,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{45}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Route) GetPrefix() string {
@@ -3447,7 +3582,7 @@ type NextHop struct {
 
 func (x *NextHop) Reset() {
 	*x = NextHop{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[46]
+	mi := &file_isthmus_v1_services_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3459,7 +3594,7 @@ func (x *NextHop) String() string {
 func (*NextHop) ProtoMessage() {}
 
 func (x *NextHop) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[46]
+	mi := &file_isthmus_v1_services_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3472,7 +3607,7 @@ func (x *NextHop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NextHop.ProtoReflect.Descriptor instead.
 func (*NextHop) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{46}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *NextHop) GetTunnel() string {
@@ -3527,7 +3662,7 @@ type ListPathsRequest struct {
 
 func (x *ListPathsRequest) Reset() {
 	*x = ListPathsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[47]
+	mi := &file_isthmus_v1_services_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3539,7 +3674,7 @@ func (x *ListPathsRequest) String() string {
 func (*ListPathsRequest) ProtoMessage() {}
 
 func (x *ListPathsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[47]
+	mi := &file_isthmus_v1_services_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3552,7 +3687,7 @@ func (x *ListPathsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPathsRequest.ProtoReflect.Descriptor instead.
 func (*ListPathsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{47}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ListPathsRequest) GetPageSize() uint32 {
@@ -3604,7 +3739,7 @@ type ListPathsResponse struct {
 
 func (x *ListPathsResponse) Reset() {
 	*x = ListPathsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[48]
+	mi := &file_isthmus_v1_services_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3616,7 +3751,7 @@ func (x *ListPathsResponse) String() string {
 func (*ListPathsResponse) ProtoMessage() {}
 
 func (x *ListPathsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[48]
+	mi := &file_isthmus_v1_services_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3629,7 +3764,7 @@ func (x *ListPathsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPathsResponse.ProtoReflect.Descriptor instead.
 func (*ListPathsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{48}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ListPathsResponse) GetRoute() *Route {
@@ -3706,7 +3841,7 @@ type Path struct {
 
 func (x *Path) Reset() {
 	*x = Path{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[49]
+	mi := &file_isthmus_v1_services_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3718,7 +3853,7 @@ func (x *Path) String() string {
 func (*Path) ProtoMessage() {}
 
 func (x *Path) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[49]
+	mi := &file_isthmus_v1_services_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3731,7 +3866,7 @@ func (x *Path) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Path.ProtoReflect.Descriptor instead.
 func (*Path) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{49}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Path) GetPrefix() string {
@@ -3857,7 +3992,7 @@ type ListPoliciesRequest struct {
 
 func (x *ListPoliciesRequest) Reset() {
 	*x = ListPoliciesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[50]
+	mi := &file_isthmus_v1_services_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3869,7 +4004,7 @@ func (x *ListPoliciesRequest) String() string {
 func (*ListPoliciesRequest) ProtoMessage() {}
 
 func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[50]
+	mi := &file_isthmus_v1_services_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3882,7 +4017,7 @@ func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*ListPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{50}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ListPoliciesRequest) GetPageSize() uint32 {
@@ -3915,7 +4050,7 @@ type ListPoliciesResponse struct {
 
 func (x *ListPoliciesResponse) Reset() {
 	*x = ListPoliciesResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[51]
+	mi := &file_isthmus_v1_services_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3927,7 +4062,7 @@ func (x *ListPoliciesResponse) String() string {
 func (*ListPoliciesResponse) ProtoMessage() {}
 
 func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[51]
+	mi := &file_isthmus_v1_services_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3940,7 +4075,7 @@ func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesResponse.ProtoReflect.Descriptor instead.
 func (*ListPoliciesResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{51}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ListPoliciesResponse) GetPolicies() []*PolicyStatus {
@@ -3993,7 +4128,7 @@ type Drop struct {
 
 func (x *Drop) Reset() {
 	*x = Drop{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[52]
+	mi := &file_isthmus_v1_services_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4005,7 +4140,7 @@ func (x *Drop) String() string {
 func (*Drop) ProtoMessage() {}
 
 func (x *Drop) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[52]
+	mi := &file_isthmus_v1_services_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4018,7 +4153,7 @@ func (x *Drop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drop.ProtoReflect.Descriptor instead.
 func (*Drop) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{52}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Drop) GetReason() string {
@@ -4057,7 +4192,7 @@ type WatchPoliciesRequest struct {
 
 func (x *WatchPoliciesRequest) Reset() {
 	*x = WatchPoliciesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[53]
+	mi := &file_isthmus_v1_services_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4069,7 +4204,7 @@ func (x *WatchPoliciesRequest) String() string {
 func (*WatchPoliciesRequest) ProtoMessage() {}
 
 func (x *WatchPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[53]
+	mi := &file_isthmus_v1_services_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4082,7 +4217,7 @@ func (x *WatchPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*WatchPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{53}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{55}
 }
 
 type PolicyEvent struct {
@@ -4095,7 +4230,7 @@ type PolicyEvent struct {
 
 func (x *PolicyEvent) Reset() {
 	*x = PolicyEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[54]
+	mi := &file_isthmus_v1_services_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4107,7 +4242,7 @@ func (x *PolicyEvent) String() string {
 func (*PolicyEvent) ProtoMessage() {}
 
 func (x *PolicyEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[54]
+	mi := &file_isthmus_v1_services_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4120,7 +4255,7 @@ func (x *PolicyEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyEvent.ProtoReflect.Descriptor instead.
 func (*PolicyEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{54}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *PolicyEvent) GetType() EventType {
@@ -4161,7 +4296,7 @@ type ProveEgressRequest struct {
 
 func (x *ProveEgressRequest) Reset() {
 	*x = ProveEgressRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[55]
+	mi := &file_isthmus_v1_services_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4173,7 +4308,7 @@ func (x *ProveEgressRequest) String() string {
 func (*ProveEgressRequest) ProtoMessage() {}
 
 func (x *ProveEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[55]
+	mi := &file_isthmus_v1_services_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4186,7 +4321,7 @@ func (x *ProveEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProveEgressRequest.ProtoReflect.Descriptor instead.
 func (*ProveEgressRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{55}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ProveEgressRequest) GetDestinations() []string {
@@ -4239,7 +4374,7 @@ type ProveEgressResponse struct {
 
 func (x *ProveEgressResponse) Reset() {
 	*x = ProveEgressResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[56]
+	mi := &file_isthmus_v1_services_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4251,7 +4386,7 @@ func (x *ProveEgressResponse) String() string {
 func (*ProveEgressResponse) ProtoMessage() {}
 
 func (x *ProveEgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[56]
+	mi := &file_isthmus_v1_services_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4264,7 +4399,7 @@ func (x *ProveEgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProveEgressResponse.ProtoReflect.Descriptor instead.
 func (*ProveEgressResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{56}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ProveEgressResponse) GetProof() *EgressProof {
@@ -4323,7 +4458,7 @@ type EgressProof struct {
 
 func (x *EgressProof) Reset() {
 	*x = EgressProof{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[57]
+	mi := &file_isthmus_v1_services_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4335,7 +4470,7 @@ func (x *EgressProof) String() string {
 func (*EgressProof) ProtoMessage() {}
 
 func (x *EgressProof) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[57]
+	mi := &file_isthmus_v1_services_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4348,7 +4483,7 @@ func (x *EgressProof) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressProof.ProtoReflect.Descriptor instead.
 func (*EgressProof) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{57}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *EgressProof) GetNode() string {
@@ -4450,7 +4585,7 @@ type EgressProofState struct {
 
 func (x *EgressProofState) Reset() {
 	*x = EgressProofState{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[58]
+	mi := &file_isthmus_v1_services_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4462,7 +4597,7 @@ func (x *EgressProofState) String() string {
 func (*EgressProofState) ProtoMessage() {}
 
 func (x *EgressProofState) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[58]
+	mi := &file_isthmus_v1_services_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4475,7 +4610,7 @@ func (x *EgressProofState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressProofState.ProtoReflect.Descriptor instead.
 func (*EgressProofState) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{58}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *EgressProofState) GetName() string {
@@ -4517,7 +4652,7 @@ type CanaryResult struct {
 
 func (x *CanaryResult) Reset() {
 	*x = CanaryResult{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[59]
+	mi := &file_isthmus_v1_services_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4529,7 +4664,7 @@ func (x *CanaryResult) String() string {
 func (*CanaryResult) ProtoMessage() {}
 
 func (x *CanaryResult) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[59]
+	mi := &file_isthmus_v1_services_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4542,7 +4677,7 @@ func (x *CanaryResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CanaryResult.ProtoReflect.Descriptor instead.
 func (*CanaryResult) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{59}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *CanaryResult) GetAddress() string {
@@ -4602,7 +4737,7 @@ type PolicyStatus struct {
 
 func (x *PolicyStatus) Reset() {
 	*x = PolicyStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[60]
+	mi := &file_isthmus_v1_services_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4614,7 +4749,7 @@ func (x *PolicyStatus) String() string {
 func (*PolicyStatus) ProtoMessage() {}
 
 func (x *PolicyStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[60]
+	mi := &file_isthmus_v1_services_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4627,7 +4762,7 @@ func (x *PolicyStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyStatus.ProtoReflect.Descriptor instead.
 func (*PolicyStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{60}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *PolicyStatus) GetName() string {
@@ -4739,7 +4874,7 @@ type ListPoolsRequest struct {
 
 func (x *ListPoolsRequest) Reset() {
 	*x = ListPoolsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[61]
+	mi := &file_isthmus_v1_services_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4751,7 +4886,7 @@ func (x *ListPoolsRequest) String() string {
 func (*ListPoolsRequest) ProtoMessage() {}
 
 func (x *ListPoolsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[61]
+	mi := &file_isthmus_v1_services_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4764,7 +4899,7 @@ func (x *ListPoolsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoolsRequest.ProtoReflect.Descriptor instead.
 func (*ListPoolsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{61}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ListPoolsRequest) GetPageSize() uint32 {
@@ -4791,7 +4926,7 @@ type ListPoolsResponse struct {
 
 func (x *ListPoolsResponse) Reset() {
 	*x = ListPoolsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[62]
+	mi := &file_isthmus_v1_services_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4803,7 +4938,7 @@ func (x *ListPoolsResponse) String() string {
 func (*ListPoolsResponse) ProtoMessage() {}
 
 func (x *ListPoolsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[62]
+	mi := &file_isthmus_v1_services_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4816,7 +4951,7 @@ func (x *ListPoolsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoolsResponse.ProtoReflect.Descriptor instead.
 func (*ListPoolsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{62}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ListPoolsResponse) GetPools() []*PoolStatus {
@@ -4842,7 +4977,7 @@ type GetPoolRequest struct {
 
 func (x *GetPoolRequest) Reset() {
 	*x = GetPoolRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[63]
+	mi := &file_isthmus_v1_services_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4854,7 +4989,7 @@ func (x *GetPoolRequest) String() string {
 func (*GetPoolRequest) ProtoMessage() {}
 
 func (x *GetPoolRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[63]
+	mi := &file_isthmus_v1_services_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4867,7 +5002,7 @@ func (x *GetPoolRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPoolRequest.ProtoReflect.Descriptor instead.
 func (*GetPoolRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{63}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *GetPoolRequest) GetName() string {
@@ -4885,7 +5020,7 @@ type WatchPoolsRequest struct {
 
 func (x *WatchPoolsRequest) Reset() {
 	*x = WatchPoolsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[64]
+	mi := &file_isthmus_v1_services_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4897,7 +5032,7 @@ func (x *WatchPoolsRequest) String() string {
 func (*WatchPoolsRequest) ProtoMessage() {}
 
 func (x *WatchPoolsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[64]
+	mi := &file_isthmus_v1_services_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4910,7 +5045,7 @@ func (x *WatchPoolsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPoolsRequest.ProtoReflect.Descriptor instead.
 func (*WatchPoolsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{64}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{66}
 }
 
 type PoolEvent struct {
@@ -4923,7 +5058,7 @@ type PoolEvent struct {
 
 func (x *PoolEvent) Reset() {
 	*x = PoolEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[65]
+	mi := &file_isthmus_v1_services_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4935,7 +5070,7 @@ func (x *PoolEvent) String() string {
 func (*PoolEvent) ProtoMessage() {}
 
 func (x *PoolEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[65]
+	mi := &file_isthmus_v1_services_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4948,7 +5083,7 @@ func (x *PoolEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolEvent.ProtoReflect.Descriptor instead.
 func (*PoolEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{65}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *PoolEvent) GetType() EventType {
@@ -4982,7 +5117,7 @@ type PoolStatus struct {
 
 func (x *PoolStatus) Reset() {
 	*x = PoolStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[66]
+	mi := &file_isthmus_v1_services_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4994,7 +5129,7 @@ func (x *PoolStatus) String() string {
 func (*PoolStatus) ProtoMessage() {}
 
 func (x *PoolStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[66]
+	mi := &file_isthmus_v1_services_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5007,7 +5142,7 @@ func (x *PoolStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolStatus.ProtoReflect.Descriptor instead.
 func (*PoolStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{66}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *PoolStatus) GetName() string {
@@ -5067,7 +5202,7 @@ type PoolMember struct {
 
 func (x *PoolMember) Reset() {
 	*x = PoolMember{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[67]
+	mi := &file_isthmus_v1_services_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5079,7 +5214,7 @@ func (x *PoolMember) String() string {
 func (*PoolMember) ProtoMessage() {}
 
 func (x *PoolMember) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[67]
+	mi := &file_isthmus_v1_services_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5092,7 +5227,7 @@ func (x *PoolMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolMember.ProtoReflect.Descriptor instead.
 func (*PoolMember) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{67}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *PoolMember) GetAddress() string {
@@ -5169,7 +5304,7 @@ type ProbeTarget struct {
 
 func (x *ProbeTarget) Reset() {
 	*x = ProbeTarget{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[68]
+	mi := &file_isthmus_v1_services_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5181,7 +5316,7 @@ func (x *ProbeTarget) String() string {
 func (*ProbeTarget) ProtoMessage() {}
 
 func (x *ProbeTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[68]
+	mi := &file_isthmus_v1_services_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5194,7 +5329,7 @@ func (x *ProbeTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeTarget.ProtoReflect.Descriptor instead.
 func (*ProbeTarget) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{68}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *ProbeTarget) GetTarget() string {
@@ -5243,7 +5378,7 @@ type ListNamesRequest struct {
 
 func (x *ListNamesRequest) Reset() {
 	*x = ListNamesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[69]
+	mi := &file_isthmus_v1_services_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5255,7 +5390,7 @@ func (x *ListNamesRequest) String() string {
 func (*ListNamesRequest) ProtoMessage() {}
 
 func (x *ListNamesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[69]
+	mi := &file_isthmus_v1_services_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5268,7 +5403,7 @@ func (x *ListNamesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNamesRequest.ProtoReflect.Descriptor instead.
 func (*ListNamesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{69}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *ListNamesRequest) GetPageSize() uint32 {
@@ -5295,7 +5430,7 @@ type ListNamesResponse struct {
 
 func (x *ListNamesResponse) Reset() {
 	*x = ListNamesResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[70]
+	mi := &file_isthmus_v1_services_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5307,7 +5442,7 @@ func (x *ListNamesResponse) String() string {
 func (*ListNamesResponse) ProtoMessage() {}
 
 func (x *ListNamesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[70]
+	mi := &file_isthmus_v1_services_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5320,7 +5455,7 @@ func (x *ListNamesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNamesResponse.ProtoReflect.Descriptor instead.
 func (*ListNamesResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{70}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ListNamesResponse) GetNames() []*NameStatus {
@@ -5345,7 +5480,7 @@ type WatchNamesRequest struct {
 
 func (x *WatchNamesRequest) Reset() {
 	*x = WatchNamesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[71]
+	mi := &file_isthmus_v1_services_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5357,7 +5492,7 @@ func (x *WatchNamesRequest) String() string {
 func (*WatchNamesRequest) ProtoMessage() {}
 
 func (x *WatchNamesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[71]
+	mi := &file_isthmus_v1_services_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5370,7 +5505,7 @@ func (x *WatchNamesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchNamesRequest.ProtoReflect.Descriptor instead.
 func (*WatchNamesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{71}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{73}
 }
 
 type NameEvent struct {
@@ -5383,7 +5518,7 @@ type NameEvent struct {
 
 func (x *NameEvent) Reset() {
 	*x = NameEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[72]
+	mi := &file_isthmus_v1_services_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5395,7 +5530,7 @@ func (x *NameEvent) String() string {
 func (*NameEvent) ProtoMessage() {}
 
 func (x *NameEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[72]
+	mi := &file_isthmus_v1_services_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5408,7 +5543,7 @@ func (x *NameEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NameEvent.ProtoReflect.Descriptor instead.
 func (*NameEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{72}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *NameEvent) GetType() EventType {
@@ -5455,7 +5590,7 @@ type NameStatus struct {
 
 func (x *NameStatus) Reset() {
 	*x = NameStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[73]
+	mi := &file_isthmus_v1_services_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5467,7 +5602,7 @@ func (x *NameStatus) String() string {
 func (*NameStatus) ProtoMessage() {}
 
 func (x *NameStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[73]
+	mi := &file_isthmus_v1_services_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5480,7 +5615,7 @@ func (x *NameStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NameStatus.ProtoReflect.Descriptor instead.
 func (*NameStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{73}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *NameStatus) GetName() string {
@@ -5558,7 +5693,7 @@ type GoneAddress struct {
 
 func (x *GoneAddress) Reset() {
 	*x = GoneAddress{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[74]
+	mi := &file_isthmus_v1_services_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5570,7 +5705,7 @@ func (x *GoneAddress) String() string {
 func (*GoneAddress) ProtoMessage() {}
 
 func (x *GoneAddress) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[74]
+	mi := &file_isthmus_v1_services_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5583,7 +5718,7 @@ func (x *GoneAddress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GoneAddress.ProtoReflect.Descriptor instead.
 func (*GoneAddress) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{74}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *GoneAddress) GetAddress() string {
@@ -5614,7 +5749,7 @@ type SealRequest struct {
 
 func (x *SealRequest) Reset() {
 	*x = SealRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[75]
+	mi := &file_isthmus_v1_services_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5626,7 +5761,7 @@ func (x *SealRequest) String() string {
 func (*SealRequest) ProtoMessage() {}
 
 func (x *SealRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[75]
+	mi := &file_isthmus_v1_services_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5639,7 +5774,7 @@ func (x *SealRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealRequest.ProtoReflect.Descriptor instead.
 func (*SealRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{75}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *SealRequest) GetWith() string {
@@ -5666,7 +5801,7 @@ type SealResponse struct {
 
 func (x *SealResponse) Reset() {
 	*x = SealResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[76]
+	mi := &file_isthmus_v1_services_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5678,7 +5813,7 @@ func (x *SealResponse) String() string {
 func (*SealResponse) ProtoMessage() {}
 
 func (x *SealResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[76]
+	mi := &file_isthmus_v1_services_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5691,7 +5826,7 @@ func (x *SealResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealResponse.ProtoReflect.Descriptor instead.
 func (*SealResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{76}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *SealResponse) GetRecovery() string {
@@ -5711,7 +5846,7 @@ type UnsealRequest struct {
 
 func (x *UnsealRequest) Reset() {
 	*x = UnsealRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[77]
+	mi := &file_isthmus_v1_services_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5723,7 +5858,7 @@ func (x *UnsealRequest) String() string {
 func (*UnsealRequest) ProtoMessage() {}
 
 func (x *UnsealRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[77]
+	mi := &file_isthmus_v1_services_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5736,7 +5871,7 @@ func (x *UnsealRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnsealRequest.ProtoReflect.Descriptor instead.
 func (*UnsealRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{77}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *UnsealRequest) GetRecovery() string {
@@ -5757,7 +5892,7 @@ type UnsealResponse struct {
 
 func (x *UnsealResponse) Reset() {
 	*x = UnsealResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[78]
+	mi := &file_isthmus_v1_services_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5769,7 +5904,7 @@ func (x *UnsealResponse) String() string {
 func (*UnsealResponse) ProtoMessage() {}
 
 func (x *UnsealResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[78]
+	mi := &file_isthmus_v1_services_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5782,7 +5917,7 @@ func (x *UnsealResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnsealResponse.ProtoReflect.Descriptor instead.
 func (*UnsealResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{78}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *UnsealResponse) GetNotSealed() string {
@@ -5800,7 +5935,7 @@ type GetMachineRequest struct {
 
 func (x *GetMachineRequest) Reset() {
 	*x = GetMachineRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[79]
+	mi := &file_isthmus_v1_services_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5812,7 +5947,7 @@ func (x *GetMachineRequest) String() string {
 func (*GetMachineRequest) ProtoMessage() {}
 
 func (x *GetMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[79]
+	mi := &file_isthmus_v1_services_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5825,7 +5960,7 @@ func (x *GetMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMachineRequest.ProtoReflect.Descriptor instead.
 func (*GetMachineRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{79}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{81}
 }
 
 // Machine is the state of the machine that the router runs on.
@@ -5858,7 +5993,7 @@ type Machine struct {
 
 func (x *Machine) Reset() {
 	*x = Machine{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[80]
+	mi := &file_isthmus_v1_services_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5870,7 +6005,7 @@ func (x *Machine) String() string {
 func (*Machine) ProtoMessage() {}
 
 func (x *Machine) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[80]
+	mi := &file_isthmus_v1_services_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5883,7 +6018,7 @@ func (x *Machine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Machine.ProtoReflect.Descriptor instead.
 func (*Machine) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{80}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *Machine) GetSlots() []*Slot {
@@ -5983,7 +6118,7 @@ type Slot struct {
 
 func (x *Slot) Reset() {
 	*x = Slot{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[81]
+	mi := &file_isthmus_v1_services_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5995,7 +6130,7 @@ func (x *Slot) String() string {
 func (*Slot) ProtoMessage() {}
 
 func (x *Slot) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[81]
+	mi := &file_isthmus_v1_services_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6008,7 +6143,7 @@ func (x *Slot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Slot.ProtoReflect.Descriptor instead.
 func (*Slot) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{81}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *Slot) GetName() string {
@@ -6092,7 +6227,7 @@ type UpgradeRequest struct {
 
 func (x *UpgradeRequest) Reset() {
 	*x = UpgradeRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[82]
+	mi := &file_isthmus_v1_services_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6104,7 +6239,7 @@ func (x *UpgradeRequest) String() string {
 func (*UpgradeRequest) ProtoMessage() {}
 
 func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[82]
+	mi := &file_isthmus_v1_services_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6117,7 +6252,7 @@ func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeRequest.ProtoReflect.Descriptor instead.
 func (*UpgradeRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{82}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *UpgradeRequest) GetHeader() *UpgradeHeader {
@@ -6150,7 +6285,7 @@ type UpgradeHeader struct {
 
 func (x *UpgradeHeader) Reset() {
 	*x = UpgradeHeader{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[83]
+	mi := &file_isthmus_v1_services_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6162,7 +6297,7 @@ func (x *UpgradeHeader) String() string {
 func (*UpgradeHeader) ProtoMessage() {}
 
 func (x *UpgradeHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[83]
+	mi := &file_isthmus_v1_services_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6175,7 +6310,7 @@ func (x *UpgradeHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeHeader.ProtoReflect.Descriptor instead.
 func (*UpgradeHeader) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{83}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *UpgradeHeader) GetSize() int64 {
@@ -6218,7 +6353,7 @@ type UpgradeResponse struct {
 
 func (x *UpgradeResponse) Reset() {
 	*x = UpgradeResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[84]
+	mi := &file_isthmus_v1_services_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6230,7 +6365,7 @@ func (x *UpgradeResponse) String() string {
 func (*UpgradeResponse) ProtoMessage() {}
 
 func (x *UpgradeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[84]
+	mi := &file_isthmus_v1_services_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6243,7 +6378,7 @@ func (x *UpgradeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeResponse.ProtoReflect.Descriptor instead.
 func (*UpgradeResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{84}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *UpgradeResponse) GetSlot() string {
@@ -6275,7 +6410,7 @@ type RollbackSlotRequest struct {
 
 func (x *RollbackSlotRequest) Reset() {
 	*x = RollbackSlotRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[85]
+	mi := &file_isthmus_v1_services_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6287,7 +6422,7 @@ func (x *RollbackSlotRequest) String() string {
 func (*RollbackSlotRequest) ProtoMessage() {}
 
 func (x *RollbackSlotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[85]
+	mi := &file_isthmus_v1_services_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6300,7 +6435,7 @@ func (x *RollbackSlotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackSlotRequest.ProtoReflect.Descriptor instead.
 func (*RollbackSlotRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{85}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{87}
 }
 
 type RollbackSlotResponse struct {
@@ -6313,7 +6448,7 @@ type RollbackSlotResponse struct {
 
 func (x *RollbackSlotResponse) Reset() {
 	*x = RollbackSlotResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[86]
+	mi := &file_isthmus_v1_services_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6325,7 +6460,7 @@ func (x *RollbackSlotResponse) String() string {
 func (*RollbackSlotResponse) ProtoMessage() {}
 
 func (x *RollbackSlotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[86]
+	mi := &file_isthmus_v1_services_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6338,7 +6473,7 @@ func (x *RollbackSlotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackSlotResponse.ProtoReflect.Descriptor instead.
 func (*RollbackSlotResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{86}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *RollbackSlotResponse) GetSlot() string {
@@ -6356,7 +6491,7 @@ type RebootRequest struct {
 
 func (x *RebootRequest) Reset() {
 	*x = RebootRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[87]
+	mi := &file_isthmus_v1_services_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6368,7 +6503,7 @@ func (x *RebootRequest) String() string {
 func (*RebootRequest) ProtoMessage() {}
 
 func (x *RebootRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[87]
+	mi := &file_isthmus_v1_services_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6381,7 +6516,7 @@ func (x *RebootRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RebootRequest.ProtoReflect.Descriptor instead.
 func (*RebootRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{87}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{89}
 }
 
 type RebootResponse struct {
@@ -6392,7 +6527,7 @@ type RebootResponse struct {
 
 func (x *RebootResponse) Reset() {
 	*x = RebootResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[88]
+	mi := &file_isthmus_v1_services_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6404,7 +6539,7 @@ func (x *RebootResponse) String() string {
 func (*RebootResponse) ProtoMessage() {}
 
 func (x *RebootResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[88]
+	mi := &file_isthmus_v1_services_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6417,7 +6552,7 @@ func (x *RebootResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RebootResponse.ProtoReflect.Descriptor instead.
 func (*RebootResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{88}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{90}
 }
 
 type PowerOffRequest struct {
@@ -6428,7 +6563,7 @@ type PowerOffRequest struct {
 
 func (x *PowerOffRequest) Reset() {
 	*x = PowerOffRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[89]
+	mi := &file_isthmus_v1_services_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6440,7 +6575,7 @@ func (x *PowerOffRequest) String() string {
 func (*PowerOffRequest) ProtoMessage() {}
 
 func (x *PowerOffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[89]
+	mi := &file_isthmus_v1_services_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6453,7 +6588,7 @@ func (x *PowerOffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerOffRequest.ProtoReflect.Descriptor instead.
 func (*PowerOffRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{89}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{91}
 }
 
 type PowerOffResponse struct {
@@ -6464,7 +6599,7 @@ type PowerOffResponse struct {
 
 func (x *PowerOffResponse) Reset() {
 	*x = PowerOffResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[90]
+	mi := &file_isthmus_v1_services_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6476,7 +6611,7 @@ func (x *PowerOffResponse) String() string {
 func (*PowerOffResponse) ProtoMessage() {}
 
 func (x *PowerOffResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[90]
+	mi := &file_isthmus_v1_services_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6489,7 +6624,7 @@ func (x *PowerOffResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerOffResponse.ProtoReflect.Descriptor instead.
 func (*PowerOffResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{90}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{92}
 }
 
 type GetStatusRequest struct {
@@ -6500,7 +6635,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[91]
+	mi := &file_isthmus_v1_services_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6512,7 +6647,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[91]
+	mi := &file_isthmus_v1_services_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6525,7 +6660,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{91}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{93}
 }
 
 type SystemStatus struct {
@@ -6553,7 +6688,7 @@ type SystemStatus struct {
 
 func (x *SystemStatus) Reset() {
 	*x = SystemStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[92]
+	mi := &file_isthmus_v1_services_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6565,7 +6700,7 @@ func (x *SystemStatus) String() string {
 func (*SystemStatus) ProtoMessage() {}
 
 func (x *SystemStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[92]
+	mi := &file_isthmus_v1_services_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6578,7 +6713,7 @@ func (x *SystemStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SystemStatus.ProtoReflect.Descriptor instead.
 func (*SystemStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{92}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *SystemStatus) GetNode() string {
@@ -6693,7 +6828,7 @@ type Summary struct {
 
 func (x *Summary) Reset() {
 	*x = Summary{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[93]
+	mi := &file_isthmus_v1_services_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6705,7 +6840,7 @@ func (x *Summary) String() string {
 func (*Summary) ProtoMessage() {}
 
 func (x *Summary) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[93]
+	mi := &file_isthmus_v1_services_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6718,7 +6853,7 @@ func (x *Summary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Summary.ProtoReflect.Descriptor instead.
 func (*Summary) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{93}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *Summary) GetTunnels() uint32 {
@@ -6852,7 +6987,7 @@ type PlatformStatus struct {
 
 func (x *PlatformStatus) Reset() {
 	*x = PlatformStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[94]
+	mi := &file_isthmus_v1_services_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6864,7 +6999,7 @@ func (x *PlatformStatus) String() string {
 func (*PlatformStatus) ProtoMessage() {}
 
 func (x *PlatformStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[94]
+	mi := &file_isthmus_v1_services_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6877,7 +7012,7 @@ func (x *PlatformStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlatformStatus.ProtoReflect.Descriptor instead.
 func (*PlatformStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{94}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *PlatformStatus) GetPlatform() string {
@@ -6948,7 +7083,7 @@ type PlatformInterface struct {
 
 func (x *PlatformInterface) Reset() {
 	*x = PlatformInterface{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[95]
+	mi := &file_isthmus_v1_services_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6960,7 +7095,7 @@ func (x *PlatformInterface) String() string {
 func (*PlatformInterface) ProtoMessage() {}
 
 func (x *PlatformInterface) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[95]
+	mi := &file_isthmus_v1_services_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6973,7 +7108,7 @@ func (x *PlatformInterface) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlatformInterface.ProtoReflect.Descriptor instead.
 func (*PlatformInterface) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{95}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *PlatformInterface) GetName() string {
@@ -7039,7 +7174,7 @@ type Counters struct {
 
 func (x *Counters) Reset() {
 	*x = Counters{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[96]
+	mi := &file_isthmus_v1_services_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7051,7 +7186,7 @@ func (x *Counters) String() string {
 func (*Counters) ProtoMessage() {}
 
 func (x *Counters) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[96]
+	mi := &file_isthmus_v1_services_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7064,7 +7199,7 @@ func (x *Counters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counters.ProtoReflect.Descriptor instead.
 func (*Counters) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{96}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *Counters) GetViciWrites() uint64 {
@@ -7121,7 +7256,7 @@ type SetSecretRequest struct {
 
 func (x *SetSecretRequest) Reset() {
 	*x = SetSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[97]
+	mi := &file_isthmus_v1_services_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7133,7 +7268,7 @@ func (x *SetSecretRequest) String() string {
 func (*SetSecretRequest) ProtoMessage() {}
 
 func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[97]
+	mi := &file_isthmus_v1_services_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7146,7 +7281,7 @@ func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSecretRequest.ProtoReflect.Descriptor instead.
 func (*SetSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{97}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *SetSecretRequest) GetName() string {
@@ -7172,7 +7307,7 @@ type RollbackSecretRequest struct {
 
 func (x *RollbackSecretRequest) Reset() {
 	*x = RollbackSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[98]
+	mi := &file_isthmus_v1_services_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7184,7 +7319,7 @@ func (x *RollbackSecretRequest) String() string {
 func (*RollbackSecretRequest) ProtoMessage() {}
 
 func (x *RollbackSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[98]
+	mi := &file_isthmus_v1_services_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7197,7 +7332,7 @@ func (x *RollbackSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackSecretRequest.ProtoReflect.Descriptor instead.
 func (*RollbackSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{98}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *RollbackSecretRequest) GetName() string {
@@ -7218,7 +7353,7 @@ type ListSecretsRequest struct {
 
 func (x *ListSecretsRequest) Reset() {
 	*x = ListSecretsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[99]
+	mi := &file_isthmus_v1_services_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7230,7 +7365,7 @@ func (x *ListSecretsRequest) String() string {
 func (*ListSecretsRequest) ProtoMessage() {}
 
 func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[99]
+	mi := &file_isthmus_v1_services_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7243,7 +7378,7 @@ func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsRequest.ProtoReflect.Descriptor instead.
 func (*ListSecretsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{99}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *ListSecretsRequest) GetPageSize() uint32 {
@@ -7270,7 +7405,7 @@ type ListSecretsResponse struct {
 
 func (x *ListSecretsResponse) Reset() {
 	*x = ListSecretsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[100]
+	mi := &file_isthmus_v1_services_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7282,7 +7417,7 @@ func (x *ListSecretsResponse) String() string {
 func (*ListSecretsResponse) ProtoMessage() {}
 
 func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[100]
+	mi := &file_isthmus_v1_services_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7295,7 +7430,7 @@ func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsResponse.ProtoReflect.Descriptor instead.
 func (*ListSecretsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{100}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *ListSecretsResponse) GetSecrets() []*SecretInfo {
@@ -7331,7 +7466,7 @@ type SecretInfo struct {
 
 func (x *SecretInfo) Reset() {
 	*x = SecretInfo{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[101]
+	mi := &file_isthmus_v1_services_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7343,7 +7478,7 @@ func (x *SecretInfo) String() string {
 func (*SecretInfo) ProtoMessage() {}
 
 func (x *SecretInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[101]
+	mi := &file_isthmus_v1_services_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7356,7 +7491,7 @@ func (x *SecretInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretInfo.ProtoReflect.Descriptor instead.
 func (*SecretInfo) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{101}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *SecretInfo) GetName() string {
@@ -7403,7 +7538,7 @@ type DeleteSecretRequest struct {
 
 func (x *DeleteSecretRequest) Reset() {
 	*x = DeleteSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[102]
+	mi := &file_isthmus_v1_services_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7415,7 +7550,7 @@ func (x *DeleteSecretRequest) String() string {
 func (*DeleteSecretRequest) ProtoMessage() {}
 
 func (x *DeleteSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[102]
+	mi := &file_isthmus_v1_services_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7428,7 +7563,7 @@ func (x *DeleteSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSecretRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{102}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *DeleteSecretRequest) GetName() string {
@@ -7446,7 +7581,7 @@ type DeleteSecretResponse struct {
 
 func (x *DeleteSecretResponse) Reset() {
 	*x = DeleteSecretResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[103]
+	mi := &file_isthmus_v1_services_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7458,7 +7593,7 @@ func (x *DeleteSecretResponse) String() string {
 func (*DeleteSecretResponse) ProtoMessage() {}
 
 func (x *DeleteSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[103]
+	mi := &file_isthmus_v1_services_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7471,7 +7606,7 @@ func (x *DeleteSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSecretResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSecretResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{103}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{105}
 }
 
 type ListAuditRequest struct {
@@ -7493,7 +7628,7 @@ type ListAuditRequest struct {
 
 func (x *ListAuditRequest) Reset() {
 	*x = ListAuditRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[104]
+	mi := &file_isthmus_v1_services_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7505,7 +7640,7 @@ func (x *ListAuditRequest) String() string {
 func (*ListAuditRequest) ProtoMessage() {}
 
 func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[104]
+	mi := &file_isthmus_v1_services_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7518,7 +7653,7 @@ func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditRequest.ProtoReflect.Descriptor instead.
 func (*ListAuditRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{104}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *ListAuditRequest) GetPageSize() uint32 {
@@ -7576,7 +7711,7 @@ type ListAuditResponse struct {
 
 func (x *ListAuditResponse) Reset() {
 	*x = ListAuditResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[105]
+	mi := &file_isthmus_v1_services_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7588,7 +7723,7 @@ func (x *ListAuditResponse) String() string {
 func (*ListAuditResponse) ProtoMessage() {}
 
 func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[105]
+	mi := &file_isthmus_v1_services_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7601,7 +7736,7 @@ func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditResponse.ProtoReflect.Descriptor instead.
 func (*ListAuditResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{105}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *ListAuditResponse) GetEntries() []*AuditEntry {
@@ -7660,7 +7795,7 @@ type AuditEntry struct {
 
 func (x *AuditEntry) Reset() {
 	*x = AuditEntry{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[106]
+	mi := &file_isthmus_v1_services_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7672,7 +7807,7 @@ func (x *AuditEntry) String() string {
 func (*AuditEntry) ProtoMessage() {}
 
 func (x *AuditEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[106]
+	mi := &file_isthmus_v1_services_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7685,7 +7820,7 @@ func (x *AuditEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditEntry.ProtoReflect.Descriptor instead.
 func (*AuditEntry) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{106}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *AuditEntry) GetTime() *timestamppb.Timestamp {
@@ -7804,7 +7939,7 @@ type RenewAuthorityRequest struct {
 
 func (x *RenewAuthorityRequest) Reset() {
 	*x = RenewAuthorityRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[107]
+	mi := &file_isthmus_v1_services_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7816,7 +7951,7 @@ func (x *RenewAuthorityRequest) String() string {
 func (*RenewAuthorityRequest) ProtoMessage() {}
 
 func (x *RenewAuthorityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[107]
+	mi := &file_isthmus_v1_services_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7829,7 +7964,7 @@ func (x *RenewAuthorityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewAuthorityRequest.ProtoReflect.Descriptor instead.
 func (*RenewAuthorityRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{107}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *RenewAuthorityRequest) GetAtOnce() bool {
@@ -7851,7 +7986,7 @@ type RenewAuthorityResponse struct {
 
 func (x *RenewAuthorityResponse) Reset() {
 	*x = RenewAuthorityResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[108]
+	mi := &file_isthmus_v1_services_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7863,7 +7998,7 @@ func (x *RenewAuthorityResponse) String() string {
 func (*RenewAuthorityResponse) ProtoMessage() {}
 
 func (x *RenewAuthorityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[108]
+	mi := &file_isthmus_v1_services_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7876,7 +8011,7 @@ func (x *RenewAuthorityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewAuthorityResponse.ProtoReflect.Descriptor instead.
 func (*RenewAuthorityResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{108}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *RenewAuthorityResponse) GetAuthority() string {
@@ -7909,7 +8044,7 @@ type IssueClientRequest struct {
 
 func (x *IssueClientRequest) Reset() {
 	*x = IssueClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[109]
+	mi := &file_isthmus_v1_services_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7921,7 +8056,7 @@ func (x *IssueClientRequest) String() string {
 func (*IssueClientRequest) ProtoMessage() {}
 
 func (x *IssueClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[109]
+	mi := &file_isthmus_v1_services_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7934,7 +8069,7 @@ func (x *IssueClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueClientRequest.ProtoReflect.Descriptor instead.
 func (*IssueClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{109}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *IssueClientRequest) GetName() string {
@@ -7978,7 +8113,7 @@ type IssueClientResponse struct {
 
 func (x *IssueClientResponse) Reset() {
 	*x = IssueClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[110]
+	mi := &file_isthmus_v1_services_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7990,7 +8125,7 @@ func (x *IssueClientResponse) String() string {
 func (*IssueClientResponse) ProtoMessage() {}
 
 func (x *IssueClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[110]
+	mi := &file_isthmus_v1_services_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8003,7 +8138,7 @@ func (x *IssueClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueClientResponse.ProtoReflect.Descriptor instead.
 func (*IssueClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{110}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *IssueClientResponse) GetCertificate() string {
@@ -8038,7 +8173,7 @@ type RenewClientRequest struct {
 
 func (x *RenewClientRequest) Reset() {
 	*x = RenewClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[111]
+	mi := &file_isthmus_v1_services_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8050,7 +8185,7 @@ func (x *RenewClientRequest) String() string {
 func (*RenewClientRequest) ProtoMessage() {}
 
 func (x *RenewClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[111]
+	mi := &file_isthmus_v1_services_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8063,7 +8198,7 @@ func (x *RenewClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewClientRequest.ProtoReflect.Descriptor instead.
 func (*RenewClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{111}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *RenewClientRequest) GetCsr() []byte {
@@ -8086,7 +8221,7 @@ type RenewClientResponse struct {
 
 func (x *RenewClientResponse) Reset() {
 	*x = RenewClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[112]
+	mi := &file_isthmus_v1_services_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8098,7 +8233,7 @@ func (x *RenewClientResponse) String() string {
 func (*RenewClientResponse) ProtoMessage() {}
 
 func (x *RenewClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[112]
+	mi := &file_isthmus_v1_services_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8111,7 +8246,7 @@ func (x *RenewClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewClientResponse.ProtoReflect.Descriptor instead.
 func (*RenewClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{112}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *RenewClientResponse) GetCertificate() string {
@@ -8143,7 +8278,7 @@ type ListClientsRequest struct {
 
 func (x *ListClientsRequest) Reset() {
 	*x = ListClientsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[113]
+	mi := &file_isthmus_v1_services_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8155,7 +8290,7 @@ func (x *ListClientsRequest) String() string {
 func (*ListClientsRequest) ProtoMessage() {}
 
 func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[113]
+	mi := &file_isthmus_v1_services_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8168,7 +8303,7 @@ func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsRequest.ProtoReflect.Descriptor instead.
 func (*ListClientsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{113}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{115}
 }
 
 type ListClientsResponse struct {
@@ -8180,7 +8315,7 @@ type ListClientsResponse struct {
 
 func (x *ListClientsResponse) Reset() {
 	*x = ListClientsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[114]
+	mi := &file_isthmus_v1_services_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8192,7 +8327,7 @@ func (x *ListClientsResponse) String() string {
 func (*ListClientsResponse) ProtoMessage() {}
 
 func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[114]
+	mi := &file_isthmus_v1_services_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8205,7 +8340,7 @@ func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsResponse.ProtoReflect.Descriptor instead.
 func (*ListClientsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{114}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *ListClientsResponse) GetClients() []*Client {
@@ -8236,7 +8371,7 @@ type Client struct {
 
 func (x *Client) Reset() {
 	*x = Client{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[115]
+	mi := &file_isthmus_v1_services_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8248,7 +8383,7 @@ func (x *Client) String() string {
 func (*Client) ProtoMessage() {}
 
 func (x *Client) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[115]
+	mi := &file_isthmus_v1_services_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8261,7 +8396,7 @@ func (x *Client) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Client.ProtoReflect.Descriptor instead.
 func (*Client) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{115}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{117}
 }
 
 func (x *Client) GetName() string {
@@ -8323,7 +8458,7 @@ type RevokeClientRequest struct {
 
 func (x *RevokeClientRequest) Reset() {
 	*x = RevokeClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[116]
+	mi := &file_isthmus_v1_services_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8335,7 +8470,7 @@ func (x *RevokeClientRequest) String() string {
 func (*RevokeClientRequest) ProtoMessage() {}
 
 func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[116]
+	mi := &file_isthmus_v1_services_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8348,7 +8483,7 @@ func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientRequest.ProtoReflect.Descriptor instead.
 func (*RevokeClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{116}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *RevokeClientRequest) GetSerial() string {
@@ -8366,7 +8501,7 @@ type RevokeClientResponse struct {
 
 func (x *RevokeClientResponse) Reset() {
 	*x = RevokeClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[117]
+	mi := &file_isthmus_v1_services_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8378,7 +8513,7 @@ func (x *RevokeClientResponse) String() string {
 func (*RevokeClientResponse) ProtoMessage() {}
 
 func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[117]
+	mi := &file_isthmus_v1_services_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8391,7 +8526,7 @@ func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientResponse.ProtoReflect.Descriptor instead.
 func (*RevokeClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{117}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{119}
 }
 
 type ListPortsRequest struct {
@@ -8405,7 +8540,7 @@ type ListPortsRequest struct {
 
 func (x *ListPortsRequest) Reset() {
 	*x = ListPortsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[118]
+	mi := &file_isthmus_v1_services_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8417,7 +8552,7 @@ func (x *ListPortsRequest) String() string {
 func (*ListPortsRequest) ProtoMessage() {}
 
 func (x *ListPortsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[118]
+	mi := &file_isthmus_v1_services_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8430,7 +8565,7 @@ func (x *ListPortsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPortsRequest.ProtoReflect.Descriptor instead.
 func (*ListPortsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{118}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{120}
 }
 
 func (x *ListPortsRequest) GetPageSize() uint32 {
@@ -8467,7 +8602,7 @@ type ListPortsResponse struct {
 
 func (x *ListPortsResponse) Reset() {
 	*x = ListPortsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[119]
+	mi := &file_isthmus_v1_services_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8479,7 +8614,7 @@ func (x *ListPortsResponse) String() string {
 func (*ListPortsResponse) ProtoMessage() {}
 
 func (x *ListPortsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[119]
+	mi := &file_isthmus_v1_services_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8492,7 +8627,7 @@ func (x *ListPortsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPortsResponse.ProtoReflect.Descriptor instead.
 func (*ListPortsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{119}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *ListPortsResponse) GetPorts() []*PortUse {
@@ -8545,7 +8680,7 @@ type WatchPortsRequest struct {
 
 func (x *WatchPortsRequest) Reset() {
 	*x = WatchPortsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[120]
+	mi := &file_isthmus_v1_services_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8557,7 +8692,7 @@ func (x *WatchPortsRequest) String() string {
 func (*WatchPortsRequest) ProtoMessage() {}
 
 func (x *WatchPortsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[120]
+	mi := &file_isthmus_v1_services_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8570,7 +8705,7 @@ func (x *WatchPortsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPortsRequest.ProtoReflect.Descriptor instead.
 func (*WatchPortsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{120}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{122}
 }
 
 type PortEvent struct {
@@ -8583,7 +8718,7 @@ type PortEvent struct {
 
 func (x *PortEvent) Reset() {
 	*x = PortEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[121]
+	mi := &file_isthmus_v1_services_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8595,7 +8730,7 @@ func (x *PortEvent) String() string {
 func (*PortEvent) ProtoMessage() {}
 
 func (x *PortEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[121]
+	mi := &file_isthmus_v1_services_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8608,7 +8743,7 @@ func (x *PortEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortEvent.ProtoReflect.Descriptor instead.
 func (*PortEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{121}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{123}
 }
 
 func (x *PortEvent) GetType() EventType {
@@ -8660,7 +8795,7 @@ type PortUse struct {
 
 func (x *PortUse) Reset() {
 	*x = PortUse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[122]
+	mi := &file_isthmus_v1_services_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8672,7 +8807,7 @@ func (x *PortUse) String() string {
 func (*PortUse) ProtoMessage() {}
 
 func (x *PortUse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[122]
+	mi := &file_isthmus_v1_services_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8685,7 +8820,7 @@ func (x *PortUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortUse.ProtoReflect.Descriptor instead.
 func (*PortUse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{122}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{124}
 }
 
 func (x *PortUse) GetPool() string {
@@ -8794,7 +8929,7 @@ type AddressUse struct {
 
 func (x *AddressUse) Reset() {
 	*x = AddressUse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[123]
+	mi := &file_isthmus_v1_services_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8806,7 +8941,7 @@ func (x *AddressUse) String() string {
 func (*AddressUse) ProtoMessage() {}
 
 func (x *AddressUse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[123]
+	mi := &file_isthmus_v1_services_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8819,7 +8954,7 @@ func (x *AddressUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressUse.ProtoReflect.Descriptor instead.
 func (*AddressUse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{123}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{125}
 }
 
 func (x *AddressUse) GetPool() string {
@@ -8881,7 +9016,7 @@ type ConnectionTable struct {
 
 func (x *ConnectionTable) Reset() {
 	*x = ConnectionTable{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[124]
+	mi := &file_isthmus_v1_services_proto_msgTypes[126]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8893,7 +9028,7 @@ func (x *ConnectionTable) String() string {
 func (*ConnectionTable) ProtoMessage() {}
 
 func (x *ConnectionTable) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[124]
+	mi := &file_isthmus_v1_services_proto_msgTypes[126]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8906,7 +9041,7 @@ func (x *ConnectionTable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionTable.ProtoReflect.Descriptor instead.
 func (*ConnectionTable) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{124}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{126}
 }
 
 func (x *ConnectionTable) GetEntries() uint32 {
@@ -8974,7 +9109,7 @@ type EndFlowsRequest struct {
 
 func (x *EndFlowsRequest) Reset() {
 	*x = EndFlowsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[125]
+	mi := &file_isthmus_v1_services_proto_msgTypes[127]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8986,7 +9121,7 @@ func (x *EndFlowsRequest) String() string {
 func (*EndFlowsRequest) ProtoMessage() {}
 
 func (x *EndFlowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[125]
+	mi := &file_isthmus_v1_services_proto_msgTypes[127]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8999,7 +9134,7 @@ func (x *EndFlowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndFlowsRequest.ProtoReflect.Descriptor instead.
 func (*EndFlowsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{125}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{127}
 }
 
 func (x *EndFlowsRequest) GetSource() string {
@@ -9040,7 +9175,7 @@ type EndFlowsResponse struct {
 
 func (x *EndFlowsResponse) Reset() {
 	*x = EndFlowsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[126]
+	mi := &file_isthmus_v1_services_proto_msgTypes[128]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9052,7 +9187,7 @@ func (x *EndFlowsResponse) String() string {
 func (*EndFlowsResponse) ProtoMessage() {}
 
 func (x *EndFlowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[126]
+	mi := &file_isthmus_v1_services_proto_msgTypes[128]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9065,7 +9200,7 @@ func (x *EndFlowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndFlowsResponse.ProtoReflect.Descriptor instead.
 func (*EndFlowsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{126}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{128}
 }
 
 func (x *EndFlowsResponse) GetFlows() uint64 {
@@ -9101,7 +9236,7 @@ type WhoRequest struct {
 
 func (x *WhoRequest) Reset() {
 	*x = WhoRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[127]
+	mi := &file_isthmus_v1_services_proto_msgTypes[129]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9113,7 +9248,7 @@ func (x *WhoRequest) String() string {
 func (*WhoRequest) ProtoMessage() {}
 
 func (x *WhoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[127]
+	mi := &file_isthmus_v1_services_proto_msgTypes[129]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9126,7 +9261,7 @@ func (x *WhoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoRequest.ProtoReflect.Descriptor instead.
 func (*WhoRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{127}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{129}
 }
 
 func (x *WhoRequest) GetAddress() string {
@@ -9195,7 +9330,7 @@ type WhoResponse struct {
 
 func (x *WhoResponse) Reset() {
 	*x = WhoResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[128]
+	mi := &file_isthmus_v1_services_proto_msgTypes[130]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9207,7 +9342,7 @@ func (x *WhoResponse) String() string {
 func (*WhoResponse) ProtoMessage() {}
 
 func (x *WhoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[128]
+	mi := &file_isthmus_v1_services_proto_msgTypes[130]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9220,7 +9355,7 @@ func (x *WhoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoResponse.ProtoReflect.Descriptor instead.
 func (*WhoResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{128}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{130}
 }
 
 func (x *WhoResponse) GetFlows() []*TranslatedFlow {
@@ -9283,7 +9418,7 @@ type TranslatedFlow struct {
 
 func (x *TranslatedFlow) Reset() {
 	*x = TranslatedFlow{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[129]
+	mi := &file_isthmus_v1_services_proto_msgTypes[131]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9295,7 +9430,7 @@ func (x *TranslatedFlow) String() string {
 func (*TranslatedFlow) ProtoMessage() {}
 
 func (x *TranslatedFlow) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[129]
+	mi := &file_isthmus_v1_services_proto_msgTypes[131]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9308,7 +9443,7 @@ func (x *TranslatedFlow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TranslatedFlow.ProtoReflect.Descriptor instead.
 func (*TranslatedFlow) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{129}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{131}
 }
 
 func (x *TranslatedFlow) GetStart() *timestamppb.Timestamp {
@@ -9415,7 +9550,7 @@ type EventFilter struct {
 
 func (x *EventFilter) Reset() {
 	*x = EventFilter{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[130]
+	mi := &file_isthmus_v1_services_proto_msgTypes[132]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9427,7 +9562,7 @@ func (x *EventFilter) String() string {
 func (*EventFilter) ProtoMessage() {}
 
 func (x *EventFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[130]
+	mi := &file_isthmus_v1_services_proto_msgTypes[132]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9440,7 +9575,7 @@ func (x *EventFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventFilter.ProtoReflect.Descriptor instead.
 func (*EventFilter) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{130}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{132}
 }
 
 func (x *EventFilter) GetSince() *timestamppb.Timestamp {
@@ -9490,7 +9625,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[131]
+	mi := &file_isthmus_v1_services_proto_msgTypes[133]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9502,7 +9637,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[131]
+	mi := &file_isthmus_v1_services_proto_msgTypes[133]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9515,7 +9650,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{131}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{133}
 }
 
 func (x *ListEventsRequest) GetPageSize() uint32 {
@@ -9550,7 +9685,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[132]
+	mi := &file_isthmus_v1_services_proto_msgTypes[134]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9562,7 +9697,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[132]
+	mi := &file_isthmus_v1_services_proto_msgTypes[134]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9575,7 +9710,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{132}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{134}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -9605,7 +9740,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[133]
+	mi := &file_isthmus_v1_services_proto_msgTypes[135]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9617,7 +9752,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[133]
+	mi := &file_isthmus_v1_services_proto_msgTypes[135]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9630,7 +9765,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{133}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{135}
 }
 
 func (x *WatchEventsRequest) GetResumeToken() string {
@@ -9663,7 +9798,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[134]
+	mi := &file_isthmus_v1_services_proto_msgTypes[136]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9675,7 +9810,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[134]
+	mi := &file_isthmus_v1_services_proto_msgTypes[136]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9688,7 +9823,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{134}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{136}
 }
 
 func (x *WatchEventsResponse) GetType() EventType {
@@ -9747,7 +9882,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[135]
+	mi := &file_isthmus_v1_services_proto_msgTypes[137]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9759,7 +9894,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[135]
+	mi := &file_isthmus_v1_services_proto_msgTypes[137]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9772,7 +9907,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{135}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{137}
 }
 
 func (x *Event) GetSequence() uint64 {
@@ -9954,7 +10089,22 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\x0econfirm_within\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\rconfirmWithin\x12\x17\n" +
 	"\adry_run\x18\x04 \x01(\bR\x06dryRun\x12\x18\n" +
 	"\amessage\x18\x05 \x01(\tR\amessageB\x16\n" +
-	"\x14_expected_generation\"P\n" +
+	"\x14_expected_generation\"j\n" +
+	"\x12WaitAppliedRequest\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x01 \x01(\x04R\n" +
+	"generation\x124\n" +
+	"\bmax_wait\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\amaxWait\"\xe4\x01\n" +
+	"\x13WaitAppliedResponse\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x01 \x01(\x04R\n" +
+	"generation\x12\x18\n" +
+	"\aapplied\x18\x02 \x01(\bR\aapplied\x12-\n" +
+	"\x12present_generation\x18\x03 \x01(\x04R\x11presentGeneration\x12-\n" +
+	"\x12applied_generation\x18\x04 \x01(\x04R\x11appliedGeneration\x125\n" +
+	"\n" +
+	"conditions\x18\x05 \x03(\v2\x15.isthmus.v1.ConditionR\n" +
+	"conditions\"P\n" +
 	"\x12ListTunnelsRequest\x12\x1b\n" +
 	"\tpage_size\x18\x01 \x01(\rR\bpageSize\x12\x1d\n" +
 	"\n" +
@@ -10634,7 +10784,7 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\x12PATH_VIEW_RECEIVED\x10\x01\x12\x16\n" +
 	"\x12PATH_VIEW_ACCEPTED\x10\x02\x12\x16\n" +
 	"\x12PATH_VIEW_REJECTED\x10\x03\x12\x18\n" +
-	"\x14PATH_VIEW_ADVERTISED\x10\x042\xa5\x06\n" +
+	"\x14PATH_VIEW_ADVERTISED\x10\x042\xfb\x06\n" +
 	"\vSpecService\x12K\n" +
 	"\bValidate\x12\x1b.isthmus.v1.ValidateRequest\x1a\x1c.isthmus.v1.ValidateResponse\"\x04\xd0\xd3\x18\x01\x12?\n" +
 	"\x04Plan\x12\x17.isthmus.v1.PlanRequest\x1a\x18.isthmus.v1.PlanResponse\"\x04\xd0\xd3\x18\x01\x12F\n" +
@@ -10645,7 +10795,8 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\aGetSpec\x12\x1a.isthmus.v1.GetSpecRequest\x1a\x1b.isthmus.v1.GetSpecResponse\"\x04\xd0\xd3\x18\x01\x12Z\n" +
 	"\x10GetEffectiveSpec\x12#.isthmus.v1.GetEffectiveSpecRequest\x1a\x1b.isthmus.v1.GetSpecResponse\"\x04\xd0\xd3\x18\x01\x12T\n" +
 	"\vListHistory\x12\x1e.isthmus.v1.ListHistoryRequest\x1a\x1f.isthmus.v1.ListHistoryResponse\"\x04\xd0\xd3\x18\x01\x12L\n" +
-	"\bRollback\x12\x1b.isthmus.v1.RollbackRequest\x1a\x19.isthmus.v1.ApplyResponse\"\b\xd0\xd3\x18\x02\xd8\xd3\x18\x012\xdc\x02\n" +
+	"\bRollback\x12\x1b.isthmus.v1.RollbackRequest\x1a\x19.isthmus.v1.ApplyResponse\"\b\xd0\xd3\x18\x02\xd8\xd3\x18\x01\x12T\n" +
+	"\vWaitApplied\x12\x1e.isthmus.v1.WaitAppliedRequest\x1a\x1f.isthmus.v1.WaitAppliedResponse\"\x04\xd0\xd3\x18\x012\xdc\x02\n" +
 	"\rTunnelService\x12T\n" +
 	"\vListTunnels\x12\x1e.isthmus.v1.ListTunnelsRequest\x1a\x1f.isthmus.v1.ListTunnelsResponse\"\x04\xd0\xd3\x18\x01\x12I\n" +
 	"\tGetTunnel\x12\x1c.isthmus.v1.GetTunnelRequest\x1a\x18.isthmus.v1.TunnelStatus\"\x04\xd0\xd3\x18\x01\x12P\n" +
@@ -10724,7 +10875,7 @@ func file_isthmus_v1_services_proto_rawDescGZIP() []byte {
 }
 
 var file_isthmus_v1_services_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 136)
+var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 138)
 var file_isthmus_v1_services_proto_goTypes = []any{
 	(PathView)(0),                   // 0: isthmus.v1.PathView
 	(Change_Action)(0),              // 1: isthmus.v1.Change.Action
@@ -10748,377 +10899,383 @@ var file_isthmus_v1_services_proto_goTypes = []any{
 	(*ListHistoryResponse)(nil),     // 19: isthmus.v1.ListHistoryResponse
 	(*Revision)(nil),                // 20: isthmus.v1.Revision
 	(*RollbackRequest)(nil),         // 21: isthmus.v1.RollbackRequest
-	(*ListTunnelsRequest)(nil),      // 22: isthmus.v1.ListTunnelsRequest
-	(*ListTunnelsResponse)(nil),     // 23: isthmus.v1.ListTunnelsResponse
-	(*GetTunnelRequest)(nil),        // 24: isthmus.v1.GetTunnelRequest
-	(*WatchTunnelsRequest)(nil),     // 25: isthmus.v1.WatchTunnelsRequest
-	(*ResetTunnelRequest)(nil),      // 26: isthmus.v1.ResetTunnelRequest
-	(*ResetTunnelResponse)(nil),     // 27: isthmus.v1.ResetTunnelResponse
-	(*TunnelEvent)(nil),             // 28: isthmus.v1.TunnelEvent
-	(*TunnelStatus)(nil),            // 29: isthmus.v1.TunnelStatus
-	(*WireGuardStatus)(nil),         // 30: isthmus.v1.WireGuardStatus
-	(*Explanation)(nil),             // 31: isthmus.v1.Explanation
-	(*StrayTunnel)(nil),             // 32: isthmus.v1.StrayTunnel
-	(*ListPeersRequest)(nil),        // 33: isthmus.v1.ListPeersRequest
-	(*ListPeersResponse)(nil),       // 34: isthmus.v1.ListPeersResponse
-	(*GetPeerRequest)(nil),          // 35: isthmus.v1.GetPeerRequest
-	(*WatchPeersRequest)(nil),       // 36: isthmus.v1.WatchPeersRequest
-	(*PeerEvent)(nil),               // 37: isthmus.v1.PeerEvent
-	(*ResetPeerRequest)(nil),        // 38: isthmus.v1.ResetPeerRequest
-	(*ResetPeerResponse)(nil),       // 39: isthmus.v1.ResetPeerResponse
-	(*PeerStatus)(nil),              // 40: isthmus.v1.PeerStatus
-	(*PeerFilter)(nil),              // 41: isthmus.v1.PeerFilter
-	(*DiscardedAttribute)(nil),      // 42: isthmus.v1.DiscardedAttribute
-	(*ListRoutesRequest)(nil),       // 43: isthmus.v1.ListRoutesRequest
-	(*ListRoutesResponse)(nil),      // 44: isthmus.v1.ListRoutesResponse
-	(*WatchRoutesRequest)(nil),      // 45: isthmus.v1.WatchRoutesRequest
-	(*RouteEvent)(nil),              // 46: isthmus.v1.RouteEvent
-	(*Route)(nil),                   // 47: isthmus.v1.Route
-	(*NextHop)(nil),                 // 48: isthmus.v1.NextHop
-	(*ListPathsRequest)(nil),        // 49: isthmus.v1.ListPathsRequest
-	(*ListPathsResponse)(nil),       // 50: isthmus.v1.ListPathsResponse
-	(*Path)(nil),                    // 51: isthmus.v1.Path
-	(*ListPoliciesRequest)(nil),     // 52: isthmus.v1.ListPoliciesRequest
-	(*ListPoliciesResponse)(nil),    // 53: isthmus.v1.ListPoliciesResponse
-	(*Drop)(nil),                    // 54: isthmus.v1.Drop
-	(*WatchPoliciesRequest)(nil),    // 55: isthmus.v1.WatchPoliciesRequest
-	(*PolicyEvent)(nil),             // 56: isthmus.v1.PolicyEvent
-	(*ProveEgressRequest)(nil),      // 57: isthmus.v1.ProveEgressRequest
-	(*ProveEgressResponse)(nil),     // 58: isthmus.v1.ProveEgressResponse
-	(*EgressProof)(nil),             // 59: isthmus.v1.EgressProof
-	(*EgressProofState)(nil),        // 60: isthmus.v1.EgressProofState
-	(*CanaryResult)(nil),            // 61: isthmus.v1.CanaryResult
-	(*PolicyStatus)(nil),            // 62: isthmus.v1.PolicyStatus
-	(*ListPoolsRequest)(nil),        // 63: isthmus.v1.ListPoolsRequest
-	(*ListPoolsResponse)(nil),       // 64: isthmus.v1.ListPoolsResponse
-	(*GetPoolRequest)(nil),          // 65: isthmus.v1.GetPoolRequest
-	(*WatchPoolsRequest)(nil),       // 66: isthmus.v1.WatchPoolsRequest
-	(*PoolEvent)(nil),               // 67: isthmus.v1.PoolEvent
-	(*PoolStatus)(nil),              // 68: isthmus.v1.PoolStatus
-	(*PoolMember)(nil),              // 69: isthmus.v1.PoolMember
-	(*ProbeTarget)(nil),             // 70: isthmus.v1.ProbeTarget
-	(*ListNamesRequest)(nil),        // 71: isthmus.v1.ListNamesRequest
-	(*ListNamesResponse)(nil),       // 72: isthmus.v1.ListNamesResponse
-	(*WatchNamesRequest)(nil),       // 73: isthmus.v1.WatchNamesRequest
-	(*NameEvent)(nil),               // 74: isthmus.v1.NameEvent
-	(*NameStatus)(nil),              // 75: isthmus.v1.NameStatus
-	(*GoneAddress)(nil),             // 76: isthmus.v1.GoneAddress
-	(*SealRequest)(nil),             // 77: isthmus.v1.SealRequest
-	(*SealResponse)(nil),            // 78: isthmus.v1.SealResponse
-	(*UnsealRequest)(nil),           // 79: isthmus.v1.UnsealRequest
-	(*UnsealResponse)(nil),          // 80: isthmus.v1.UnsealResponse
-	(*GetMachineRequest)(nil),       // 81: isthmus.v1.GetMachineRequest
-	(*Machine)(nil),                 // 82: isthmus.v1.Machine
-	(*Slot)(nil),                    // 83: isthmus.v1.Slot
-	(*UpgradeRequest)(nil),          // 84: isthmus.v1.UpgradeRequest
-	(*UpgradeHeader)(nil),           // 85: isthmus.v1.UpgradeHeader
-	(*UpgradeResponse)(nil),         // 86: isthmus.v1.UpgradeResponse
-	(*RollbackSlotRequest)(nil),     // 87: isthmus.v1.RollbackSlotRequest
-	(*RollbackSlotResponse)(nil),    // 88: isthmus.v1.RollbackSlotResponse
-	(*RebootRequest)(nil),           // 89: isthmus.v1.RebootRequest
-	(*RebootResponse)(nil),          // 90: isthmus.v1.RebootResponse
-	(*PowerOffRequest)(nil),         // 91: isthmus.v1.PowerOffRequest
-	(*PowerOffResponse)(nil),        // 92: isthmus.v1.PowerOffResponse
-	(*GetStatusRequest)(nil),        // 93: isthmus.v1.GetStatusRequest
-	(*SystemStatus)(nil),            // 94: isthmus.v1.SystemStatus
-	(*Summary)(nil),                 // 95: isthmus.v1.Summary
-	(*PlatformStatus)(nil),          // 96: isthmus.v1.PlatformStatus
-	(*PlatformInterface)(nil),       // 97: isthmus.v1.PlatformInterface
-	(*Counters)(nil),                // 98: isthmus.v1.Counters
-	(*SetSecretRequest)(nil),        // 99: isthmus.v1.SetSecretRequest
-	(*RollbackSecretRequest)(nil),   // 100: isthmus.v1.RollbackSecretRequest
-	(*ListSecretsRequest)(nil),      // 101: isthmus.v1.ListSecretsRequest
-	(*ListSecretsResponse)(nil),     // 102: isthmus.v1.ListSecretsResponse
-	(*SecretInfo)(nil),              // 103: isthmus.v1.SecretInfo
-	(*DeleteSecretRequest)(nil),     // 104: isthmus.v1.DeleteSecretRequest
-	(*DeleteSecretResponse)(nil),    // 105: isthmus.v1.DeleteSecretResponse
-	(*ListAuditRequest)(nil),        // 106: isthmus.v1.ListAuditRequest
-	(*ListAuditResponse)(nil),       // 107: isthmus.v1.ListAuditResponse
-	(*AuditEntry)(nil),              // 108: isthmus.v1.AuditEntry
-	(*RenewAuthorityRequest)(nil),   // 109: isthmus.v1.RenewAuthorityRequest
-	(*RenewAuthorityResponse)(nil),  // 110: isthmus.v1.RenewAuthorityResponse
-	(*IssueClientRequest)(nil),      // 111: isthmus.v1.IssueClientRequest
-	(*IssueClientResponse)(nil),     // 112: isthmus.v1.IssueClientResponse
-	(*RenewClientRequest)(nil),      // 113: isthmus.v1.RenewClientRequest
-	(*RenewClientResponse)(nil),     // 114: isthmus.v1.RenewClientResponse
-	(*ListClientsRequest)(nil),      // 115: isthmus.v1.ListClientsRequest
-	(*ListClientsResponse)(nil),     // 116: isthmus.v1.ListClientsResponse
-	(*Client)(nil),                  // 117: isthmus.v1.Client
-	(*RevokeClientRequest)(nil),     // 118: isthmus.v1.RevokeClientRequest
-	(*RevokeClientResponse)(nil),    // 119: isthmus.v1.RevokeClientResponse
-	(*ListPortsRequest)(nil),        // 120: isthmus.v1.ListPortsRequest
-	(*ListPortsResponse)(nil),       // 121: isthmus.v1.ListPortsResponse
-	(*WatchPortsRequest)(nil),       // 122: isthmus.v1.WatchPortsRequest
-	(*PortEvent)(nil),               // 123: isthmus.v1.PortEvent
-	(*PortUse)(nil),                 // 124: isthmus.v1.PortUse
-	(*AddressUse)(nil),              // 125: isthmus.v1.AddressUse
-	(*ConnectionTable)(nil),         // 126: isthmus.v1.ConnectionTable
-	(*EndFlowsRequest)(nil),         // 127: isthmus.v1.EndFlowsRequest
-	(*EndFlowsResponse)(nil),        // 128: isthmus.v1.EndFlowsResponse
-	(*WhoRequest)(nil),              // 129: isthmus.v1.WhoRequest
-	(*WhoResponse)(nil),             // 130: isthmus.v1.WhoResponse
-	(*TranslatedFlow)(nil),          // 131: isthmus.v1.TranslatedFlow
-	(*EventFilter)(nil),             // 132: isthmus.v1.EventFilter
-	(*ListEventsRequest)(nil),       // 133: isthmus.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),      // 134: isthmus.v1.ListEventsResponse
-	(*WatchEventsRequest)(nil),      // 135: isthmus.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),     // 136: isthmus.v1.WatchEventsResponse
-	(*Event)(nil),                   // 137: isthmus.v1.Event
-	(*Spec)(nil),                    // 138: isthmus.v1.Spec
-	(*Problem)(nil),                 // 139: isthmus.v1.Problem
-	(*durationpb.Duration)(nil),     // 140: google.protobuf.Duration
-	(*EgressPolicy)(nil),            // 141: isthmus.v1.EgressPolicy
-	(*timestamppb.Timestamp)(nil),   // 142: google.protobuf.Timestamp
-	(EventType)(0),                  // 143: isthmus.v1.EventType
-	(*Inside)(nil),                  // 144: isthmus.v1.Inside
+	(*WaitAppliedRequest)(nil),      // 22: isthmus.v1.WaitAppliedRequest
+	(*WaitAppliedResponse)(nil),     // 23: isthmus.v1.WaitAppliedResponse
+	(*ListTunnelsRequest)(nil),      // 24: isthmus.v1.ListTunnelsRequest
+	(*ListTunnelsResponse)(nil),     // 25: isthmus.v1.ListTunnelsResponse
+	(*GetTunnelRequest)(nil),        // 26: isthmus.v1.GetTunnelRequest
+	(*WatchTunnelsRequest)(nil),     // 27: isthmus.v1.WatchTunnelsRequest
+	(*ResetTunnelRequest)(nil),      // 28: isthmus.v1.ResetTunnelRequest
+	(*ResetTunnelResponse)(nil),     // 29: isthmus.v1.ResetTunnelResponse
+	(*TunnelEvent)(nil),             // 30: isthmus.v1.TunnelEvent
+	(*TunnelStatus)(nil),            // 31: isthmus.v1.TunnelStatus
+	(*WireGuardStatus)(nil),         // 32: isthmus.v1.WireGuardStatus
+	(*Explanation)(nil),             // 33: isthmus.v1.Explanation
+	(*StrayTunnel)(nil),             // 34: isthmus.v1.StrayTunnel
+	(*ListPeersRequest)(nil),        // 35: isthmus.v1.ListPeersRequest
+	(*ListPeersResponse)(nil),       // 36: isthmus.v1.ListPeersResponse
+	(*GetPeerRequest)(nil),          // 37: isthmus.v1.GetPeerRequest
+	(*WatchPeersRequest)(nil),       // 38: isthmus.v1.WatchPeersRequest
+	(*PeerEvent)(nil),               // 39: isthmus.v1.PeerEvent
+	(*ResetPeerRequest)(nil),        // 40: isthmus.v1.ResetPeerRequest
+	(*ResetPeerResponse)(nil),       // 41: isthmus.v1.ResetPeerResponse
+	(*PeerStatus)(nil),              // 42: isthmus.v1.PeerStatus
+	(*PeerFilter)(nil),              // 43: isthmus.v1.PeerFilter
+	(*DiscardedAttribute)(nil),      // 44: isthmus.v1.DiscardedAttribute
+	(*ListRoutesRequest)(nil),       // 45: isthmus.v1.ListRoutesRequest
+	(*ListRoutesResponse)(nil),      // 46: isthmus.v1.ListRoutesResponse
+	(*WatchRoutesRequest)(nil),      // 47: isthmus.v1.WatchRoutesRequest
+	(*RouteEvent)(nil),              // 48: isthmus.v1.RouteEvent
+	(*Route)(nil),                   // 49: isthmus.v1.Route
+	(*NextHop)(nil),                 // 50: isthmus.v1.NextHop
+	(*ListPathsRequest)(nil),        // 51: isthmus.v1.ListPathsRequest
+	(*ListPathsResponse)(nil),       // 52: isthmus.v1.ListPathsResponse
+	(*Path)(nil),                    // 53: isthmus.v1.Path
+	(*ListPoliciesRequest)(nil),     // 54: isthmus.v1.ListPoliciesRequest
+	(*ListPoliciesResponse)(nil),    // 55: isthmus.v1.ListPoliciesResponse
+	(*Drop)(nil),                    // 56: isthmus.v1.Drop
+	(*WatchPoliciesRequest)(nil),    // 57: isthmus.v1.WatchPoliciesRequest
+	(*PolicyEvent)(nil),             // 58: isthmus.v1.PolicyEvent
+	(*ProveEgressRequest)(nil),      // 59: isthmus.v1.ProveEgressRequest
+	(*ProveEgressResponse)(nil),     // 60: isthmus.v1.ProveEgressResponse
+	(*EgressProof)(nil),             // 61: isthmus.v1.EgressProof
+	(*EgressProofState)(nil),        // 62: isthmus.v1.EgressProofState
+	(*CanaryResult)(nil),            // 63: isthmus.v1.CanaryResult
+	(*PolicyStatus)(nil),            // 64: isthmus.v1.PolicyStatus
+	(*ListPoolsRequest)(nil),        // 65: isthmus.v1.ListPoolsRequest
+	(*ListPoolsResponse)(nil),       // 66: isthmus.v1.ListPoolsResponse
+	(*GetPoolRequest)(nil),          // 67: isthmus.v1.GetPoolRequest
+	(*WatchPoolsRequest)(nil),       // 68: isthmus.v1.WatchPoolsRequest
+	(*PoolEvent)(nil),               // 69: isthmus.v1.PoolEvent
+	(*PoolStatus)(nil),              // 70: isthmus.v1.PoolStatus
+	(*PoolMember)(nil),              // 71: isthmus.v1.PoolMember
+	(*ProbeTarget)(nil),             // 72: isthmus.v1.ProbeTarget
+	(*ListNamesRequest)(nil),        // 73: isthmus.v1.ListNamesRequest
+	(*ListNamesResponse)(nil),       // 74: isthmus.v1.ListNamesResponse
+	(*WatchNamesRequest)(nil),       // 75: isthmus.v1.WatchNamesRequest
+	(*NameEvent)(nil),               // 76: isthmus.v1.NameEvent
+	(*NameStatus)(nil),              // 77: isthmus.v1.NameStatus
+	(*GoneAddress)(nil),             // 78: isthmus.v1.GoneAddress
+	(*SealRequest)(nil),             // 79: isthmus.v1.SealRequest
+	(*SealResponse)(nil),            // 80: isthmus.v1.SealResponse
+	(*UnsealRequest)(nil),           // 81: isthmus.v1.UnsealRequest
+	(*UnsealResponse)(nil),          // 82: isthmus.v1.UnsealResponse
+	(*GetMachineRequest)(nil),       // 83: isthmus.v1.GetMachineRequest
+	(*Machine)(nil),                 // 84: isthmus.v1.Machine
+	(*Slot)(nil),                    // 85: isthmus.v1.Slot
+	(*UpgradeRequest)(nil),          // 86: isthmus.v1.UpgradeRequest
+	(*UpgradeHeader)(nil),           // 87: isthmus.v1.UpgradeHeader
+	(*UpgradeResponse)(nil),         // 88: isthmus.v1.UpgradeResponse
+	(*RollbackSlotRequest)(nil),     // 89: isthmus.v1.RollbackSlotRequest
+	(*RollbackSlotResponse)(nil),    // 90: isthmus.v1.RollbackSlotResponse
+	(*RebootRequest)(nil),           // 91: isthmus.v1.RebootRequest
+	(*RebootResponse)(nil),          // 92: isthmus.v1.RebootResponse
+	(*PowerOffRequest)(nil),         // 93: isthmus.v1.PowerOffRequest
+	(*PowerOffResponse)(nil),        // 94: isthmus.v1.PowerOffResponse
+	(*GetStatusRequest)(nil),        // 95: isthmus.v1.GetStatusRequest
+	(*SystemStatus)(nil),            // 96: isthmus.v1.SystemStatus
+	(*Summary)(nil),                 // 97: isthmus.v1.Summary
+	(*PlatformStatus)(nil),          // 98: isthmus.v1.PlatformStatus
+	(*PlatformInterface)(nil),       // 99: isthmus.v1.PlatformInterface
+	(*Counters)(nil),                // 100: isthmus.v1.Counters
+	(*SetSecretRequest)(nil),        // 101: isthmus.v1.SetSecretRequest
+	(*RollbackSecretRequest)(nil),   // 102: isthmus.v1.RollbackSecretRequest
+	(*ListSecretsRequest)(nil),      // 103: isthmus.v1.ListSecretsRequest
+	(*ListSecretsResponse)(nil),     // 104: isthmus.v1.ListSecretsResponse
+	(*SecretInfo)(nil),              // 105: isthmus.v1.SecretInfo
+	(*DeleteSecretRequest)(nil),     // 106: isthmus.v1.DeleteSecretRequest
+	(*DeleteSecretResponse)(nil),    // 107: isthmus.v1.DeleteSecretResponse
+	(*ListAuditRequest)(nil),        // 108: isthmus.v1.ListAuditRequest
+	(*ListAuditResponse)(nil),       // 109: isthmus.v1.ListAuditResponse
+	(*AuditEntry)(nil),              // 110: isthmus.v1.AuditEntry
+	(*RenewAuthorityRequest)(nil),   // 111: isthmus.v1.RenewAuthorityRequest
+	(*RenewAuthorityResponse)(nil),  // 112: isthmus.v1.RenewAuthorityResponse
+	(*IssueClientRequest)(nil),      // 113: isthmus.v1.IssueClientRequest
+	(*IssueClientResponse)(nil),     // 114: isthmus.v1.IssueClientResponse
+	(*RenewClientRequest)(nil),      // 115: isthmus.v1.RenewClientRequest
+	(*RenewClientResponse)(nil),     // 116: isthmus.v1.RenewClientResponse
+	(*ListClientsRequest)(nil),      // 117: isthmus.v1.ListClientsRequest
+	(*ListClientsResponse)(nil),     // 118: isthmus.v1.ListClientsResponse
+	(*Client)(nil),                  // 119: isthmus.v1.Client
+	(*RevokeClientRequest)(nil),     // 120: isthmus.v1.RevokeClientRequest
+	(*RevokeClientResponse)(nil),    // 121: isthmus.v1.RevokeClientResponse
+	(*ListPortsRequest)(nil),        // 122: isthmus.v1.ListPortsRequest
+	(*ListPortsResponse)(nil),       // 123: isthmus.v1.ListPortsResponse
+	(*WatchPortsRequest)(nil),       // 124: isthmus.v1.WatchPortsRequest
+	(*PortEvent)(nil),               // 125: isthmus.v1.PortEvent
+	(*PortUse)(nil),                 // 126: isthmus.v1.PortUse
+	(*AddressUse)(nil),              // 127: isthmus.v1.AddressUse
+	(*ConnectionTable)(nil),         // 128: isthmus.v1.ConnectionTable
+	(*EndFlowsRequest)(nil),         // 129: isthmus.v1.EndFlowsRequest
+	(*EndFlowsResponse)(nil),        // 130: isthmus.v1.EndFlowsResponse
+	(*WhoRequest)(nil),              // 131: isthmus.v1.WhoRequest
+	(*WhoResponse)(nil),             // 132: isthmus.v1.WhoResponse
+	(*TranslatedFlow)(nil),          // 133: isthmus.v1.TranslatedFlow
+	(*EventFilter)(nil),             // 134: isthmus.v1.EventFilter
+	(*ListEventsRequest)(nil),       // 135: isthmus.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),      // 136: isthmus.v1.ListEventsResponse
+	(*WatchEventsRequest)(nil),      // 137: isthmus.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),     // 138: isthmus.v1.WatchEventsResponse
+	(*Event)(nil),                   // 139: isthmus.v1.Event
+	(*Spec)(nil),                    // 140: isthmus.v1.Spec
+	(*Problem)(nil),                 // 141: isthmus.v1.Problem
+	(*durationpb.Duration)(nil),     // 142: google.protobuf.Duration
+	(*EgressPolicy)(nil),            // 143: isthmus.v1.EgressPolicy
+	(*timestamppb.Timestamp)(nil),   // 144: google.protobuf.Timestamp
 	(*Condition)(nil),               // 145: isthmus.v1.Condition
+	(EventType)(0),                  // 146: isthmus.v1.EventType
+	(*Inside)(nil),                  // 147: isthmus.v1.Inside
 }
 var file_isthmus_v1_services_proto_depIdxs = []int32{
-	138, // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
-	139, // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
+	140, // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
+	141, // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
 	2,   // 2: isthmus.v1.ValidateRequest.source:type_name -> isthmus.v1.Source
-	139, // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
-	139, // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
+	141, // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
+	141, // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
 	2,   // 5: isthmus.v1.PlanRequest.source:type_name -> isthmus.v1.Source
 	1,   // 6: isthmus.v1.Change.action:type_name -> isthmus.v1.Change.Action
 	7,   // 7: isthmus.v1.PlanResponse.changes:type_name -> isthmus.v1.Change
-	139, // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
+	141, // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
 	2,   // 9: isthmus.v1.ApplyRequest.source:type_name -> isthmus.v1.Source
-	140, // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
+	142, // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
 	7,   // 11: isthmus.v1.ApplyResponse.changes:type_name -> isthmus.v1.Change
-	139, // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
-	140, // 13: isthmus.v1.ApplyResponse.goes_back_in:type_name -> google.protobuf.Duration
-	141, // 14: isthmus.v1.EditPoliciesRequest.set:type_name -> isthmus.v1.EgressPolicy
-	140, // 15: isthmus.v1.EditPoliciesRequest.confirm_within:type_name -> google.protobuf.Duration
-	140, // 16: isthmus.v1.SetDisabledRequest.confirm_within:type_name -> google.protobuf.Duration
-	138, // 17: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
+	141, // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
+	142, // 13: isthmus.v1.ApplyResponse.goes_back_in:type_name -> google.protobuf.Duration
+	143, // 14: isthmus.v1.EditPoliciesRequest.set:type_name -> isthmus.v1.EgressPolicy
+	142, // 15: isthmus.v1.EditPoliciesRequest.confirm_within:type_name -> google.protobuf.Duration
+	142, // 16: isthmus.v1.SetDisabledRequest.confirm_within:type_name -> google.protobuf.Duration
+	140, // 17: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
 	20,  // 18: isthmus.v1.ListHistoryResponse.revisions:type_name -> isthmus.v1.Revision
-	142, // 19: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
-	140, // 20: isthmus.v1.RollbackRequest.confirm_within:type_name -> google.protobuf.Duration
-	29,  // 21: isthmus.v1.ListTunnelsResponse.tunnels:type_name -> isthmus.v1.TunnelStatus
-	32,  // 22: isthmus.v1.ListTunnelsResponse.strays:type_name -> isthmus.v1.StrayTunnel
-	143, // 23: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
-	29,  // 24: isthmus.v1.TunnelEvent.tunnel:type_name -> isthmus.v1.TunnelStatus
-	142, // 25: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
-	144, // 26: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
-	142, // 27: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
-	142, // 28: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
-	142, // 29: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
-	145, // 30: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
-	31,  // 31: isthmus.v1.TunnelStatus.explanation:type_name -> isthmus.v1.Explanation
-	142, // 32: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
-	142, // 33: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
-	142, // 34: isthmus.v1.TunnelStatus.last_error_since:type_name -> google.protobuf.Timestamp
-	142, // 35: isthmus.v1.TunnelStatus.data_received:type_name -> google.protobuf.Timestamp
-	30,  // 36: isthmus.v1.TunnelStatus.wireguard:type_name -> isthmus.v1.WireGuardStatus
-	142, // 37: isthmus.v1.WireGuardStatus.last_handshake:type_name -> google.protobuf.Timestamp
-	140, // 38: isthmus.v1.WireGuardStatus.keepalive:type_name -> google.protobuf.Duration
-	142, // 39: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
-	142, // 40: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
-	142, // 41: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
-	40,  // 42: isthmus.v1.ListPeersResponse.peers:type_name -> isthmus.v1.PeerStatus
-	143, // 43: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
-	40,  // 44: isthmus.v1.PeerEvent.peer:type_name -> isthmus.v1.PeerStatus
-	142, // 45: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
-	140, // 46: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
-	145, // 47: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
-	142, // 48: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
-	41,  // 49: isthmus.v1.PeerStatus.filter:type_name -> isthmus.v1.PeerFilter
-	142, // 50: isthmus.v1.PeerStatus.last_error_time:type_name -> google.protobuf.Timestamp
-	42,  // 51: isthmus.v1.PeerFilter.discarded:type_name -> isthmus.v1.DiscardedAttribute
-	47,  // 52: isthmus.v1.ListRoutesResponse.routes:type_name -> isthmus.v1.Route
-	143, // 53: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
-	47,  // 54: isthmus.v1.RouteEvent.route:type_name -> isthmus.v1.Route
-	48,  // 55: isthmus.v1.Route.next_hops:type_name -> isthmus.v1.NextHop
-	142, // 56: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
-	145, // 57: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
-	0,   // 58: isthmus.v1.ListPathsRequest.view:type_name -> isthmus.v1.PathView
-	47,  // 59: isthmus.v1.ListPathsResponse.route:type_name -> isthmus.v1.Route
-	51,  // 60: isthmus.v1.ListPathsResponse.paths:type_name -> isthmus.v1.Path
-	142, // 61: isthmus.v1.Path.since:type_name -> google.protobuf.Timestamp
-	62,  // 62: isthmus.v1.ListPoliciesResponse.policies:type_name -> isthmus.v1.PolicyStatus
-	54,  // 63: isthmus.v1.ListPoliciesResponse.drops:type_name -> isthmus.v1.Drop
-	143, // 64: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
-	62,  // 65: isthmus.v1.PolicyEvent.policy:type_name -> isthmus.v1.PolicyStatus
-	59,  // 66: isthmus.v1.ProveEgressResponse.proof:type_name -> isthmus.v1.EgressProof
-	142, // 67: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
-	60,  // 68: isthmus.v1.EgressProof.states:type_name -> isthmus.v1.EgressProofState
-	61,  // 69: isthmus.v1.EgressProof.canaries:type_name -> isthmus.v1.CanaryResult
-	68,  // 70: isthmus.v1.ListPoolsResponse.pools:type_name -> isthmus.v1.PoolStatus
-	143, // 71: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
-	68,  // 72: isthmus.v1.PoolEvent.pool:type_name -> isthmus.v1.PoolStatus
-	69,  // 73: isthmus.v1.PoolStatus.members:type_name -> isthmus.v1.PoolMember
-	142, // 74: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
-	70,  // 75: isthmus.v1.PoolMember.targets:type_name -> isthmus.v1.ProbeTarget
-	142, // 76: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
-	142, // 77: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
-	75,  // 78: isthmus.v1.ListNamesResponse.names:type_name -> isthmus.v1.NameStatus
-	143, // 79: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
-	75,  // 80: isthmus.v1.NameEvent.name:type_name -> isthmus.v1.NameStatus
-	142, // 81: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
-	142, // 82: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
-	76,  // 83: isthmus.v1.NameStatus.gone:type_name -> isthmus.v1.GoneAddress
-	142, // 84: isthmus.v1.NameStatus.differs:type_name -> google.protobuf.Timestamp
-	142, // 85: isthmus.v1.GoneAddress.since:type_name -> google.protobuf.Timestamp
-	83,  // 86: isthmus.v1.Machine.slots:type_name -> isthmus.v1.Slot
-	142, // 87: isthmus.v1.Slot.deadline:type_name -> google.protobuf.Timestamp
-	85,  // 88: isthmus.v1.UpgradeRequest.header:type_name -> isthmus.v1.UpgradeHeader
-	142, // 89: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
-	142, // 90: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
-	145, // 91: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
-	98,  // 92: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
-	96,  // 93: isthmus.v1.SystemStatus.platform:type_name -> isthmus.v1.PlatformStatus
-	95,  // 94: isthmus.v1.SystemStatus.summary:type_name -> isthmus.v1.Summary
-	124, // 95: isthmus.v1.Summary.ports:type_name -> isthmus.v1.PortUse
-	97,  // 96: isthmus.v1.PlatformStatus.interfaces:type_name -> isthmus.v1.PlatformInterface
-	142, // 97: isthmus.v1.PlatformStatus.read:type_name -> google.protobuf.Timestamp
-	103, // 98: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
-	142, // 99: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
-	142, // 100: isthmus.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
-	142, // 101: isthmus.v1.ListAuditRequest.until:type_name -> google.protobuf.Timestamp
-	108, // 102: isthmus.v1.ListAuditResponse.entries:type_name -> isthmus.v1.AuditEntry
-	142, // 103: isthmus.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
-	142, // 104: isthmus.v1.RenewAuthorityResponse.former_until:type_name -> google.protobuf.Timestamp
-	140, // 105: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
-	117, // 106: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
-	117, // 107: isthmus.v1.RenewClientResponse.client:type_name -> isthmus.v1.Client
-	117, // 108: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
-	142, // 109: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
-	142, // 110: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
-	124, // 111: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
-	125, // 112: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
-	126, // 113: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
-	142, // 114: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
-	143, // 115: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
-	124, // 116: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
-	140, // 117: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
-	142, // 118: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
-	140, // 119: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
-	131, // 120: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
-	142, // 121: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
-	142, // 122: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
-	142, // 123: isthmus.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
-	142, // 124: isthmus.v1.EventFilter.until:type_name -> google.protobuf.Timestamp
-	132, // 125: isthmus.v1.ListEventsRequest.filter:type_name -> isthmus.v1.EventFilter
-	137, // 126: isthmus.v1.ListEventsResponse.events:type_name -> isthmus.v1.Event
-	132, // 127: isthmus.v1.WatchEventsRequest.filter:type_name -> isthmus.v1.EventFilter
-	143, // 128: isthmus.v1.WatchEventsResponse.type:type_name -> isthmus.v1.EventType
-	137, // 129: isthmus.v1.WatchEventsResponse.event:type_name -> isthmus.v1.Event
-	142, // 130: isthmus.v1.Event.time:type_name -> google.protobuf.Timestamp
-	140, // 131: isthmus.v1.Event.lasted:type_name -> google.protobuf.Duration
-	4,   // 132: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
-	6,   // 133: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
-	9,   // 134: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
-	11,  // 135: isthmus.v1.SpecService.EditPolicies:input_type -> isthmus.v1.EditPoliciesRequest
-	12,  // 136: isthmus.v1.SpecService.SetDisabled:input_type -> isthmus.v1.SetDisabledRequest
-	13,  // 137: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
-	15,  // 138: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
-	16,  // 139: isthmus.v1.SpecService.GetEffectiveSpec:input_type -> isthmus.v1.GetEffectiveSpecRequest
-	18,  // 140: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
-	21,  // 141: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
-	22,  // 142: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
-	24,  // 143: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
-	25,  // 144: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
-	26,  // 145: isthmus.v1.TunnelService.ResetTunnel:input_type -> isthmus.v1.ResetTunnelRequest
-	33,  // 146: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
-	35,  // 147: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
-	36,  // 148: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
-	38,  // 149: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
-	43,  // 150: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
-	45,  // 151: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
-	49,  // 152: isthmus.v1.RouteService.ListPaths:input_type -> isthmus.v1.ListPathsRequest
-	52,  // 153: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
-	55,  // 154: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
-	57,  // 155: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
-	129, // 156: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
-	127, // 157: isthmus.v1.NATService.EndFlows:input_type -> isthmus.v1.EndFlowsRequest
-	63,  // 158: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
-	65,  // 159: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
-	66,  // 160: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
-	71,  // 161: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
-	73,  // 162: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
-	93,  // 163: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
-	81,  // 164: isthmus.v1.SystemService.GetMachine:input_type -> isthmus.v1.GetMachineRequest
-	84,  // 165: isthmus.v1.SystemService.Upgrade:input_type -> isthmus.v1.UpgradeRequest
-	87,  // 166: isthmus.v1.SystemService.RollbackSlot:input_type -> isthmus.v1.RollbackSlotRequest
-	89,  // 167: isthmus.v1.SystemService.Reboot:input_type -> isthmus.v1.RebootRequest
-	91,  // 168: isthmus.v1.SystemService.PowerOff:input_type -> isthmus.v1.PowerOffRequest
-	77,  // 169: isthmus.v1.SystemService.Seal:input_type -> isthmus.v1.SealRequest
-	79,  // 170: isthmus.v1.SystemService.Unseal:input_type -> isthmus.v1.UnsealRequest
-	99,  // 171: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
-	99,  // 172: isthmus.v1.SecretService.AddSecret:input_type -> isthmus.v1.SetSecretRequest
-	100, // 173: isthmus.v1.SecretService.RollbackSecret:input_type -> isthmus.v1.RollbackSecretRequest
-	101, // 174: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
-	104, // 175: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
-	111, // 176: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
-	115, // 177: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
-	118, // 178: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
-	113, // 179: isthmus.v1.AccessService.RenewClient:input_type -> isthmus.v1.RenewClientRequest
-	109, // 180: isthmus.v1.AccessService.RenewAuthority:input_type -> isthmus.v1.RenewAuthorityRequest
-	106, // 181: isthmus.v1.AccessService.ListAudit:input_type -> isthmus.v1.ListAuditRequest
-	120, // 182: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
-	122, // 183: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
-	133, // 184: isthmus.v1.EventService.ListEvents:input_type -> isthmus.v1.ListEventsRequest
-	135, // 185: isthmus.v1.EventService.WatchEvents:input_type -> isthmus.v1.WatchEventsRequest
-	5,   // 186: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
-	8,   // 187: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
-	10,  // 188: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
-	10,  // 189: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
-	10,  // 190: isthmus.v1.SpecService.SetDisabled:output_type -> isthmus.v1.ApplyResponse
-	14,  // 191: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
-	17,  // 192: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
-	17,  // 193: isthmus.v1.SpecService.GetEffectiveSpec:output_type -> isthmus.v1.GetSpecResponse
-	19,  // 194: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
-	10,  // 195: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
-	23,  // 196: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
-	29,  // 197: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
-	28,  // 198: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
-	27,  // 199: isthmus.v1.TunnelService.ResetTunnel:output_type -> isthmus.v1.ResetTunnelResponse
-	34,  // 200: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
-	40,  // 201: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
-	37,  // 202: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
-	39,  // 203: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
-	44,  // 204: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
-	46,  // 205: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
-	50,  // 206: isthmus.v1.RouteService.ListPaths:output_type -> isthmus.v1.ListPathsResponse
-	53,  // 207: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
-	56,  // 208: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
-	58,  // 209: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
-	130, // 210: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
-	128, // 211: isthmus.v1.NATService.EndFlows:output_type -> isthmus.v1.EndFlowsResponse
-	64,  // 212: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
-	68,  // 213: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
-	67,  // 214: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
-	72,  // 215: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
-	74,  // 216: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
-	94,  // 217: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
-	82,  // 218: isthmus.v1.SystemService.GetMachine:output_type -> isthmus.v1.Machine
-	86,  // 219: isthmus.v1.SystemService.Upgrade:output_type -> isthmus.v1.UpgradeResponse
-	88,  // 220: isthmus.v1.SystemService.RollbackSlot:output_type -> isthmus.v1.RollbackSlotResponse
-	90,  // 221: isthmus.v1.SystemService.Reboot:output_type -> isthmus.v1.RebootResponse
-	92,  // 222: isthmus.v1.SystemService.PowerOff:output_type -> isthmus.v1.PowerOffResponse
-	78,  // 223: isthmus.v1.SystemService.Seal:output_type -> isthmus.v1.SealResponse
-	80,  // 224: isthmus.v1.SystemService.Unseal:output_type -> isthmus.v1.UnsealResponse
-	103, // 225: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
-	103, // 226: isthmus.v1.SecretService.AddSecret:output_type -> isthmus.v1.SecretInfo
-	103, // 227: isthmus.v1.SecretService.RollbackSecret:output_type -> isthmus.v1.SecretInfo
-	102, // 228: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
-	105, // 229: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
-	112, // 230: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
-	116, // 231: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
-	119, // 232: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
-	114, // 233: isthmus.v1.AccessService.RenewClient:output_type -> isthmus.v1.RenewClientResponse
-	110, // 234: isthmus.v1.AccessService.RenewAuthority:output_type -> isthmus.v1.RenewAuthorityResponse
-	107, // 235: isthmus.v1.AccessService.ListAudit:output_type -> isthmus.v1.ListAuditResponse
-	121, // 236: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
-	123, // 237: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
-	134, // 238: isthmus.v1.EventService.ListEvents:output_type -> isthmus.v1.ListEventsResponse
-	136, // 239: isthmus.v1.EventService.WatchEvents:output_type -> isthmus.v1.WatchEventsResponse
-	186, // [186:240] is the sub-list for method output_type
-	132, // [132:186] is the sub-list for method input_type
-	132, // [132:132] is the sub-list for extension type_name
-	132, // [132:132] is the sub-list for extension extendee
-	0,   // [0:132] is the sub-list for field type_name
+	144, // 19: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
+	142, // 20: isthmus.v1.RollbackRequest.confirm_within:type_name -> google.protobuf.Duration
+	142, // 21: isthmus.v1.WaitAppliedRequest.max_wait:type_name -> google.protobuf.Duration
+	145, // 22: isthmus.v1.WaitAppliedResponse.conditions:type_name -> isthmus.v1.Condition
+	31,  // 23: isthmus.v1.ListTunnelsResponse.tunnels:type_name -> isthmus.v1.TunnelStatus
+	34,  // 24: isthmus.v1.ListTunnelsResponse.strays:type_name -> isthmus.v1.StrayTunnel
+	146, // 25: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
+	31,  // 26: isthmus.v1.TunnelEvent.tunnel:type_name -> isthmus.v1.TunnelStatus
+	144, // 27: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
+	147, // 28: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
+	144, // 29: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
+	144, // 30: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
+	144, // 31: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
+	145, // 32: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
+	33,  // 33: isthmus.v1.TunnelStatus.explanation:type_name -> isthmus.v1.Explanation
+	144, // 34: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
+	144, // 35: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
+	144, // 36: isthmus.v1.TunnelStatus.last_error_since:type_name -> google.protobuf.Timestamp
+	144, // 37: isthmus.v1.TunnelStatus.data_received:type_name -> google.protobuf.Timestamp
+	32,  // 38: isthmus.v1.TunnelStatus.wireguard:type_name -> isthmus.v1.WireGuardStatus
+	144, // 39: isthmus.v1.WireGuardStatus.last_handshake:type_name -> google.protobuf.Timestamp
+	142, // 40: isthmus.v1.WireGuardStatus.keepalive:type_name -> google.protobuf.Duration
+	144, // 41: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
+	144, // 42: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
+	144, // 43: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
+	42,  // 44: isthmus.v1.ListPeersResponse.peers:type_name -> isthmus.v1.PeerStatus
+	146, // 45: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
+	42,  // 46: isthmus.v1.PeerEvent.peer:type_name -> isthmus.v1.PeerStatus
+	144, // 47: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
+	142, // 48: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
+	145, // 49: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
+	144, // 50: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
+	43,  // 51: isthmus.v1.PeerStatus.filter:type_name -> isthmus.v1.PeerFilter
+	144, // 52: isthmus.v1.PeerStatus.last_error_time:type_name -> google.protobuf.Timestamp
+	44,  // 53: isthmus.v1.PeerFilter.discarded:type_name -> isthmus.v1.DiscardedAttribute
+	49,  // 54: isthmus.v1.ListRoutesResponse.routes:type_name -> isthmus.v1.Route
+	146, // 55: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
+	49,  // 56: isthmus.v1.RouteEvent.route:type_name -> isthmus.v1.Route
+	50,  // 57: isthmus.v1.Route.next_hops:type_name -> isthmus.v1.NextHop
+	144, // 58: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
+	145, // 59: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
+	0,   // 60: isthmus.v1.ListPathsRequest.view:type_name -> isthmus.v1.PathView
+	49,  // 61: isthmus.v1.ListPathsResponse.route:type_name -> isthmus.v1.Route
+	53,  // 62: isthmus.v1.ListPathsResponse.paths:type_name -> isthmus.v1.Path
+	144, // 63: isthmus.v1.Path.since:type_name -> google.protobuf.Timestamp
+	64,  // 64: isthmus.v1.ListPoliciesResponse.policies:type_name -> isthmus.v1.PolicyStatus
+	56,  // 65: isthmus.v1.ListPoliciesResponse.drops:type_name -> isthmus.v1.Drop
+	146, // 66: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
+	64,  // 67: isthmus.v1.PolicyEvent.policy:type_name -> isthmus.v1.PolicyStatus
+	61,  // 68: isthmus.v1.ProveEgressResponse.proof:type_name -> isthmus.v1.EgressProof
+	144, // 69: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
+	62,  // 70: isthmus.v1.EgressProof.states:type_name -> isthmus.v1.EgressProofState
+	63,  // 71: isthmus.v1.EgressProof.canaries:type_name -> isthmus.v1.CanaryResult
+	70,  // 72: isthmus.v1.ListPoolsResponse.pools:type_name -> isthmus.v1.PoolStatus
+	146, // 73: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
+	70,  // 74: isthmus.v1.PoolEvent.pool:type_name -> isthmus.v1.PoolStatus
+	71,  // 75: isthmus.v1.PoolStatus.members:type_name -> isthmus.v1.PoolMember
+	144, // 76: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
+	72,  // 77: isthmus.v1.PoolMember.targets:type_name -> isthmus.v1.ProbeTarget
+	144, // 78: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
+	144, // 79: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
+	77,  // 80: isthmus.v1.ListNamesResponse.names:type_name -> isthmus.v1.NameStatus
+	146, // 81: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
+	77,  // 82: isthmus.v1.NameEvent.name:type_name -> isthmus.v1.NameStatus
+	144, // 83: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
+	144, // 84: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
+	78,  // 85: isthmus.v1.NameStatus.gone:type_name -> isthmus.v1.GoneAddress
+	144, // 86: isthmus.v1.NameStatus.differs:type_name -> google.protobuf.Timestamp
+	144, // 87: isthmus.v1.GoneAddress.since:type_name -> google.protobuf.Timestamp
+	85,  // 88: isthmus.v1.Machine.slots:type_name -> isthmus.v1.Slot
+	144, // 89: isthmus.v1.Slot.deadline:type_name -> google.protobuf.Timestamp
+	87,  // 90: isthmus.v1.UpgradeRequest.header:type_name -> isthmus.v1.UpgradeHeader
+	144, // 91: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
+	144, // 92: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
+	145, // 93: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
+	100, // 94: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
+	98,  // 95: isthmus.v1.SystemStatus.platform:type_name -> isthmus.v1.PlatformStatus
+	97,  // 96: isthmus.v1.SystemStatus.summary:type_name -> isthmus.v1.Summary
+	126, // 97: isthmus.v1.Summary.ports:type_name -> isthmus.v1.PortUse
+	99,  // 98: isthmus.v1.PlatformStatus.interfaces:type_name -> isthmus.v1.PlatformInterface
+	144, // 99: isthmus.v1.PlatformStatus.read:type_name -> google.protobuf.Timestamp
+	105, // 100: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
+	144, // 101: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
+	144, // 102: isthmus.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
+	144, // 103: isthmus.v1.ListAuditRequest.until:type_name -> google.protobuf.Timestamp
+	110, // 104: isthmus.v1.ListAuditResponse.entries:type_name -> isthmus.v1.AuditEntry
+	144, // 105: isthmus.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
+	144, // 106: isthmus.v1.RenewAuthorityResponse.former_until:type_name -> google.protobuf.Timestamp
+	142, // 107: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
+	119, // 108: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
+	119, // 109: isthmus.v1.RenewClientResponse.client:type_name -> isthmus.v1.Client
+	119, // 110: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
+	144, // 111: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
+	144, // 112: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
+	126, // 113: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
+	127, // 114: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
+	128, // 115: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
+	144, // 116: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
+	146, // 117: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
+	126, // 118: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
+	142, // 119: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
+	144, // 120: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
+	142, // 121: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
+	133, // 122: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
+	144, // 123: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
+	144, // 124: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
+	144, // 125: isthmus.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
+	144, // 126: isthmus.v1.EventFilter.until:type_name -> google.protobuf.Timestamp
+	134, // 127: isthmus.v1.ListEventsRequest.filter:type_name -> isthmus.v1.EventFilter
+	139, // 128: isthmus.v1.ListEventsResponse.events:type_name -> isthmus.v1.Event
+	134, // 129: isthmus.v1.WatchEventsRequest.filter:type_name -> isthmus.v1.EventFilter
+	146, // 130: isthmus.v1.WatchEventsResponse.type:type_name -> isthmus.v1.EventType
+	139, // 131: isthmus.v1.WatchEventsResponse.event:type_name -> isthmus.v1.Event
+	144, // 132: isthmus.v1.Event.time:type_name -> google.protobuf.Timestamp
+	142, // 133: isthmus.v1.Event.lasted:type_name -> google.protobuf.Duration
+	4,   // 134: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
+	6,   // 135: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
+	9,   // 136: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
+	11,  // 137: isthmus.v1.SpecService.EditPolicies:input_type -> isthmus.v1.EditPoliciesRequest
+	12,  // 138: isthmus.v1.SpecService.SetDisabled:input_type -> isthmus.v1.SetDisabledRequest
+	13,  // 139: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
+	15,  // 140: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
+	16,  // 141: isthmus.v1.SpecService.GetEffectiveSpec:input_type -> isthmus.v1.GetEffectiveSpecRequest
+	18,  // 142: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
+	21,  // 143: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
+	22,  // 144: isthmus.v1.SpecService.WaitApplied:input_type -> isthmus.v1.WaitAppliedRequest
+	24,  // 145: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
+	26,  // 146: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
+	27,  // 147: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
+	28,  // 148: isthmus.v1.TunnelService.ResetTunnel:input_type -> isthmus.v1.ResetTunnelRequest
+	35,  // 149: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
+	37,  // 150: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
+	38,  // 151: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
+	40,  // 152: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
+	45,  // 153: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
+	47,  // 154: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
+	51,  // 155: isthmus.v1.RouteService.ListPaths:input_type -> isthmus.v1.ListPathsRequest
+	54,  // 156: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
+	57,  // 157: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
+	59,  // 158: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
+	131, // 159: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
+	129, // 160: isthmus.v1.NATService.EndFlows:input_type -> isthmus.v1.EndFlowsRequest
+	65,  // 161: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
+	67,  // 162: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
+	68,  // 163: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
+	73,  // 164: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
+	75,  // 165: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
+	95,  // 166: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
+	83,  // 167: isthmus.v1.SystemService.GetMachine:input_type -> isthmus.v1.GetMachineRequest
+	86,  // 168: isthmus.v1.SystemService.Upgrade:input_type -> isthmus.v1.UpgradeRequest
+	89,  // 169: isthmus.v1.SystemService.RollbackSlot:input_type -> isthmus.v1.RollbackSlotRequest
+	91,  // 170: isthmus.v1.SystemService.Reboot:input_type -> isthmus.v1.RebootRequest
+	93,  // 171: isthmus.v1.SystemService.PowerOff:input_type -> isthmus.v1.PowerOffRequest
+	79,  // 172: isthmus.v1.SystemService.Seal:input_type -> isthmus.v1.SealRequest
+	81,  // 173: isthmus.v1.SystemService.Unseal:input_type -> isthmus.v1.UnsealRequest
+	101, // 174: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
+	101, // 175: isthmus.v1.SecretService.AddSecret:input_type -> isthmus.v1.SetSecretRequest
+	102, // 176: isthmus.v1.SecretService.RollbackSecret:input_type -> isthmus.v1.RollbackSecretRequest
+	103, // 177: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
+	106, // 178: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
+	113, // 179: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
+	117, // 180: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
+	120, // 181: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
+	115, // 182: isthmus.v1.AccessService.RenewClient:input_type -> isthmus.v1.RenewClientRequest
+	111, // 183: isthmus.v1.AccessService.RenewAuthority:input_type -> isthmus.v1.RenewAuthorityRequest
+	108, // 184: isthmus.v1.AccessService.ListAudit:input_type -> isthmus.v1.ListAuditRequest
+	122, // 185: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
+	124, // 186: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
+	135, // 187: isthmus.v1.EventService.ListEvents:input_type -> isthmus.v1.ListEventsRequest
+	137, // 188: isthmus.v1.EventService.WatchEvents:input_type -> isthmus.v1.WatchEventsRequest
+	5,   // 189: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
+	8,   // 190: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
+	10,  // 191: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
+	10,  // 192: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
+	10,  // 193: isthmus.v1.SpecService.SetDisabled:output_type -> isthmus.v1.ApplyResponse
+	14,  // 194: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
+	17,  // 195: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
+	17,  // 196: isthmus.v1.SpecService.GetEffectiveSpec:output_type -> isthmus.v1.GetSpecResponse
+	19,  // 197: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
+	10,  // 198: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
+	23,  // 199: isthmus.v1.SpecService.WaitApplied:output_type -> isthmus.v1.WaitAppliedResponse
+	25,  // 200: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
+	31,  // 201: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
+	30,  // 202: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
+	29,  // 203: isthmus.v1.TunnelService.ResetTunnel:output_type -> isthmus.v1.ResetTunnelResponse
+	36,  // 204: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
+	42,  // 205: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
+	39,  // 206: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
+	41,  // 207: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
+	46,  // 208: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
+	48,  // 209: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
+	52,  // 210: isthmus.v1.RouteService.ListPaths:output_type -> isthmus.v1.ListPathsResponse
+	55,  // 211: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
+	58,  // 212: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
+	60,  // 213: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
+	132, // 214: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
+	130, // 215: isthmus.v1.NATService.EndFlows:output_type -> isthmus.v1.EndFlowsResponse
+	66,  // 216: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
+	70,  // 217: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
+	69,  // 218: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
+	74,  // 219: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
+	76,  // 220: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
+	96,  // 221: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
+	84,  // 222: isthmus.v1.SystemService.GetMachine:output_type -> isthmus.v1.Machine
+	88,  // 223: isthmus.v1.SystemService.Upgrade:output_type -> isthmus.v1.UpgradeResponse
+	90,  // 224: isthmus.v1.SystemService.RollbackSlot:output_type -> isthmus.v1.RollbackSlotResponse
+	92,  // 225: isthmus.v1.SystemService.Reboot:output_type -> isthmus.v1.RebootResponse
+	94,  // 226: isthmus.v1.SystemService.PowerOff:output_type -> isthmus.v1.PowerOffResponse
+	80,  // 227: isthmus.v1.SystemService.Seal:output_type -> isthmus.v1.SealResponse
+	82,  // 228: isthmus.v1.SystemService.Unseal:output_type -> isthmus.v1.UnsealResponse
+	105, // 229: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
+	105, // 230: isthmus.v1.SecretService.AddSecret:output_type -> isthmus.v1.SecretInfo
+	105, // 231: isthmus.v1.SecretService.RollbackSecret:output_type -> isthmus.v1.SecretInfo
+	104, // 232: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
+	107, // 233: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
+	114, // 234: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
+	118, // 235: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
+	121, // 236: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
+	116, // 237: isthmus.v1.AccessService.RenewClient:output_type -> isthmus.v1.RenewClientResponse
+	112, // 238: isthmus.v1.AccessService.RenewAuthority:output_type -> isthmus.v1.RenewAuthorityResponse
+	109, // 239: isthmus.v1.AccessService.ListAudit:output_type -> isthmus.v1.ListAuditResponse
+	123, // 240: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
+	125, // 241: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
+	136, // 242: isthmus.v1.EventService.ListEvents:output_type -> isthmus.v1.ListEventsResponse
+	138, // 243: isthmus.v1.EventService.WatchEvents:output_type -> isthmus.v1.WatchEventsResponse
+	189, // [189:244] is the sub-list for method output_type
+	134, // [134:189] is the sub-list for method input_type
+	134, // [134:134] is the sub-list for extension type_name
+	134, // [134:134] is the sub-list for extension extendee
+	0,   // [0:134] is the sub-list for field type_name
 }
 
 func init() { file_isthmus_v1_services_proto_init() }
@@ -11136,14 +11293,14 @@ func file_isthmus_v1_services_proto_init() {
 	file_isthmus_v1_services_proto_msgTypes[9].OneofWrappers = []any{}
 	file_isthmus_v1_services_proto_msgTypes[10].OneofWrappers = []any{}
 	file_isthmus_v1_services_proto_msgTypes[19].OneofWrappers = []any{}
-	file_isthmus_v1_services_proto_msgTypes[49].OneofWrappers = []any{}
+	file_isthmus_v1_services_proto_msgTypes[51].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isthmus_v1_services_proto_rawDesc), len(file_isthmus_v1_services_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   136,
+			NumMessages:   138,
 			NumExtensions: 0,
 			NumServices:   12,
 		},

@@ -29,6 +29,7 @@ const (
 	SpecService_GetEffectiveSpec_FullMethodName = "/isthmus.v1.SpecService/GetEffectiveSpec"
 	SpecService_ListHistory_FullMethodName      = "/isthmus.v1.SpecService/ListHistory"
 	SpecService_Rollback_FullMethodName         = "/isthmus.v1.SpecService/Rollback"
+	SpecService_WaitApplied_FullMethodName      = "/isthmus.v1.SpecService/WaitApplied"
 )
 
 // SpecServiceClient is the client API for SpecService service.
@@ -65,6 +66,9 @@ type SpecServiceClient interface {
 	ListHistory(ctx context.Context, in *ListHistoryRequest, opts ...grpc.CallOption) (*ListHistoryResponse, error)
 	// Rollback applies an earlier document again, as a new generation.
 	Rollback(ctx context.Context, in *RollbackRequest, opts ...grpc.CallOption) (*ApplyResponse, error)
+	// WaitApplied returns when a generation or a later one is carried out, or when max_wait is over.
+	// A generation that was not confirmed in time is FAILED_PRECONDITION, an unknown one NOT_FOUND.
+	WaitApplied(ctx context.Context, in *WaitAppliedRequest, opts ...grpc.CallOption) (*WaitAppliedResponse, error)
 }
 
 type specServiceClient struct {
@@ -175,6 +179,16 @@ func (c *specServiceClient) Rollback(ctx context.Context, in *RollbackRequest, o
 	return out, nil
 }
 
+func (c *specServiceClient) WaitApplied(ctx context.Context, in *WaitAppliedRequest, opts ...grpc.CallOption) (*WaitAppliedResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(WaitAppliedResponse)
+	err := c.cc.Invoke(ctx, SpecService_WaitApplied_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // SpecServiceServer is the server API for SpecService service.
 // All implementations must embed UnimplementedSpecServiceServer
 // for forward compatibility.
@@ -209,6 +223,9 @@ type SpecServiceServer interface {
 	ListHistory(context.Context, *ListHistoryRequest) (*ListHistoryResponse, error)
 	// Rollback applies an earlier document again, as a new generation.
 	Rollback(context.Context, *RollbackRequest) (*ApplyResponse, error)
+	// WaitApplied returns when a generation or a later one is carried out, or when max_wait is over.
+	// A generation that was not confirmed in time is FAILED_PRECONDITION, an unknown one NOT_FOUND.
+	WaitApplied(context.Context, *WaitAppliedRequest) (*WaitAppliedResponse, error)
 	mustEmbedUnimplementedSpecServiceServer()
 }
 
@@ -248,6 +265,9 @@ func (UnimplementedSpecServiceServer) ListHistory(context.Context, *ListHistoryR
 }
 func (UnimplementedSpecServiceServer) Rollback(context.Context, *RollbackRequest) (*ApplyResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Rollback not implemented")
+}
+func (UnimplementedSpecServiceServer) WaitApplied(context.Context, *WaitAppliedRequest) (*WaitAppliedResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method WaitApplied not implemented")
 }
 func (UnimplementedSpecServiceServer) mustEmbedUnimplementedSpecServiceServer() {}
 func (UnimplementedSpecServiceServer) testEmbeddedByValue()                     {}
@@ -450,6 +470,24 @@ func _SpecService_Rollback_Handler(srv interface{}, ctx context.Context, dec fun
 	return interceptor(ctx, in, info, handler)
 }
 
+func _SpecService_WaitApplied_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(WaitAppliedRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SpecServiceServer).WaitApplied(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: SpecService_WaitApplied_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SpecServiceServer).WaitApplied(ctx, req.(*WaitAppliedRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // SpecService_ServiceDesc is the grpc.ServiceDesc for SpecService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -496,6 +534,10 @@ var SpecService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Rollback",
 			Handler:    _SpecService_Rollback_Handler,
+		},
+		{
+			MethodName: "WaitApplied",
+			Handler:    _SpecService_WaitApplied_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -276,6 +276,41 @@ func (r *Router) Confirm(_ context.Context, _ string, generation uint64) error {
 	return nil
 }
 
+// Revert replaces the present document with the one before, as when it was not confirmed in time.
+func (r *Router) Revert() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	g := r.generationLocked()
+	r.acceptLocked("isthmusd", fmt.Sprintf("not confirmed, back to %d", g-1), r.revisions[g-2].Text, nil, time.Time{})
+	r.reverted = g
+}
+
+// Asked returns how often Progress was called.
+func (r *Router) Asked() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.asked
+}
+
+// Progress implements api.Router.
+func (r *Router) Progress(generation uint64) (present, applied uint64, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.asked++
+	present = r.generationLocked()
+	applied = present
+	if r.stuck {
+		applied--
+	}
+	switch {
+	case present == 0 || generation > present:
+		err = fmt.Errorf("%w: generation %d", fault.ErrNoGeneration, generation)
+	case generation > 0 && generation == r.reverted:
+		err = fmt.Errorf("%w: generation %d", fault.ErrNotConfirmed, generation)
+	}
+	return present, applied, err
+}
+
 func (r *Router) Rollback(ctx context.Context, author string, q *isthmusv1.RollbackRequest) (*isthmusv1.ApplyResponse, error) {
 	to := q.ToGeneration
 	if to == 0 {

@@ -46,6 +46,8 @@ type Router struct {
 	former    map[string]string // values of secrets
 	resets    []string
 	stuck     bool
+	reverted  uint64 // generation that Revert replaced
+	asked     int    // calls of Progress
 }
 
 // New returns an empty Router.
@@ -97,6 +99,7 @@ func (r *Router) SetStuck(stuck bool) {
 	r.mu.Lock()
 	r.stuck = stuck
 	r.mu.Unlock()
+	r.changed.Ring()
 }
 
 // Generation implements api.Router.
