@@ -10,8 +10,6 @@ import (
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
@@ -172,24 +170,7 @@ type eventFollower struct {
 func (a *app) followEvents(ctx context.Context, filter *isthmusv1.EventFilter, limit int) error {
 	f := &eventFollower{a: a, filter: filter, limit: limit, table: a.newTable(looks(a, eventColumns)...).fitting()}
 	f.table.steady = true
-	for {
-		err := f.connection(ctx)
-		switch {
-		case ctx.Err() != nil:
-			return nil
-		case f.token == "" || status.Code(err) != codes.Unavailable || refusal.MatchString(err.Error()):
-			return err
-		}
-		if !f.lost {
-			f.lost = true
-			a.note("%s the connection to %s is lost; connecting again", a.clock(), a.node)
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(watchPace):
-		}
-	}
+	return a.keep(ctx, &f.lost, func() bool { return f.token != "" }, f.connection)
 }
 
 // connection follows the events over one connection, until it ends.
@@ -210,15 +191,9 @@ func (f *eventFollower) connection(ctx context.Context) error {
 	for {
 		m, err := stream.Recv()
 		if err != nil {
-			if status.Code(err) == codes.Unknown { // the end of the stream
-				err = status.Error(codes.Unavailable, "the node has ended the watch")
-			}
-			return err
+			return ended(err)
 		}
-		if f.lost {
-			f.lost = false
-			f.a.note("%s connected again", f.a.clock())
-		}
+		f.a.back(&f.lost)
 		if m.Lost != "" {
 			fmt.Fprintf(f.a.stderr, "isthmus: warning: events may be missing: %s\n", clean(m.Lost))
 			f.printed = 0 // the numbers may be those of another log

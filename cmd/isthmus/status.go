@@ -16,7 +16,19 @@ import (
 )
 
 func (a *app) addStatus(root, _, _, _ *cobra.Command) {
-	var check bool
+	var check, watch bool
+	show := a.call(func(ctx context.Context, conn *grpc.ClientConn, _ []string) error {
+		s, err := getStatus(ctx, conn)
+		switch {
+		case err != nil:
+			return err
+		case check:
+			return a.check(s)
+		case !a.tables():
+			return a.showMessage(s)
+		}
+		return a.printStatus(s)
+	})
 	cmd := &cobra.Command{
 		Use: "status", Short: "Show what is wrong with the node and what to do about it, and the numbers of its objects", Args: cobra.NoArgs,
 		Long: `Show what is wrong with the node and what to do about it, the worst first, and then the numbers of its objects.
@@ -24,24 +36,67 @@ func (a *app) addStatus(root, _, _, _ *cobra.Command) {
 With --check, print one line for a monitor, and exit with 1 if anything has the severity error.`,
 		Example: `  isthmus status                # one screen
   isthmus status --check        # for Nagios, Icinga or a cron job
+  isthmus status --watch        # again each time that something changes
   isthmus status -o json        # for programs`,
-		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, _ []string) error {
-			s, err := getStatus(ctx, conn)
-			if err != nil {
-				return err
+		RunE: runs(func(cmd *cobra.Command, args []string) error {
+			if watch {
+				return a.watchStatus(cmd.Context())
 			}
-			switch {
-			case check:
-				return a.check(s)
-			case !a.tables():
-				return a.showMessage(s)
-			}
-			return a.printStatus(s)
+			return show(cmd, args)
 		}),
 	}
 	cmd.Flags().BoolVar(&check, "check", false, "print one line, and exit with 1 if something is wrong")
+	cmd.Flags().BoolVar(&watch, "watch", false, "print it again each time that something changes, until interrupted")
+	cmd.MarkFlagsMutuallyExclusive("check", "watch")
 	a.outputFlag(cmd)
 	root.AddCommand(cmd)
+}
+
+// watchStatus prints the status, and then again each time it changes, until ctx ends. On a terminal
+// each one takes the place of the former one.
+func (a *app) watchStatus(ctx context.Context) error {
+	token, lost := "", false
+	return a.keep(ctx, &lost, func() bool { return token != "" }, func(ctx context.Context) error {
+		conn, err := a.connect()
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		stream, err := isthmusv1.NewSystemServiceClient(conn).WatchStatus(ctx, &isthmusv1.WatchStatusRequest{ResumeToken: token})
+		if err != nil {
+			return err
+		}
+		if _, err := stream.Header(); err == nil {
+			a.back(&lost)
+		}
+		for {
+			m, err := stream.Recv()
+			if err != nil {
+				return ended(err)
+			}
+			if err := a.showStatus(m.Status, token == ""); err != nil {
+				return err
+			}
+			token = m.ResumeToken
+		}
+	})
+}
+
+// showStatus prints one status of a watch.
+func (a *app) showStatus(s *isthmusv1.SystemStatus, first bool) error {
+	switch {
+	case !a.tables():
+		return a.showEvent(s)
+	case a.terminal != nil && a.terminal() > 0:
+		fmt.Fprint(a.stdout, "\x1b[H\x1b[2J") // the cursor to the top, and the screen empty (ECMA-48)
+	case !first:
+		fmt.Fprintln(a.stdout)
+	}
+	if err := a.printStatus(s); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintf(a.stdout, "\nas of %s\n", a.clock())
+	return err
 }
 
 // worstFirst orders conditions: errors first, those of the node before those of its objects, which

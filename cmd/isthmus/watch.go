@@ -55,16 +55,23 @@ func (n nounCommands[T]) follow(ctx context.Context, a *app, names []string) err
 	heads := []look{{header: "TIME"}, {header: "EVENT", style: change}}
 	f := &follower[T]{n: n, a: a, names: names, table: a.newTable(append(heads, looks(a, n.columns)...)...).fitting(), known: map[string]T{}}
 	f.table.steady = true
+	return a.keep(ctx, &f.lost, func() bool { return f.marked }, f.connection)
+}
+
+// keep follows something over one connection after the other, until ctx ends, or until connecting
+// again does not help. begun says whether anything was received, lost that the connection was lost
+// and is not back yet.
+func (a *app) keep(ctx context.Context, lost *bool, begun func() bool, connection func(context.Context) error) error {
 	for {
-		err := f.connection(ctx)
+		err := connection(ctx)
 		switch {
 		case ctx.Err() != nil:
 			return nil
-		case !f.marked || status.Code(err) != codes.Unavailable || refusal.MatchString(err.Error()):
+		case !begun() || status.Code(err) != codes.Unavailable || refusal.MatchString(err.Error()):
 			return err
 		}
-		if !f.lost {
-			f.lost = true
+		if !*lost {
+			*lost = true
 			a.note("%s the connection to %s is lost; connecting again", a.clock(), a.node)
 		}
 		select {
@@ -73,6 +80,22 @@ func (n nounCommands[T]) follow(ctx context.Context, a *app, names []string) err
 		case <-time.After(watchPace):
 		}
 	}
+}
+
+// back says that the connection is back if it was lost.
+func (a *app) back(lost *bool) {
+	if *lost {
+		*lost = false
+		a.note("%s connected again", a.clock())
+	}
+}
+
+// ended returns the error of a stream, whose end is that of the connection too.
+func ended(err error) error {
+	if err == io.EOF {
+		return status.Error(codes.Unavailable, "the node has ended the watch")
+	}
+	return err
 }
 
 // refusal matches errors of a connection that do not go away by themselves: one side refuses the
@@ -103,15 +126,10 @@ func (f *follower[T]) connection(ctx context.Context) error {
 	listed := map[string]bool{} // nil after the mark
 	for {
 		e := call.Response()
-		if err := stream.RecvMsg(e); err == io.EOF {
-			return status.Error(codes.Unavailable, "the node has ended the watch")
-		} else if err != nil {
-			return err
+		if err := stream.RecvMsg(e); err != nil {
+			return ended(err)
 		}
-		if f.lost {
-			f.lost = false
-			f.a.note("%s connected again", f.a.clock())
-		}
+		f.a.back(&f.lost)
 		m := e.ProtoReflect()
 		kind := isthmusv1.EventType(m.Get(noun.Field(e, "type")).Enum())
 		if kind == isthmusv1.EventType_EVENT_TYPE_MARK {

@@ -194,3 +194,38 @@ func TestWatchWithoutNode(t *testing.T) {
 		t.Errorf("exit %d, %s", code, stderr)
 	}
 }
+
+// TestStatusWatch: the status is printed again when it is another one, also if that was while the
+// connection was lost, and only then.
+func TestStatusWatch(t *testing.T) {
+	fastWatch(t)
+	for _, output := range []string{"table", "json"} {
+		t.Run(output, func(t *testing.T) {
+			w := newWorld(t)
+			p := newProxy(t, w.server.Address)
+			ctx, stop := context.WithCancel(t.Context())
+			defer stop()
+			var out, errs syncBuffer
+			code := make(chan int, 1)
+			go func() {
+				code <- w.app(nil, &out, &errs).run(ctx, []string{"status", "--watch", "-o", output, "--address", p.address})
+			}()
+			out.waitFor(t, "node-1")
+			p.set(true)
+			errs.waitFor(t, "is lost; connecting again\n")
+			p.set(false)
+			errs.waitFor(t, "connected again\n")
+			p.set(true)
+			w.server.Router.SetConditions(&isthmusv1.Condition{Type: "PoolDown", Severity: "error", Since: ago(time.Minute), Message: "no target answers"})
+			p.set(false)
+			out.waitFor(t, "no target answers")
+			stop()
+			if c := <-code; c != 0 {
+				t.Errorf("an interrupt ends it with %d", c)
+			}
+			if text := out.text(); strings.Count(text, "node-1") != 2 {
+				t.Errorf("printed\n%s", text)
+			}
+		})
+	}
+}

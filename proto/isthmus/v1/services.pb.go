@@ -6663,6 +6663,105 @@ func (*GetStatusRequest) Descriptor() ([]byte, []int) {
 	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{93}
 }
 
+type WatchStatusRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The resume_token of the last message of a former watch, also of one before a restart of the
+	// node: the first message then comes when the status is another one. Empty: it comes at once.
+	ResumeToken   string `protobuf:"bytes,1,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchStatusRequest) Reset() {
+	*x = WatchStatusRequest{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[94]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchStatusRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchStatusRequest) ProtoMessage() {}
+
+func (x *WatchStatusRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[94]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchStatusRequest.ProtoReflect.Descriptor instead.
+func (*WatchStatusRequest) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{94}
+}
+
+func (x *WatchStatusRequest) GetResumeToken() string {
+	if x != nil {
+		return x.ResumeToken
+	}
+	return ""
+}
+
+type WatchStatusResponse struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Status *SystemStatus          `protobuf:"bytes,1,opt,name=status,proto3" json:"status,omitempty"`
+	// To continue with.
+	ResumeToken   string `protobuf:"bytes,2,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchStatusResponse) Reset() {
+	*x = WatchStatusResponse{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[95]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchStatusResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchStatusResponse) ProtoMessage() {}
+
+func (x *WatchStatusResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[95]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchStatusResponse.ProtoReflect.Descriptor instead.
+func (*WatchStatusResponse) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{95}
+}
+
+func (x *WatchStatusResponse) GetStatus() *SystemStatus {
+	if x != nil {
+		return x.Status
+	}
+	return nil
+}
+
+func (x *WatchStatusResponse) GetResumeToken() string {
+	if x != nil {
+		return x.ResumeToken
+	}
+	return ""
+}
+
 type SystemStatus struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Node    string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
@@ -6688,7 +6787,7 @@ type SystemStatus struct {
 
 func (x *SystemStatus) Reset() {
 	*x = SystemStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[94]
+	mi := &file_isthmus_v1_services_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6700,7 +6799,7 @@ func (x *SystemStatus) String() string {
 func (*SystemStatus) ProtoMessage() {}
 
 func (x *SystemStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[94]
+	mi := &file_isthmus_v1_services_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6713,7 +6812,7 @@ func (x *SystemStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SystemStatus.ProtoReflect.Descriptor instead.
 func (*SystemStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{94}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *SystemStatus) GetNode() string {
@@ -6828,7 +6927,7 @@ type Summary struct {
 
 func (x *Summary) Reset() {
 	*x = Summary{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[95]
+	mi := &file_isthmus_v1_services_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6840,7 +6939,7 @@ func (x *Summary) String() string {
 func (*Summary) ProtoMessage() {}
 
 func (x *Summary) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[95]
+	mi := &file_isthmus_v1_services_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6853,7 +6952,7 @@ func (x *Summary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Summary.ProtoReflect.Descriptor instead.
 func (*Summary) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{95}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *Summary) GetTunnels() uint32 {
@@ -6987,7 +7086,7 @@ type PlatformStatus struct {
 
 func (x *PlatformStatus) Reset() {
 	*x = PlatformStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[96]
+	mi := &file_isthmus_v1_services_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6999,7 +7098,7 @@ func (x *PlatformStatus) String() string {
 func (*PlatformStatus) ProtoMessage() {}
 
 func (x *PlatformStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[96]
+	mi := &file_isthmus_v1_services_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7012,7 +7111,7 @@ func (x *PlatformStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlatformStatus.ProtoReflect.Descriptor instead.
 func (*PlatformStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{96}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *PlatformStatus) GetPlatform() string {
@@ -7083,7 +7182,7 @@ type PlatformInterface struct {
 
 func (x *PlatformInterface) Reset() {
 	*x = PlatformInterface{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[97]
+	mi := &file_isthmus_v1_services_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7095,7 +7194,7 @@ func (x *PlatformInterface) String() string {
 func (*PlatformInterface) ProtoMessage() {}
 
 func (x *PlatformInterface) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[97]
+	mi := &file_isthmus_v1_services_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7108,7 +7207,7 @@ func (x *PlatformInterface) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlatformInterface.ProtoReflect.Descriptor instead.
 func (*PlatformInterface) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{97}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *PlatformInterface) GetName() string {
@@ -7174,7 +7273,7 @@ type Counters struct {
 
 func (x *Counters) Reset() {
 	*x = Counters{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[98]
+	mi := &file_isthmus_v1_services_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7186,7 +7285,7 @@ func (x *Counters) String() string {
 func (*Counters) ProtoMessage() {}
 
 func (x *Counters) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[98]
+	mi := &file_isthmus_v1_services_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7199,7 +7298,7 @@ func (x *Counters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counters.ProtoReflect.Descriptor instead.
 func (*Counters) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{98}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *Counters) GetViciWrites() uint64 {
@@ -7256,7 +7355,7 @@ type SetSecretRequest struct {
 
 func (x *SetSecretRequest) Reset() {
 	*x = SetSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[99]
+	mi := &file_isthmus_v1_services_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7268,7 +7367,7 @@ func (x *SetSecretRequest) String() string {
 func (*SetSecretRequest) ProtoMessage() {}
 
 func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[99]
+	mi := &file_isthmus_v1_services_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7281,7 +7380,7 @@ func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSecretRequest.ProtoReflect.Descriptor instead.
 func (*SetSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{99}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *SetSecretRequest) GetName() string {
@@ -7307,7 +7406,7 @@ type RollbackSecretRequest struct {
 
 func (x *RollbackSecretRequest) Reset() {
 	*x = RollbackSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[100]
+	mi := &file_isthmus_v1_services_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7319,7 +7418,7 @@ func (x *RollbackSecretRequest) String() string {
 func (*RollbackSecretRequest) ProtoMessage() {}
 
 func (x *RollbackSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[100]
+	mi := &file_isthmus_v1_services_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7332,7 +7431,7 @@ func (x *RollbackSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackSecretRequest.ProtoReflect.Descriptor instead.
 func (*RollbackSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{100}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *RollbackSecretRequest) GetName() string {
@@ -7353,7 +7452,7 @@ type ListSecretsRequest struct {
 
 func (x *ListSecretsRequest) Reset() {
 	*x = ListSecretsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[101]
+	mi := &file_isthmus_v1_services_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7365,7 +7464,7 @@ func (x *ListSecretsRequest) String() string {
 func (*ListSecretsRequest) ProtoMessage() {}
 
 func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[101]
+	mi := &file_isthmus_v1_services_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7378,7 +7477,7 @@ func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsRequest.ProtoReflect.Descriptor instead.
 func (*ListSecretsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{101}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *ListSecretsRequest) GetPageSize() uint32 {
@@ -7405,7 +7504,7 @@ type ListSecretsResponse struct {
 
 func (x *ListSecretsResponse) Reset() {
 	*x = ListSecretsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[102]
+	mi := &file_isthmus_v1_services_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7417,7 +7516,7 @@ func (x *ListSecretsResponse) String() string {
 func (*ListSecretsResponse) ProtoMessage() {}
 
 func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[102]
+	mi := &file_isthmus_v1_services_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7430,7 +7529,7 @@ func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsResponse.ProtoReflect.Descriptor instead.
 func (*ListSecretsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{102}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *ListSecretsResponse) GetSecrets() []*SecretInfo {
@@ -7466,7 +7565,7 @@ type SecretInfo struct {
 
 func (x *SecretInfo) Reset() {
 	*x = SecretInfo{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[103]
+	mi := &file_isthmus_v1_services_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7478,7 +7577,7 @@ func (x *SecretInfo) String() string {
 func (*SecretInfo) ProtoMessage() {}
 
 func (x *SecretInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[103]
+	mi := &file_isthmus_v1_services_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7491,7 +7590,7 @@ func (x *SecretInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretInfo.ProtoReflect.Descriptor instead.
 func (*SecretInfo) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{103}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *SecretInfo) GetName() string {
@@ -7538,7 +7637,7 @@ type DeleteSecretRequest struct {
 
 func (x *DeleteSecretRequest) Reset() {
 	*x = DeleteSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[104]
+	mi := &file_isthmus_v1_services_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7550,7 +7649,7 @@ func (x *DeleteSecretRequest) String() string {
 func (*DeleteSecretRequest) ProtoMessage() {}
 
 func (x *DeleteSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[104]
+	mi := &file_isthmus_v1_services_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7563,7 +7662,7 @@ func (x *DeleteSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSecretRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{104}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *DeleteSecretRequest) GetName() string {
@@ -7581,7 +7680,7 @@ type DeleteSecretResponse struct {
 
 func (x *DeleteSecretResponse) Reset() {
 	*x = DeleteSecretResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[105]
+	mi := &file_isthmus_v1_services_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7593,7 +7692,7 @@ func (x *DeleteSecretResponse) String() string {
 func (*DeleteSecretResponse) ProtoMessage() {}
 
 func (x *DeleteSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[105]
+	mi := &file_isthmus_v1_services_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7606,7 +7705,7 @@ func (x *DeleteSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSecretResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSecretResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{105}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{107}
 }
 
 type ListAuditRequest struct {
@@ -7628,7 +7727,7 @@ type ListAuditRequest struct {
 
 func (x *ListAuditRequest) Reset() {
 	*x = ListAuditRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[106]
+	mi := &file_isthmus_v1_services_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7640,7 +7739,7 @@ func (x *ListAuditRequest) String() string {
 func (*ListAuditRequest) ProtoMessage() {}
 
 func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[106]
+	mi := &file_isthmus_v1_services_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7653,7 +7752,7 @@ func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditRequest.ProtoReflect.Descriptor instead.
 func (*ListAuditRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{106}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *ListAuditRequest) GetPageSize() uint32 {
@@ -7711,7 +7810,7 @@ type ListAuditResponse struct {
 
 func (x *ListAuditResponse) Reset() {
 	*x = ListAuditResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[107]
+	mi := &file_isthmus_v1_services_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7723,7 +7822,7 @@ func (x *ListAuditResponse) String() string {
 func (*ListAuditResponse) ProtoMessage() {}
 
 func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[107]
+	mi := &file_isthmus_v1_services_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7736,7 +7835,7 @@ func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditResponse.ProtoReflect.Descriptor instead.
 func (*ListAuditResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{107}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *ListAuditResponse) GetEntries() []*AuditEntry {
@@ -7795,7 +7894,7 @@ type AuditEntry struct {
 
 func (x *AuditEntry) Reset() {
 	*x = AuditEntry{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[108]
+	mi := &file_isthmus_v1_services_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7807,7 +7906,7 @@ func (x *AuditEntry) String() string {
 func (*AuditEntry) ProtoMessage() {}
 
 func (x *AuditEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[108]
+	mi := &file_isthmus_v1_services_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7820,7 +7919,7 @@ func (x *AuditEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditEntry.ProtoReflect.Descriptor instead.
 func (*AuditEntry) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{108}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *AuditEntry) GetTime() *timestamppb.Timestamp {
@@ -7939,7 +8038,7 @@ type RenewAuthorityRequest struct {
 
 func (x *RenewAuthorityRequest) Reset() {
 	*x = RenewAuthorityRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[109]
+	mi := &file_isthmus_v1_services_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7951,7 +8050,7 @@ func (x *RenewAuthorityRequest) String() string {
 func (*RenewAuthorityRequest) ProtoMessage() {}
 
 func (x *RenewAuthorityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[109]
+	mi := &file_isthmus_v1_services_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7964,7 +8063,7 @@ func (x *RenewAuthorityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewAuthorityRequest.ProtoReflect.Descriptor instead.
 func (*RenewAuthorityRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{109}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *RenewAuthorityRequest) GetAtOnce() bool {
@@ -7986,7 +8085,7 @@ type RenewAuthorityResponse struct {
 
 func (x *RenewAuthorityResponse) Reset() {
 	*x = RenewAuthorityResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[110]
+	mi := &file_isthmus_v1_services_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7998,7 +8097,7 @@ func (x *RenewAuthorityResponse) String() string {
 func (*RenewAuthorityResponse) ProtoMessage() {}
 
 func (x *RenewAuthorityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[110]
+	mi := &file_isthmus_v1_services_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8011,7 +8110,7 @@ func (x *RenewAuthorityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewAuthorityResponse.ProtoReflect.Descriptor instead.
 func (*RenewAuthorityResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{110}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *RenewAuthorityResponse) GetAuthority() string {
@@ -8044,7 +8143,7 @@ type IssueClientRequest struct {
 
 func (x *IssueClientRequest) Reset() {
 	*x = IssueClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[111]
+	mi := &file_isthmus_v1_services_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8056,7 +8155,7 @@ func (x *IssueClientRequest) String() string {
 func (*IssueClientRequest) ProtoMessage() {}
 
 func (x *IssueClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[111]
+	mi := &file_isthmus_v1_services_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8069,7 +8168,7 @@ func (x *IssueClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueClientRequest.ProtoReflect.Descriptor instead.
 func (*IssueClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{111}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *IssueClientRequest) GetName() string {
@@ -8113,7 +8212,7 @@ type IssueClientResponse struct {
 
 func (x *IssueClientResponse) Reset() {
 	*x = IssueClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[112]
+	mi := &file_isthmus_v1_services_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8125,7 +8224,7 @@ func (x *IssueClientResponse) String() string {
 func (*IssueClientResponse) ProtoMessage() {}
 
 func (x *IssueClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[112]
+	mi := &file_isthmus_v1_services_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8138,7 +8237,7 @@ func (x *IssueClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueClientResponse.ProtoReflect.Descriptor instead.
 func (*IssueClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{112}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *IssueClientResponse) GetCertificate() string {
@@ -8173,7 +8272,7 @@ type RenewClientRequest struct {
 
 func (x *RenewClientRequest) Reset() {
 	*x = RenewClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[113]
+	mi := &file_isthmus_v1_services_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8185,7 +8284,7 @@ func (x *RenewClientRequest) String() string {
 func (*RenewClientRequest) ProtoMessage() {}
 
 func (x *RenewClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[113]
+	mi := &file_isthmus_v1_services_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8198,7 +8297,7 @@ func (x *RenewClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewClientRequest.ProtoReflect.Descriptor instead.
 func (*RenewClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{113}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *RenewClientRequest) GetCsr() []byte {
@@ -8221,7 +8320,7 @@ type RenewClientResponse struct {
 
 func (x *RenewClientResponse) Reset() {
 	*x = RenewClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[114]
+	mi := &file_isthmus_v1_services_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8233,7 +8332,7 @@ func (x *RenewClientResponse) String() string {
 func (*RenewClientResponse) ProtoMessage() {}
 
 func (x *RenewClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[114]
+	mi := &file_isthmus_v1_services_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8246,7 +8345,7 @@ func (x *RenewClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewClientResponse.ProtoReflect.Descriptor instead.
 func (*RenewClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{114}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *RenewClientResponse) GetCertificate() string {
@@ -8278,7 +8377,7 @@ type ListClientsRequest struct {
 
 func (x *ListClientsRequest) Reset() {
 	*x = ListClientsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[115]
+	mi := &file_isthmus_v1_services_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8290,7 +8389,7 @@ func (x *ListClientsRequest) String() string {
 func (*ListClientsRequest) ProtoMessage() {}
 
 func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[115]
+	mi := &file_isthmus_v1_services_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8303,7 +8402,7 @@ func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsRequest.ProtoReflect.Descriptor instead.
 func (*ListClientsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{115}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{117}
 }
 
 type ListClientsResponse struct {
@@ -8315,7 +8414,7 @@ type ListClientsResponse struct {
 
 func (x *ListClientsResponse) Reset() {
 	*x = ListClientsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[116]
+	mi := &file_isthmus_v1_services_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8327,7 +8426,7 @@ func (x *ListClientsResponse) String() string {
 func (*ListClientsResponse) ProtoMessage() {}
 
 func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[116]
+	mi := &file_isthmus_v1_services_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8340,7 +8439,7 @@ func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsResponse.ProtoReflect.Descriptor instead.
 func (*ListClientsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{116}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *ListClientsResponse) GetClients() []*Client {
@@ -8371,7 +8470,7 @@ type Client struct {
 
 func (x *Client) Reset() {
 	*x = Client{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[117]
+	mi := &file_isthmus_v1_services_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8383,7 +8482,7 @@ func (x *Client) String() string {
 func (*Client) ProtoMessage() {}
 
 func (x *Client) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[117]
+	mi := &file_isthmus_v1_services_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8396,7 +8495,7 @@ func (x *Client) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Client.ProtoReflect.Descriptor instead.
 func (*Client) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{117}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *Client) GetName() string {
@@ -8458,7 +8557,7 @@ type RevokeClientRequest struct {
 
 func (x *RevokeClientRequest) Reset() {
 	*x = RevokeClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[118]
+	mi := &file_isthmus_v1_services_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8470,7 +8569,7 @@ func (x *RevokeClientRequest) String() string {
 func (*RevokeClientRequest) ProtoMessage() {}
 
 func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[118]
+	mi := &file_isthmus_v1_services_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8483,7 +8582,7 @@ func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientRequest.ProtoReflect.Descriptor instead.
 func (*RevokeClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{118}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{120}
 }
 
 func (x *RevokeClientRequest) GetSerial() string {
@@ -8501,7 +8600,7 @@ type RevokeClientResponse struct {
 
 func (x *RevokeClientResponse) Reset() {
 	*x = RevokeClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[119]
+	mi := &file_isthmus_v1_services_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8513,7 +8612,7 @@ func (x *RevokeClientResponse) String() string {
 func (*RevokeClientResponse) ProtoMessage() {}
 
 func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[119]
+	mi := &file_isthmus_v1_services_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8526,7 +8625,7 @@ func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientResponse.ProtoReflect.Descriptor instead.
 func (*RevokeClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{119}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{121}
 }
 
 type ListPortsRequest struct {
@@ -8540,7 +8639,7 @@ type ListPortsRequest struct {
 
 func (x *ListPortsRequest) Reset() {
 	*x = ListPortsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[120]
+	mi := &file_isthmus_v1_services_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8552,7 +8651,7 @@ func (x *ListPortsRequest) String() string {
 func (*ListPortsRequest) ProtoMessage() {}
 
 func (x *ListPortsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[120]
+	mi := &file_isthmus_v1_services_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8565,7 +8664,7 @@ func (x *ListPortsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPortsRequest.ProtoReflect.Descriptor instead.
 func (*ListPortsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{120}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{122}
 }
 
 func (x *ListPortsRequest) GetPageSize() uint32 {
@@ -8602,7 +8701,7 @@ type ListPortsResponse struct {
 
 func (x *ListPortsResponse) Reset() {
 	*x = ListPortsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[121]
+	mi := &file_isthmus_v1_services_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8614,7 +8713,7 @@ func (x *ListPortsResponse) String() string {
 func (*ListPortsResponse) ProtoMessage() {}
 
 func (x *ListPortsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[121]
+	mi := &file_isthmus_v1_services_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8627,7 +8726,7 @@ func (x *ListPortsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPortsResponse.ProtoReflect.Descriptor instead.
 func (*ListPortsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{121}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{123}
 }
 
 func (x *ListPortsResponse) GetPorts() []*PortUse {
@@ -8680,7 +8779,7 @@ type WatchPortsRequest struct {
 
 func (x *WatchPortsRequest) Reset() {
 	*x = WatchPortsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[122]
+	mi := &file_isthmus_v1_services_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8692,7 +8791,7 @@ func (x *WatchPortsRequest) String() string {
 func (*WatchPortsRequest) ProtoMessage() {}
 
 func (x *WatchPortsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[122]
+	mi := &file_isthmus_v1_services_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8705,7 +8804,7 @@ func (x *WatchPortsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPortsRequest.ProtoReflect.Descriptor instead.
 func (*WatchPortsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{122}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{124}
 }
 
 type PortEvent struct {
@@ -8718,7 +8817,7 @@ type PortEvent struct {
 
 func (x *PortEvent) Reset() {
 	*x = PortEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[123]
+	mi := &file_isthmus_v1_services_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8730,7 +8829,7 @@ func (x *PortEvent) String() string {
 func (*PortEvent) ProtoMessage() {}
 
 func (x *PortEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[123]
+	mi := &file_isthmus_v1_services_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8743,7 +8842,7 @@ func (x *PortEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortEvent.ProtoReflect.Descriptor instead.
 func (*PortEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{123}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{125}
 }
 
 func (x *PortEvent) GetType() EventType {
@@ -8795,7 +8894,7 @@ type PortUse struct {
 
 func (x *PortUse) Reset() {
 	*x = PortUse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[124]
+	mi := &file_isthmus_v1_services_proto_msgTypes[126]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8807,7 +8906,7 @@ func (x *PortUse) String() string {
 func (*PortUse) ProtoMessage() {}
 
 func (x *PortUse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[124]
+	mi := &file_isthmus_v1_services_proto_msgTypes[126]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8820,7 +8919,7 @@ func (x *PortUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortUse.ProtoReflect.Descriptor instead.
 func (*PortUse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{124}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{126}
 }
 
 func (x *PortUse) GetPool() string {
@@ -8929,7 +9028,7 @@ type AddressUse struct {
 
 func (x *AddressUse) Reset() {
 	*x = AddressUse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[125]
+	mi := &file_isthmus_v1_services_proto_msgTypes[127]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8941,7 +9040,7 @@ func (x *AddressUse) String() string {
 func (*AddressUse) ProtoMessage() {}
 
 func (x *AddressUse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[125]
+	mi := &file_isthmus_v1_services_proto_msgTypes[127]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8954,7 +9053,7 @@ func (x *AddressUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressUse.ProtoReflect.Descriptor instead.
 func (*AddressUse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{125}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{127}
 }
 
 func (x *AddressUse) GetPool() string {
@@ -9016,7 +9115,7 @@ type ConnectionTable struct {
 
 func (x *ConnectionTable) Reset() {
 	*x = ConnectionTable{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[126]
+	mi := &file_isthmus_v1_services_proto_msgTypes[128]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9028,7 +9127,7 @@ func (x *ConnectionTable) String() string {
 func (*ConnectionTable) ProtoMessage() {}
 
 func (x *ConnectionTable) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[126]
+	mi := &file_isthmus_v1_services_proto_msgTypes[128]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9041,7 +9140,7 @@ func (x *ConnectionTable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionTable.ProtoReflect.Descriptor instead.
 func (*ConnectionTable) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{126}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{128}
 }
 
 func (x *ConnectionTable) GetEntries() uint32 {
@@ -9109,7 +9208,7 @@ type EndFlowsRequest struct {
 
 func (x *EndFlowsRequest) Reset() {
 	*x = EndFlowsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[127]
+	mi := &file_isthmus_v1_services_proto_msgTypes[129]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9121,7 +9220,7 @@ func (x *EndFlowsRequest) String() string {
 func (*EndFlowsRequest) ProtoMessage() {}
 
 func (x *EndFlowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[127]
+	mi := &file_isthmus_v1_services_proto_msgTypes[129]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9134,7 +9233,7 @@ func (x *EndFlowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndFlowsRequest.ProtoReflect.Descriptor instead.
 func (*EndFlowsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{127}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{129}
 }
 
 func (x *EndFlowsRequest) GetSource() string {
@@ -9175,7 +9274,7 @@ type EndFlowsResponse struct {
 
 func (x *EndFlowsResponse) Reset() {
 	*x = EndFlowsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[128]
+	mi := &file_isthmus_v1_services_proto_msgTypes[130]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9187,7 +9286,7 @@ func (x *EndFlowsResponse) String() string {
 func (*EndFlowsResponse) ProtoMessage() {}
 
 func (x *EndFlowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[128]
+	mi := &file_isthmus_v1_services_proto_msgTypes[130]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9200,7 +9299,7 @@ func (x *EndFlowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndFlowsResponse.ProtoReflect.Descriptor instead.
 func (*EndFlowsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{128}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{130}
 }
 
 func (x *EndFlowsResponse) GetFlows() uint64 {
@@ -9236,7 +9335,7 @@ type WhoRequest struct {
 
 func (x *WhoRequest) Reset() {
 	*x = WhoRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[129]
+	mi := &file_isthmus_v1_services_proto_msgTypes[131]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9248,7 +9347,7 @@ func (x *WhoRequest) String() string {
 func (*WhoRequest) ProtoMessage() {}
 
 func (x *WhoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[129]
+	mi := &file_isthmus_v1_services_proto_msgTypes[131]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9261,7 +9360,7 @@ func (x *WhoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoRequest.ProtoReflect.Descriptor instead.
 func (*WhoRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{129}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{131}
 }
 
 func (x *WhoRequest) GetAddress() string {
@@ -9330,7 +9429,7 @@ type WhoResponse struct {
 
 func (x *WhoResponse) Reset() {
 	*x = WhoResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[130]
+	mi := &file_isthmus_v1_services_proto_msgTypes[132]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9342,7 +9441,7 @@ func (x *WhoResponse) String() string {
 func (*WhoResponse) ProtoMessage() {}
 
 func (x *WhoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[130]
+	mi := &file_isthmus_v1_services_proto_msgTypes[132]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9355,7 +9454,7 @@ func (x *WhoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoResponse.ProtoReflect.Descriptor instead.
 func (*WhoResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{130}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{132}
 }
 
 func (x *WhoResponse) GetFlows() []*TranslatedFlow {
@@ -9418,7 +9517,7 @@ type TranslatedFlow struct {
 
 func (x *TranslatedFlow) Reset() {
 	*x = TranslatedFlow{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[131]
+	mi := &file_isthmus_v1_services_proto_msgTypes[133]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9430,7 +9529,7 @@ func (x *TranslatedFlow) String() string {
 func (*TranslatedFlow) ProtoMessage() {}
 
 func (x *TranslatedFlow) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[131]
+	mi := &file_isthmus_v1_services_proto_msgTypes[133]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9443,7 +9542,7 @@ func (x *TranslatedFlow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TranslatedFlow.ProtoReflect.Descriptor instead.
 func (*TranslatedFlow) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{131}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{133}
 }
 
 func (x *TranslatedFlow) GetStart() *timestamppb.Timestamp {
@@ -9550,7 +9649,7 @@ type EventFilter struct {
 
 func (x *EventFilter) Reset() {
 	*x = EventFilter{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[132]
+	mi := &file_isthmus_v1_services_proto_msgTypes[134]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9562,7 +9661,7 @@ func (x *EventFilter) String() string {
 func (*EventFilter) ProtoMessage() {}
 
 func (x *EventFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[132]
+	mi := &file_isthmus_v1_services_proto_msgTypes[134]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9575,7 +9674,7 @@ func (x *EventFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventFilter.ProtoReflect.Descriptor instead.
 func (*EventFilter) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{132}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{134}
 }
 
 func (x *EventFilter) GetSince() *timestamppb.Timestamp {
@@ -9625,7 +9724,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[133]
+	mi := &file_isthmus_v1_services_proto_msgTypes[135]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9637,7 +9736,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[133]
+	mi := &file_isthmus_v1_services_proto_msgTypes[135]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9650,7 +9749,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{133}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{135}
 }
 
 func (x *ListEventsRequest) GetPageSize() uint32 {
@@ -9685,7 +9784,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[134]
+	mi := &file_isthmus_v1_services_proto_msgTypes[136]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9697,7 +9796,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[134]
+	mi := &file_isthmus_v1_services_proto_msgTypes[136]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9710,7 +9809,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{134}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{136}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -9740,7 +9839,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[135]
+	mi := &file_isthmus_v1_services_proto_msgTypes[137]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9752,7 +9851,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[135]
+	mi := &file_isthmus_v1_services_proto_msgTypes[137]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9765,7 +9864,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{135}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{137}
 }
 
 func (x *WatchEventsRequest) GetResumeToken() string {
@@ -9798,7 +9897,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[136]
+	mi := &file_isthmus_v1_services_proto_msgTypes[138]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9810,7 +9909,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[136]
+	mi := &file_isthmus_v1_services_proto_msgTypes[138]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9823,7 +9922,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{136}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{138}
 }
 
 func (x *WatchEventsResponse) GetType() EventType {
@@ -9882,7 +9981,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[137]
+	mi := &file_isthmus_v1_services_proto_msgTypes[139]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9894,7 +9993,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[137]
+	mi := &file_isthmus_v1_services_proto_msgTypes[139]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9907,7 +10006,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{137}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{139}
 }
 
 func (x *Event) GetSequence() uint64 {
@@ -10508,7 +10607,12 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\x0eRebootResponse\"\x11\n" +
 	"\x0fPowerOffRequest\"\x12\n" +
 	"\x10PowerOffResponse\"\x12\n" +
-	"\x10GetStatusRequest\"\xf6\x03\n" +
+	"\x10GetStatusRequest\"7\n" +
+	"\x12WatchStatusRequest\x12!\n" +
+	"\fresume_token\x18\x01 \x01(\tR\vresumeToken\"j\n" +
+	"\x13WatchStatusResponse\x120\n" +
+	"\x06status\x18\x01 \x01(\v2\x18.isthmus.v1.SystemStatusR\x06status\x12!\n" +
+	"\fresume_token\x18\x02 \x01(\tR\vresumeToken\"\xf6\x03\n" +
 	"\fSystemStatus\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x124\n" +
@@ -10829,9 +10933,10 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\vNameService\x12N\n" +
 	"\tListNames\x12\x1c.isthmus.v1.ListNamesRequest\x1a\x1d.isthmus.v1.ListNamesResponse\"\x04\xd0\xd3\x18\x01\x12J\n" +
 	"\n" +
-	"WatchNames\x12\x1d.isthmus.v1.WatchNamesRequest\x1a\x15.isthmus.v1.NameEvent\"\x04\xd0\xd3\x18\x010\x012\xfb\x04\n" +
+	"WatchNames\x12\x1d.isthmus.v1.WatchNamesRequest\x1a\x15.isthmus.v1.NameEvent\"\x04\xd0\xd3\x18\x010\x012\xd3\x05\n" +
 	"\rSystemService\x12I\n" +
-	"\tGetStatus\x12\x1c.isthmus.v1.GetStatusRequest\x1a\x18.isthmus.v1.SystemStatus\"\x04\xd0\xd3\x18\x01\x12F\n" +
+	"\tGetStatus\x12\x1c.isthmus.v1.GetStatusRequest\x1a\x18.isthmus.v1.SystemStatus\"\x04\xd0\xd3\x18\x01\x12V\n" +
+	"\vWatchStatus\x12\x1e.isthmus.v1.WatchStatusRequest\x1a\x1f.isthmus.v1.WatchStatusResponse\"\x04\xd0\xd3\x18\x010\x01\x12F\n" +
 	"\n" +
 	"GetMachine\x12\x1d.isthmus.v1.GetMachineRequest\x1a\x13.isthmus.v1.Machine\"\x04\xd0\xd3\x18\x01\x12N\n" +
 	"\aUpgrade\x12\x1a.isthmus.v1.UpgradeRequest\x1a\x1b.isthmus.v1.UpgradeResponse\"\b\xd0\xd3\x18\x03\xd8\xd3\x18\x01(\x01\x12[\n" +
@@ -10875,7 +10980,7 @@ func file_isthmus_v1_services_proto_rawDescGZIP() []byte {
 }
 
 var file_isthmus_v1_services_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 138)
+var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 140)
 var file_isthmus_v1_services_proto_goTypes = []any{
 	(PathView)(0),                   // 0: isthmus.v1.PathView
 	(Change_Action)(0),              // 1: isthmus.v1.Change.Action
@@ -10973,309 +11078,314 @@ var file_isthmus_v1_services_proto_goTypes = []any{
 	(*PowerOffRequest)(nil),         // 93: isthmus.v1.PowerOffRequest
 	(*PowerOffResponse)(nil),        // 94: isthmus.v1.PowerOffResponse
 	(*GetStatusRequest)(nil),        // 95: isthmus.v1.GetStatusRequest
-	(*SystemStatus)(nil),            // 96: isthmus.v1.SystemStatus
-	(*Summary)(nil),                 // 97: isthmus.v1.Summary
-	(*PlatformStatus)(nil),          // 98: isthmus.v1.PlatformStatus
-	(*PlatformInterface)(nil),       // 99: isthmus.v1.PlatformInterface
-	(*Counters)(nil),                // 100: isthmus.v1.Counters
-	(*SetSecretRequest)(nil),        // 101: isthmus.v1.SetSecretRequest
-	(*RollbackSecretRequest)(nil),   // 102: isthmus.v1.RollbackSecretRequest
-	(*ListSecretsRequest)(nil),      // 103: isthmus.v1.ListSecretsRequest
-	(*ListSecretsResponse)(nil),     // 104: isthmus.v1.ListSecretsResponse
-	(*SecretInfo)(nil),              // 105: isthmus.v1.SecretInfo
-	(*DeleteSecretRequest)(nil),     // 106: isthmus.v1.DeleteSecretRequest
-	(*DeleteSecretResponse)(nil),    // 107: isthmus.v1.DeleteSecretResponse
-	(*ListAuditRequest)(nil),        // 108: isthmus.v1.ListAuditRequest
-	(*ListAuditResponse)(nil),       // 109: isthmus.v1.ListAuditResponse
-	(*AuditEntry)(nil),              // 110: isthmus.v1.AuditEntry
-	(*RenewAuthorityRequest)(nil),   // 111: isthmus.v1.RenewAuthorityRequest
-	(*RenewAuthorityResponse)(nil),  // 112: isthmus.v1.RenewAuthorityResponse
-	(*IssueClientRequest)(nil),      // 113: isthmus.v1.IssueClientRequest
-	(*IssueClientResponse)(nil),     // 114: isthmus.v1.IssueClientResponse
-	(*RenewClientRequest)(nil),      // 115: isthmus.v1.RenewClientRequest
-	(*RenewClientResponse)(nil),     // 116: isthmus.v1.RenewClientResponse
-	(*ListClientsRequest)(nil),      // 117: isthmus.v1.ListClientsRequest
-	(*ListClientsResponse)(nil),     // 118: isthmus.v1.ListClientsResponse
-	(*Client)(nil),                  // 119: isthmus.v1.Client
-	(*RevokeClientRequest)(nil),     // 120: isthmus.v1.RevokeClientRequest
-	(*RevokeClientResponse)(nil),    // 121: isthmus.v1.RevokeClientResponse
-	(*ListPortsRequest)(nil),        // 122: isthmus.v1.ListPortsRequest
-	(*ListPortsResponse)(nil),       // 123: isthmus.v1.ListPortsResponse
-	(*WatchPortsRequest)(nil),       // 124: isthmus.v1.WatchPortsRequest
-	(*PortEvent)(nil),               // 125: isthmus.v1.PortEvent
-	(*PortUse)(nil),                 // 126: isthmus.v1.PortUse
-	(*AddressUse)(nil),              // 127: isthmus.v1.AddressUse
-	(*ConnectionTable)(nil),         // 128: isthmus.v1.ConnectionTable
-	(*EndFlowsRequest)(nil),         // 129: isthmus.v1.EndFlowsRequest
-	(*EndFlowsResponse)(nil),        // 130: isthmus.v1.EndFlowsResponse
-	(*WhoRequest)(nil),              // 131: isthmus.v1.WhoRequest
-	(*WhoResponse)(nil),             // 132: isthmus.v1.WhoResponse
-	(*TranslatedFlow)(nil),          // 133: isthmus.v1.TranslatedFlow
-	(*EventFilter)(nil),             // 134: isthmus.v1.EventFilter
-	(*ListEventsRequest)(nil),       // 135: isthmus.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),      // 136: isthmus.v1.ListEventsResponse
-	(*WatchEventsRequest)(nil),      // 137: isthmus.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),     // 138: isthmus.v1.WatchEventsResponse
-	(*Event)(nil),                   // 139: isthmus.v1.Event
-	(*Spec)(nil),                    // 140: isthmus.v1.Spec
-	(*Problem)(nil),                 // 141: isthmus.v1.Problem
-	(*durationpb.Duration)(nil),     // 142: google.protobuf.Duration
-	(*EgressPolicy)(nil),            // 143: isthmus.v1.EgressPolicy
-	(*timestamppb.Timestamp)(nil),   // 144: google.protobuf.Timestamp
-	(*Condition)(nil),               // 145: isthmus.v1.Condition
-	(EventType)(0),                  // 146: isthmus.v1.EventType
-	(*Inside)(nil),                  // 147: isthmus.v1.Inside
+	(*WatchStatusRequest)(nil),      // 96: isthmus.v1.WatchStatusRequest
+	(*WatchStatusResponse)(nil),     // 97: isthmus.v1.WatchStatusResponse
+	(*SystemStatus)(nil),            // 98: isthmus.v1.SystemStatus
+	(*Summary)(nil),                 // 99: isthmus.v1.Summary
+	(*PlatformStatus)(nil),          // 100: isthmus.v1.PlatformStatus
+	(*PlatformInterface)(nil),       // 101: isthmus.v1.PlatformInterface
+	(*Counters)(nil),                // 102: isthmus.v1.Counters
+	(*SetSecretRequest)(nil),        // 103: isthmus.v1.SetSecretRequest
+	(*RollbackSecretRequest)(nil),   // 104: isthmus.v1.RollbackSecretRequest
+	(*ListSecretsRequest)(nil),      // 105: isthmus.v1.ListSecretsRequest
+	(*ListSecretsResponse)(nil),     // 106: isthmus.v1.ListSecretsResponse
+	(*SecretInfo)(nil),              // 107: isthmus.v1.SecretInfo
+	(*DeleteSecretRequest)(nil),     // 108: isthmus.v1.DeleteSecretRequest
+	(*DeleteSecretResponse)(nil),    // 109: isthmus.v1.DeleteSecretResponse
+	(*ListAuditRequest)(nil),        // 110: isthmus.v1.ListAuditRequest
+	(*ListAuditResponse)(nil),       // 111: isthmus.v1.ListAuditResponse
+	(*AuditEntry)(nil),              // 112: isthmus.v1.AuditEntry
+	(*RenewAuthorityRequest)(nil),   // 113: isthmus.v1.RenewAuthorityRequest
+	(*RenewAuthorityResponse)(nil),  // 114: isthmus.v1.RenewAuthorityResponse
+	(*IssueClientRequest)(nil),      // 115: isthmus.v1.IssueClientRequest
+	(*IssueClientResponse)(nil),     // 116: isthmus.v1.IssueClientResponse
+	(*RenewClientRequest)(nil),      // 117: isthmus.v1.RenewClientRequest
+	(*RenewClientResponse)(nil),     // 118: isthmus.v1.RenewClientResponse
+	(*ListClientsRequest)(nil),      // 119: isthmus.v1.ListClientsRequest
+	(*ListClientsResponse)(nil),     // 120: isthmus.v1.ListClientsResponse
+	(*Client)(nil),                  // 121: isthmus.v1.Client
+	(*RevokeClientRequest)(nil),     // 122: isthmus.v1.RevokeClientRequest
+	(*RevokeClientResponse)(nil),    // 123: isthmus.v1.RevokeClientResponse
+	(*ListPortsRequest)(nil),        // 124: isthmus.v1.ListPortsRequest
+	(*ListPortsResponse)(nil),       // 125: isthmus.v1.ListPortsResponse
+	(*WatchPortsRequest)(nil),       // 126: isthmus.v1.WatchPortsRequest
+	(*PortEvent)(nil),               // 127: isthmus.v1.PortEvent
+	(*PortUse)(nil),                 // 128: isthmus.v1.PortUse
+	(*AddressUse)(nil),              // 129: isthmus.v1.AddressUse
+	(*ConnectionTable)(nil),         // 130: isthmus.v1.ConnectionTable
+	(*EndFlowsRequest)(nil),         // 131: isthmus.v1.EndFlowsRequest
+	(*EndFlowsResponse)(nil),        // 132: isthmus.v1.EndFlowsResponse
+	(*WhoRequest)(nil),              // 133: isthmus.v1.WhoRequest
+	(*WhoResponse)(nil),             // 134: isthmus.v1.WhoResponse
+	(*TranslatedFlow)(nil),          // 135: isthmus.v1.TranslatedFlow
+	(*EventFilter)(nil),             // 136: isthmus.v1.EventFilter
+	(*ListEventsRequest)(nil),       // 137: isthmus.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),      // 138: isthmus.v1.ListEventsResponse
+	(*WatchEventsRequest)(nil),      // 139: isthmus.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),     // 140: isthmus.v1.WatchEventsResponse
+	(*Event)(nil),                   // 141: isthmus.v1.Event
+	(*Spec)(nil),                    // 142: isthmus.v1.Spec
+	(*Problem)(nil),                 // 143: isthmus.v1.Problem
+	(*durationpb.Duration)(nil),     // 144: google.protobuf.Duration
+	(*EgressPolicy)(nil),            // 145: isthmus.v1.EgressPolicy
+	(*timestamppb.Timestamp)(nil),   // 146: google.protobuf.Timestamp
+	(*Condition)(nil),               // 147: isthmus.v1.Condition
+	(EventType)(0),                  // 148: isthmus.v1.EventType
+	(*Inside)(nil),                  // 149: isthmus.v1.Inside
 }
 var file_isthmus_v1_services_proto_depIdxs = []int32{
-	140, // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
-	141, // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
+	142, // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
+	143, // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
 	2,   // 2: isthmus.v1.ValidateRequest.source:type_name -> isthmus.v1.Source
-	141, // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
-	141, // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
+	143, // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
+	143, // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
 	2,   // 5: isthmus.v1.PlanRequest.source:type_name -> isthmus.v1.Source
 	1,   // 6: isthmus.v1.Change.action:type_name -> isthmus.v1.Change.Action
 	7,   // 7: isthmus.v1.PlanResponse.changes:type_name -> isthmus.v1.Change
-	141, // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
+	143, // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
 	2,   // 9: isthmus.v1.ApplyRequest.source:type_name -> isthmus.v1.Source
-	142, // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
+	144, // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
 	7,   // 11: isthmus.v1.ApplyResponse.changes:type_name -> isthmus.v1.Change
-	141, // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
-	142, // 13: isthmus.v1.ApplyResponse.goes_back_in:type_name -> google.protobuf.Duration
-	143, // 14: isthmus.v1.EditPoliciesRequest.set:type_name -> isthmus.v1.EgressPolicy
-	142, // 15: isthmus.v1.EditPoliciesRequest.confirm_within:type_name -> google.protobuf.Duration
-	142, // 16: isthmus.v1.SetDisabledRequest.confirm_within:type_name -> google.protobuf.Duration
-	140, // 17: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
+	143, // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
+	144, // 13: isthmus.v1.ApplyResponse.goes_back_in:type_name -> google.protobuf.Duration
+	145, // 14: isthmus.v1.EditPoliciesRequest.set:type_name -> isthmus.v1.EgressPolicy
+	144, // 15: isthmus.v1.EditPoliciesRequest.confirm_within:type_name -> google.protobuf.Duration
+	144, // 16: isthmus.v1.SetDisabledRequest.confirm_within:type_name -> google.protobuf.Duration
+	142, // 17: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
 	20,  // 18: isthmus.v1.ListHistoryResponse.revisions:type_name -> isthmus.v1.Revision
-	144, // 19: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
-	142, // 20: isthmus.v1.RollbackRequest.confirm_within:type_name -> google.protobuf.Duration
-	142, // 21: isthmus.v1.WaitAppliedRequest.max_wait:type_name -> google.protobuf.Duration
-	145, // 22: isthmus.v1.WaitAppliedResponse.conditions:type_name -> isthmus.v1.Condition
+	146, // 19: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
+	144, // 20: isthmus.v1.RollbackRequest.confirm_within:type_name -> google.protobuf.Duration
+	144, // 21: isthmus.v1.WaitAppliedRequest.max_wait:type_name -> google.protobuf.Duration
+	147, // 22: isthmus.v1.WaitAppliedResponse.conditions:type_name -> isthmus.v1.Condition
 	31,  // 23: isthmus.v1.ListTunnelsResponse.tunnels:type_name -> isthmus.v1.TunnelStatus
 	34,  // 24: isthmus.v1.ListTunnelsResponse.strays:type_name -> isthmus.v1.StrayTunnel
-	146, // 25: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
+	148, // 25: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
 	31,  // 26: isthmus.v1.TunnelEvent.tunnel:type_name -> isthmus.v1.TunnelStatus
-	144, // 27: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
-	147, // 28: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
-	144, // 29: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
-	144, // 30: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
-	144, // 31: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
-	145, // 32: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
+	146, // 27: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
+	149, // 28: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
+	146, // 29: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
+	146, // 30: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
+	146, // 31: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
+	147, // 32: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
 	33,  // 33: isthmus.v1.TunnelStatus.explanation:type_name -> isthmus.v1.Explanation
-	144, // 34: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
-	144, // 35: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
-	144, // 36: isthmus.v1.TunnelStatus.last_error_since:type_name -> google.protobuf.Timestamp
-	144, // 37: isthmus.v1.TunnelStatus.data_received:type_name -> google.protobuf.Timestamp
+	146, // 34: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
+	146, // 35: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
+	146, // 36: isthmus.v1.TunnelStatus.last_error_since:type_name -> google.protobuf.Timestamp
+	146, // 37: isthmus.v1.TunnelStatus.data_received:type_name -> google.protobuf.Timestamp
 	32,  // 38: isthmus.v1.TunnelStatus.wireguard:type_name -> isthmus.v1.WireGuardStatus
-	144, // 39: isthmus.v1.WireGuardStatus.last_handshake:type_name -> google.protobuf.Timestamp
-	142, // 40: isthmus.v1.WireGuardStatus.keepalive:type_name -> google.protobuf.Duration
-	144, // 41: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
-	144, // 42: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
-	144, // 43: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
+	146, // 39: isthmus.v1.WireGuardStatus.last_handshake:type_name -> google.protobuf.Timestamp
+	144, // 40: isthmus.v1.WireGuardStatus.keepalive:type_name -> google.protobuf.Duration
+	146, // 41: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
+	146, // 42: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
+	146, // 43: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
 	42,  // 44: isthmus.v1.ListPeersResponse.peers:type_name -> isthmus.v1.PeerStatus
-	146, // 45: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
+	148, // 45: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
 	42,  // 46: isthmus.v1.PeerEvent.peer:type_name -> isthmus.v1.PeerStatus
-	144, // 47: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
-	142, // 48: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
-	145, // 49: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
-	144, // 50: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
+	146, // 47: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
+	144, // 48: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
+	147, // 49: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
+	146, // 50: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
 	43,  // 51: isthmus.v1.PeerStatus.filter:type_name -> isthmus.v1.PeerFilter
-	144, // 52: isthmus.v1.PeerStatus.last_error_time:type_name -> google.protobuf.Timestamp
+	146, // 52: isthmus.v1.PeerStatus.last_error_time:type_name -> google.protobuf.Timestamp
 	44,  // 53: isthmus.v1.PeerFilter.discarded:type_name -> isthmus.v1.DiscardedAttribute
 	49,  // 54: isthmus.v1.ListRoutesResponse.routes:type_name -> isthmus.v1.Route
-	146, // 55: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
+	148, // 55: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
 	49,  // 56: isthmus.v1.RouteEvent.route:type_name -> isthmus.v1.Route
 	50,  // 57: isthmus.v1.Route.next_hops:type_name -> isthmus.v1.NextHop
-	144, // 58: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
-	145, // 59: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
+	146, // 58: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
+	147, // 59: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
 	0,   // 60: isthmus.v1.ListPathsRequest.view:type_name -> isthmus.v1.PathView
 	49,  // 61: isthmus.v1.ListPathsResponse.route:type_name -> isthmus.v1.Route
 	53,  // 62: isthmus.v1.ListPathsResponse.paths:type_name -> isthmus.v1.Path
-	144, // 63: isthmus.v1.Path.since:type_name -> google.protobuf.Timestamp
+	146, // 63: isthmus.v1.Path.since:type_name -> google.protobuf.Timestamp
 	64,  // 64: isthmus.v1.ListPoliciesResponse.policies:type_name -> isthmus.v1.PolicyStatus
 	56,  // 65: isthmus.v1.ListPoliciesResponse.drops:type_name -> isthmus.v1.Drop
-	146, // 66: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
+	148, // 66: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
 	64,  // 67: isthmus.v1.PolicyEvent.policy:type_name -> isthmus.v1.PolicyStatus
 	61,  // 68: isthmus.v1.ProveEgressResponse.proof:type_name -> isthmus.v1.EgressProof
-	144, // 69: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
+	146, // 69: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
 	62,  // 70: isthmus.v1.EgressProof.states:type_name -> isthmus.v1.EgressProofState
 	63,  // 71: isthmus.v1.EgressProof.canaries:type_name -> isthmus.v1.CanaryResult
 	70,  // 72: isthmus.v1.ListPoolsResponse.pools:type_name -> isthmus.v1.PoolStatus
-	146, // 73: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
+	148, // 73: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
 	70,  // 74: isthmus.v1.PoolEvent.pool:type_name -> isthmus.v1.PoolStatus
 	71,  // 75: isthmus.v1.PoolStatus.members:type_name -> isthmus.v1.PoolMember
-	144, // 76: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
+	146, // 76: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
 	72,  // 77: isthmus.v1.PoolMember.targets:type_name -> isthmus.v1.ProbeTarget
-	144, // 78: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
-	144, // 79: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
+	146, // 78: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
+	146, // 79: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
 	77,  // 80: isthmus.v1.ListNamesResponse.names:type_name -> isthmus.v1.NameStatus
-	146, // 81: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
+	148, // 81: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
 	77,  // 82: isthmus.v1.NameEvent.name:type_name -> isthmus.v1.NameStatus
-	144, // 83: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
-	144, // 84: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
+	146, // 83: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
+	146, // 84: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
 	78,  // 85: isthmus.v1.NameStatus.gone:type_name -> isthmus.v1.GoneAddress
-	144, // 86: isthmus.v1.NameStatus.differs:type_name -> google.protobuf.Timestamp
-	144, // 87: isthmus.v1.GoneAddress.since:type_name -> google.protobuf.Timestamp
+	146, // 86: isthmus.v1.NameStatus.differs:type_name -> google.protobuf.Timestamp
+	146, // 87: isthmus.v1.GoneAddress.since:type_name -> google.protobuf.Timestamp
 	85,  // 88: isthmus.v1.Machine.slots:type_name -> isthmus.v1.Slot
-	144, // 89: isthmus.v1.Slot.deadline:type_name -> google.protobuf.Timestamp
+	146, // 89: isthmus.v1.Slot.deadline:type_name -> google.protobuf.Timestamp
 	87,  // 90: isthmus.v1.UpgradeRequest.header:type_name -> isthmus.v1.UpgradeHeader
-	144, // 91: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
-	144, // 92: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
-	145, // 93: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
-	100, // 94: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
-	98,  // 95: isthmus.v1.SystemStatus.platform:type_name -> isthmus.v1.PlatformStatus
-	97,  // 96: isthmus.v1.SystemStatus.summary:type_name -> isthmus.v1.Summary
-	126, // 97: isthmus.v1.Summary.ports:type_name -> isthmus.v1.PortUse
-	99,  // 98: isthmus.v1.PlatformStatus.interfaces:type_name -> isthmus.v1.PlatformInterface
-	144, // 99: isthmus.v1.PlatformStatus.read:type_name -> google.protobuf.Timestamp
-	105, // 100: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
-	144, // 101: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
-	144, // 102: isthmus.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
-	144, // 103: isthmus.v1.ListAuditRequest.until:type_name -> google.protobuf.Timestamp
-	110, // 104: isthmus.v1.ListAuditResponse.entries:type_name -> isthmus.v1.AuditEntry
-	144, // 105: isthmus.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
-	144, // 106: isthmus.v1.RenewAuthorityResponse.former_until:type_name -> google.protobuf.Timestamp
-	142, // 107: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
-	119, // 108: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
-	119, // 109: isthmus.v1.RenewClientResponse.client:type_name -> isthmus.v1.Client
-	119, // 110: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
-	144, // 111: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
-	144, // 112: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
-	126, // 113: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
-	127, // 114: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
-	128, // 115: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
-	144, // 116: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
-	146, // 117: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
-	126, // 118: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
-	142, // 119: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
-	144, // 120: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
-	142, // 121: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
-	133, // 122: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
-	144, // 123: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
-	144, // 124: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
-	144, // 125: isthmus.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
-	144, // 126: isthmus.v1.EventFilter.until:type_name -> google.protobuf.Timestamp
-	134, // 127: isthmus.v1.ListEventsRequest.filter:type_name -> isthmus.v1.EventFilter
-	139, // 128: isthmus.v1.ListEventsResponse.events:type_name -> isthmus.v1.Event
-	134, // 129: isthmus.v1.WatchEventsRequest.filter:type_name -> isthmus.v1.EventFilter
-	146, // 130: isthmus.v1.WatchEventsResponse.type:type_name -> isthmus.v1.EventType
-	139, // 131: isthmus.v1.WatchEventsResponse.event:type_name -> isthmus.v1.Event
-	144, // 132: isthmus.v1.Event.time:type_name -> google.protobuf.Timestamp
-	142, // 133: isthmus.v1.Event.lasted:type_name -> google.protobuf.Duration
-	4,   // 134: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
-	6,   // 135: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
-	9,   // 136: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
-	11,  // 137: isthmus.v1.SpecService.EditPolicies:input_type -> isthmus.v1.EditPoliciesRequest
-	12,  // 138: isthmus.v1.SpecService.SetDisabled:input_type -> isthmus.v1.SetDisabledRequest
-	13,  // 139: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
-	15,  // 140: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
-	16,  // 141: isthmus.v1.SpecService.GetEffectiveSpec:input_type -> isthmus.v1.GetEffectiveSpecRequest
-	18,  // 142: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
-	21,  // 143: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
-	22,  // 144: isthmus.v1.SpecService.WaitApplied:input_type -> isthmus.v1.WaitAppliedRequest
-	24,  // 145: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
-	26,  // 146: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
-	27,  // 147: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
-	28,  // 148: isthmus.v1.TunnelService.ResetTunnel:input_type -> isthmus.v1.ResetTunnelRequest
-	35,  // 149: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
-	37,  // 150: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
-	38,  // 151: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
-	40,  // 152: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
-	45,  // 153: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
-	47,  // 154: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
-	51,  // 155: isthmus.v1.RouteService.ListPaths:input_type -> isthmus.v1.ListPathsRequest
-	54,  // 156: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
-	57,  // 157: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
-	59,  // 158: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
-	131, // 159: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
-	129, // 160: isthmus.v1.NATService.EndFlows:input_type -> isthmus.v1.EndFlowsRequest
-	65,  // 161: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
-	67,  // 162: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
-	68,  // 163: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
-	73,  // 164: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
-	75,  // 165: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
-	95,  // 166: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
-	83,  // 167: isthmus.v1.SystemService.GetMachine:input_type -> isthmus.v1.GetMachineRequest
-	86,  // 168: isthmus.v1.SystemService.Upgrade:input_type -> isthmus.v1.UpgradeRequest
-	89,  // 169: isthmus.v1.SystemService.RollbackSlot:input_type -> isthmus.v1.RollbackSlotRequest
-	91,  // 170: isthmus.v1.SystemService.Reboot:input_type -> isthmus.v1.RebootRequest
-	93,  // 171: isthmus.v1.SystemService.PowerOff:input_type -> isthmus.v1.PowerOffRequest
-	79,  // 172: isthmus.v1.SystemService.Seal:input_type -> isthmus.v1.SealRequest
-	81,  // 173: isthmus.v1.SystemService.Unseal:input_type -> isthmus.v1.UnsealRequest
-	101, // 174: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
-	101, // 175: isthmus.v1.SecretService.AddSecret:input_type -> isthmus.v1.SetSecretRequest
-	102, // 176: isthmus.v1.SecretService.RollbackSecret:input_type -> isthmus.v1.RollbackSecretRequest
-	103, // 177: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
-	106, // 178: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
-	113, // 179: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
-	117, // 180: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
-	120, // 181: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
-	115, // 182: isthmus.v1.AccessService.RenewClient:input_type -> isthmus.v1.RenewClientRequest
-	111, // 183: isthmus.v1.AccessService.RenewAuthority:input_type -> isthmus.v1.RenewAuthorityRequest
-	108, // 184: isthmus.v1.AccessService.ListAudit:input_type -> isthmus.v1.ListAuditRequest
-	122, // 185: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
-	124, // 186: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
-	135, // 187: isthmus.v1.EventService.ListEvents:input_type -> isthmus.v1.ListEventsRequest
-	137, // 188: isthmus.v1.EventService.WatchEvents:input_type -> isthmus.v1.WatchEventsRequest
-	5,   // 189: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
-	8,   // 190: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
-	10,  // 191: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
-	10,  // 192: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
-	10,  // 193: isthmus.v1.SpecService.SetDisabled:output_type -> isthmus.v1.ApplyResponse
-	14,  // 194: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
-	17,  // 195: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
-	17,  // 196: isthmus.v1.SpecService.GetEffectiveSpec:output_type -> isthmus.v1.GetSpecResponse
-	19,  // 197: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
-	10,  // 198: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
-	23,  // 199: isthmus.v1.SpecService.WaitApplied:output_type -> isthmus.v1.WaitAppliedResponse
-	25,  // 200: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
-	31,  // 201: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
-	30,  // 202: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
-	29,  // 203: isthmus.v1.TunnelService.ResetTunnel:output_type -> isthmus.v1.ResetTunnelResponse
-	36,  // 204: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
-	42,  // 205: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
-	39,  // 206: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
-	41,  // 207: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
-	46,  // 208: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
-	48,  // 209: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
-	52,  // 210: isthmus.v1.RouteService.ListPaths:output_type -> isthmus.v1.ListPathsResponse
-	55,  // 211: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
-	58,  // 212: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
-	60,  // 213: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
-	132, // 214: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
-	130, // 215: isthmus.v1.NATService.EndFlows:output_type -> isthmus.v1.EndFlowsResponse
-	66,  // 216: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
-	70,  // 217: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
-	69,  // 218: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
-	74,  // 219: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
-	76,  // 220: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
-	96,  // 221: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
-	84,  // 222: isthmus.v1.SystemService.GetMachine:output_type -> isthmus.v1.Machine
-	88,  // 223: isthmus.v1.SystemService.Upgrade:output_type -> isthmus.v1.UpgradeResponse
-	90,  // 224: isthmus.v1.SystemService.RollbackSlot:output_type -> isthmus.v1.RollbackSlotResponse
-	92,  // 225: isthmus.v1.SystemService.Reboot:output_type -> isthmus.v1.RebootResponse
-	94,  // 226: isthmus.v1.SystemService.PowerOff:output_type -> isthmus.v1.PowerOffResponse
-	80,  // 227: isthmus.v1.SystemService.Seal:output_type -> isthmus.v1.SealResponse
-	82,  // 228: isthmus.v1.SystemService.Unseal:output_type -> isthmus.v1.UnsealResponse
-	105, // 229: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
-	105, // 230: isthmus.v1.SecretService.AddSecret:output_type -> isthmus.v1.SecretInfo
-	105, // 231: isthmus.v1.SecretService.RollbackSecret:output_type -> isthmus.v1.SecretInfo
-	104, // 232: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
-	107, // 233: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
-	114, // 234: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
-	118, // 235: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
-	121, // 236: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
-	116, // 237: isthmus.v1.AccessService.RenewClient:output_type -> isthmus.v1.RenewClientResponse
-	112, // 238: isthmus.v1.AccessService.RenewAuthority:output_type -> isthmus.v1.RenewAuthorityResponse
-	109, // 239: isthmus.v1.AccessService.ListAudit:output_type -> isthmus.v1.ListAuditResponse
-	123, // 240: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
-	125, // 241: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
-	136, // 242: isthmus.v1.EventService.ListEvents:output_type -> isthmus.v1.ListEventsResponse
-	138, // 243: isthmus.v1.EventService.WatchEvents:output_type -> isthmus.v1.WatchEventsResponse
-	189, // [189:244] is the sub-list for method output_type
-	134, // [134:189] is the sub-list for method input_type
-	134, // [134:134] is the sub-list for extension type_name
-	134, // [134:134] is the sub-list for extension extendee
-	0,   // [0:134] is the sub-list for field type_name
+	98,  // 91: isthmus.v1.WatchStatusResponse.status:type_name -> isthmus.v1.SystemStatus
+	146, // 92: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
+	146, // 93: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
+	147, // 94: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
+	102, // 95: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
+	100, // 96: isthmus.v1.SystemStatus.platform:type_name -> isthmus.v1.PlatformStatus
+	99,  // 97: isthmus.v1.SystemStatus.summary:type_name -> isthmus.v1.Summary
+	128, // 98: isthmus.v1.Summary.ports:type_name -> isthmus.v1.PortUse
+	101, // 99: isthmus.v1.PlatformStatus.interfaces:type_name -> isthmus.v1.PlatformInterface
+	146, // 100: isthmus.v1.PlatformStatus.read:type_name -> google.protobuf.Timestamp
+	107, // 101: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
+	146, // 102: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
+	146, // 103: isthmus.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
+	146, // 104: isthmus.v1.ListAuditRequest.until:type_name -> google.protobuf.Timestamp
+	112, // 105: isthmus.v1.ListAuditResponse.entries:type_name -> isthmus.v1.AuditEntry
+	146, // 106: isthmus.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
+	146, // 107: isthmus.v1.RenewAuthorityResponse.former_until:type_name -> google.protobuf.Timestamp
+	144, // 108: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
+	121, // 109: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
+	121, // 110: isthmus.v1.RenewClientResponse.client:type_name -> isthmus.v1.Client
+	121, // 111: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
+	146, // 112: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
+	146, // 113: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
+	128, // 114: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
+	129, // 115: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
+	130, // 116: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
+	146, // 117: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
+	148, // 118: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
+	128, // 119: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
+	144, // 120: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
+	146, // 121: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
+	144, // 122: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
+	135, // 123: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
+	146, // 124: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
+	146, // 125: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
+	146, // 126: isthmus.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
+	146, // 127: isthmus.v1.EventFilter.until:type_name -> google.protobuf.Timestamp
+	136, // 128: isthmus.v1.ListEventsRequest.filter:type_name -> isthmus.v1.EventFilter
+	141, // 129: isthmus.v1.ListEventsResponse.events:type_name -> isthmus.v1.Event
+	136, // 130: isthmus.v1.WatchEventsRequest.filter:type_name -> isthmus.v1.EventFilter
+	148, // 131: isthmus.v1.WatchEventsResponse.type:type_name -> isthmus.v1.EventType
+	141, // 132: isthmus.v1.WatchEventsResponse.event:type_name -> isthmus.v1.Event
+	146, // 133: isthmus.v1.Event.time:type_name -> google.protobuf.Timestamp
+	144, // 134: isthmus.v1.Event.lasted:type_name -> google.protobuf.Duration
+	4,   // 135: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
+	6,   // 136: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
+	9,   // 137: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
+	11,  // 138: isthmus.v1.SpecService.EditPolicies:input_type -> isthmus.v1.EditPoliciesRequest
+	12,  // 139: isthmus.v1.SpecService.SetDisabled:input_type -> isthmus.v1.SetDisabledRequest
+	13,  // 140: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
+	15,  // 141: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
+	16,  // 142: isthmus.v1.SpecService.GetEffectiveSpec:input_type -> isthmus.v1.GetEffectiveSpecRequest
+	18,  // 143: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
+	21,  // 144: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
+	22,  // 145: isthmus.v1.SpecService.WaitApplied:input_type -> isthmus.v1.WaitAppliedRequest
+	24,  // 146: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
+	26,  // 147: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
+	27,  // 148: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
+	28,  // 149: isthmus.v1.TunnelService.ResetTunnel:input_type -> isthmus.v1.ResetTunnelRequest
+	35,  // 150: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
+	37,  // 151: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
+	38,  // 152: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
+	40,  // 153: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
+	45,  // 154: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
+	47,  // 155: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
+	51,  // 156: isthmus.v1.RouteService.ListPaths:input_type -> isthmus.v1.ListPathsRequest
+	54,  // 157: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
+	57,  // 158: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
+	59,  // 159: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
+	133, // 160: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
+	131, // 161: isthmus.v1.NATService.EndFlows:input_type -> isthmus.v1.EndFlowsRequest
+	65,  // 162: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
+	67,  // 163: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
+	68,  // 164: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
+	73,  // 165: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
+	75,  // 166: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
+	95,  // 167: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
+	96,  // 168: isthmus.v1.SystemService.WatchStatus:input_type -> isthmus.v1.WatchStatusRequest
+	83,  // 169: isthmus.v1.SystemService.GetMachine:input_type -> isthmus.v1.GetMachineRequest
+	86,  // 170: isthmus.v1.SystemService.Upgrade:input_type -> isthmus.v1.UpgradeRequest
+	89,  // 171: isthmus.v1.SystemService.RollbackSlot:input_type -> isthmus.v1.RollbackSlotRequest
+	91,  // 172: isthmus.v1.SystemService.Reboot:input_type -> isthmus.v1.RebootRequest
+	93,  // 173: isthmus.v1.SystemService.PowerOff:input_type -> isthmus.v1.PowerOffRequest
+	79,  // 174: isthmus.v1.SystemService.Seal:input_type -> isthmus.v1.SealRequest
+	81,  // 175: isthmus.v1.SystemService.Unseal:input_type -> isthmus.v1.UnsealRequest
+	103, // 176: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
+	103, // 177: isthmus.v1.SecretService.AddSecret:input_type -> isthmus.v1.SetSecretRequest
+	104, // 178: isthmus.v1.SecretService.RollbackSecret:input_type -> isthmus.v1.RollbackSecretRequest
+	105, // 179: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
+	108, // 180: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
+	115, // 181: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
+	119, // 182: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
+	122, // 183: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
+	117, // 184: isthmus.v1.AccessService.RenewClient:input_type -> isthmus.v1.RenewClientRequest
+	113, // 185: isthmus.v1.AccessService.RenewAuthority:input_type -> isthmus.v1.RenewAuthorityRequest
+	110, // 186: isthmus.v1.AccessService.ListAudit:input_type -> isthmus.v1.ListAuditRequest
+	124, // 187: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
+	126, // 188: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
+	137, // 189: isthmus.v1.EventService.ListEvents:input_type -> isthmus.v1.ListEventsRequest
+	139, // 190: isthmus.v1.EventService.WatchEvents:input_type -> isthmus.v1.WatchEventsRequest
+	5,   // 191: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
+	8,   // 192: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
+	10,  // 193: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
+	10,  // 194: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
+	10,  // 195: isthmus.v1.SpecService.SetDisabled:output_type -> isthmus.v1.ApplyResponse
+	14,  // 196: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
+	17,  // 197: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
+	17,  // 198: isthmus.v1.SpecService.GetEffectiveSpec:output_type -> isthmus.v1.GetSpecResponse
+	19,  // 199: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
+	10,  // 200: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
+	23,  // 201: isthmus.v1.SpecService.WaitApplied:output_type -> isthmus.v1.WaitAppliedResponse
+	25,  // 202: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
+	31,  // 203: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
+	30,  // 204: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
+	29,  // 205: isthmus.v1.TunnelService.ResetTunnel:output_type -> isthmus.v1.ResetTunnelResponse
+	36,  // 206: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
+	42,  // 207: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
+	39,  // 208: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
+	41,  // 209: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
+	46,  // 210: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
+	48,  // 211: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
+	52,  // 212: isthmus.v1.RouteService.ListPaths:output_type -> isthmus.v1.ListPathsResponse
+	55,  // 213: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
+	58,  // 214: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
+	60,  // 215: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
+	134, // 216: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
+	132, // 217: isthmus.v1.NATService.EndFlows:output_type -> isthmus.v1.EndFlowsResponse
+	66,  // 218: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
+	70,  // 219: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
+	69,  // 220: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
+	74,  // 221: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
+	76,  // 222: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
+	98,  // 223: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
+	97,  // 224: isthmus.v1.SystemService.WatchStatus:output_type -> isthmus.v1.WatchStatusResponse
+	84,  // 225: isthmus.v1.SystemService.GetMachine:output_type -> isthmus.v1.Machine
+	88,  // 226: isthmus.v1.SystemService.Upgrade:output_type -> isthmus.v1.UpgradeResponse
+	90,  // 227: isthmus.v1.SystemService.RollbackSlot:output_type -> isthmus.v1.RollbackSlotResponse
+	92,  // 228: isthmus.v1.SystemService.Reboot:output_type -> isthmus.v1.RebootResponse
+	94,  // 229: isthmus.v1.SystemService.PowerOff:output_type -> isthmus.v1.PowerOffResponse
+	80,  // 230: isthmus.v1.SystemService.Seal:output_type -> isthmus.v1.SealResponse
+	82,  // 231: isthmus.v1.SystemService.Unseal:output_type -> isthmus.v1.UnsealResponse
+	107, // 232: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
+	107, // 233: isthmus.v1.SecretService.AddSecret:output_type -> isthmus.v1.SecretInfo
+	107, // 234: isthmus.v1.SecretService.RollbackSecret:output_type -> isthmus.v1.SecretInfo
+	106, // 235: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
+	109, // 236: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
+	116, // 237: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
+	120, // 238: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
+	123, // 239: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
+	118, // 240: isthmus.v1.AccessService.RenewClient:output_type -> isthmus.v1.RenewClientResponse
+	114, // 241: isthmus.v1.AccessService.RenewAuthority:output_type -> isthmus.v1.RenewAuthorityResponse
+	111, // 242: isthmus.v1.AccessService.ListAudit:output_type -> isthmus.v1.ListAuditResponse
+	125, // 243: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
+	127, // 244: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
+	138, // 245: isthmus.v1.EventService.ListEvents:output_type -> isthmus.v1.ListEventsResponse
+	140, // 246: isthmus.v1.EventService.WatchEvents:output_type -> isthmus.v1.WatchEventsResponse
+	191, // [191:247] is the sub-list for method output_type
+	135, // [135:191] is the sub-list for method input_type
+	135, // [135:135] is the sub-list for extension type_name
+	135, // [135:135] is the sub-list for extension extendee
+	0,   // [0:135] is the sub-list for field type_name
 }
 
 func init() { file_isthmus_v1_services_proto_init() }
@@ -11300,7 +11410,7 @@ func file_isthmus_v1_services_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isthmus_v1_services_proto_rawDesc), len(file_isthmus_v1_services_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   138,
+			NumMessages:   140,
 			NumExtensions: 0,
 			NumServices:   12,
 		},

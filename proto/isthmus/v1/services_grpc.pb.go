@@ -1844,6 +1844,7 @@ var NameService_ServiceDesc = grpc.ServiceDesc{
 
 const (
 	SystemService_GetStatus_FullMethodName    = "/isthmus.v1.SystemService/GetStatus"
+	SystemService_WatchStatus_FullMethodName  = "/isthmus.v1.SystemService/WatchStatus"
 	SystemService_GetMachine_FullMethodName   = "/isthmus.v1.SystemService/GetMachine"
 	SystemService_Upgrade_FullMethodName      = "/isthmus.v1.SystemService/Upgrade"
 	SystemService_RollbackSlot_FullMethodName = "/isthmus.v1.SystemService/RollbackSlot"
@@ -1861,6 +1862,9 @@ const (
 type SystemServiceClient interface {
 	// GetStatus returns version, health and counters.
 	GetStatus(ctx context.Context, in *GetStatusRequest, opts ...grpc.CallOption) (*SystemStatus, error)
+	// WatchStatus sends the status, and then again each time it has changed otherwise than in its
+	// counters, at most once a second.
+	WatchStatus(ctx context.Context, in *WatchStatusRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchStatusResponse], error)
 	// GetMachine returns the state of the machine: slots, firmware and trusted keys. The answer has
 	// no slots on a machine without them, such as one that has isthmus from a Debian package.
 	GetMachine(ctx context.Context, in *GetMachineRequest, opts ...grpc.CallOption) (*Machine, error)
@@ -1905,6 +1909,25 @@ func (c *systemServiceClient) GetStatus(ctx context.Context, in *GetStatusReques
 	return out, nil
 }
 
+func (c *systemServiceClient) WatchStatus(ctx context.Context, in *WatchStatusRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchStatusResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &SystemService_ServiceDesc.Streams[0], SystemService_WatchStatus_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[WatchStatusRequest, WatchStatusResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type SystemService_WatchStatusClient = grpc.ServerStreamingClient[WatchStatusResponse]
+
 func (c *systemServiceClient) GetMachine(ctx context.Context, in *GetMachineRequest, opts ...grpc.CallOption) (*Machine, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(Machine)
@@ -1917,7 +1940,7 @@ func (c *systemServiceClient) GetMachine(ctx context.Context, in *GetMachineRequ
 
 func (c *systemServiceClient) Upgrade(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[UpgradeRequest, UpgradeResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &SystemService_ServiceDesc.Streams[0], SystemService_Upgrade_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &SystemService_ServiceDesc.Streams[1], SystemService_Upgrade_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -1986,6 +2009,9 @@ func (c *systemServiceClient) Unseal(ctx context.Context, in *UnsealRequest, opt
 type SystemServiceServer interface {
 	// GetStatus returns version, health and counters.
 	GetStatus(context.Context, *GetStatusRequest) (*SystemStatus, error)
+	// WatchStatus sends the status, and then again each time it has changed otherwise than in its
+	// counters, at most once a second.
+	WatchStatus(*WatchStatusRequest, grpc.ServerStreamingServer[WatchStatusResponse]) error
 	// GetMachine returns the state of the machine: slots, firmware and trusted keys. The answer has
 	// no slots on a machine without them, such as one that has isthmus from a Debian package.
 	GetMachine(context.Context, *GetMachineRequest) (*Machine, error)
@@ -2022,6 +2048,9 @@ type UnimplementedSystemServiceServer struct{}
 
 func (UnimplementedSystemServiceServer) GetStatus(context.Context, *GetStatusRequest) (*SystemStatus, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetStatus not implemented")
+}
+func (UnimplementedSystemServiceServer) WatchStatus(*WatchStatusRequest, grpc.ServerStreamingServer[WatchStatusResponse]) error {
+	return status.Error(codes.Unimplemented, "method WatchStatus not implemented")
 }
 func (UnimplementedSystemServiceServer) GetMachine(context.Context, *GetMachineRequest) (*Machine, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetMachine not implemented")
@@ -2082,6 +2111,17 @@ func _SystemService_GetStatus_Handler(srv interface{}, ctx context.Context, dec 
 	}
 	return interceptor(ctx, in, info, handler)
 }
+
+func _SystemService_WatchStatus_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(WatchStatusRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(SystemServiceServer).WatchStatus(m, &grpc.GenericServerStream[WatchStatusRequest, WatchStatusResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type SystemService_WatchStatusServer = grpc.ServerStreamingServer[WatchStatusResponse]
 
 func _SystemService_GetMachine_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(GetMachineRequest)
@@ -2235,6 +2275,11 @@ var SystemService_ServiceDesc = grpc.ServiceDesc{
 		},
 	},
 	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "WatchStatus",
+			Handler:       _SystemService_WatchStatus_Handler,
+			ServerStreams: true,
+		},
 		{
 			StreamName:    "Upgrade",
 			Handler:       _SystemService_Upgrade_Handler,
