@@ -85,7 +85,8 @@ func (c *child) apply(m configMessage) (changes uint64, errs []error) {
 		c.mu.Lock()
 		c.ids[p.Peer.Address.String()] = p.ID
 		delete(c.max, p.ID)
-		if p.Peer.MaxPrefixes > exactLimit || p.Peer.OtherLocal.IsValid() { // GoBGP's limit is of one family
+		// GoBGP's own limit is of one family.
+		if p.Peer.MaxPrefixes > exactLimit || p.Peer.OtherLocal.IsValid() {
 			c.max[p.ID] = p.Peer.MaxPrefixes
 		}
 		c.mu.Unlock()

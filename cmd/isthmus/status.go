@@ -88,7 +88,8 @@ func (a *app) showStatus(s *isthmusv1.SystemStatus, first bool) error {
 	case !a.tables():
 		return a.showEvent(s)
 	case a.terminal != nil && a.terminal() > 0:
-		fmt.Fprint(a.stdout, "\x1b[H\x1b[2J") // the cursor to the top, and the screen empty (ECMA-48)
+		// The cursor goes to the top, and the screen is empty (ECMA-48).
+		fmt.Fprint(a.stdout, "\x1b[H\x1b[2J")
 	case !first:
 		fmt.Fprintln(a.stdout)
 	}

@@ -132,8 +132,8 @@ peers: [{name: p, tunnel: t, asn: 65001, address: "%s", import: {allow: [{prefix
 	}
 }
 
-// TestBothFamilies lists the sessions that carry both families, by the IPv6 address that is the next
-// hop.
+// TestBothFamilies lists the sessions that carry both families, by the IPv6 address that is the
+// next hop.
 func TestBothFamilies(t *testing.T) {
 	const both, four = `{local: 169.254.64.1/30}, {local: "fd00::1/126", remote: "fd00::2"}`, `{local: 169.254.64.1/30}`
 	const six, none = `import: {allow: [{prefix: "2001:db8::/32", le: 48}]}`, `import: {allow: [{prefix: 10.1.0.0/16}]}`
