@@ -10,6 +10,7 @@ export CGO_ENABLED := 0
 PROTOC_GEN_GO      := google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
 PROTOC_GEN_GO_GRPC := google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
 STATICCHECK        := honnef.co/go/tools/cmd/staticcheck@v0.7.0
+BUF                := github.com/bufbuild/buf/cmd/buf@v1.75.0
 
 .PHONY: help build image test-image test-image-all test-former deb setup demo lab unit race test test-host test-nodes test-clouds test-guest soak fuzz bench lint generate check-generated golden clean
 
@@ -119,11 +120,12 @@ bench: setup ## figures side by side with other implementations (five minutes), 
 	$(if $(FORMER),test/former $(FORMER))
 	go run ./test/bench $(if $(FORMER),-former .cache/former)
 
-lint: ## gofmt, go vet, staticcheck
+lint: ## gofmt, go vet, staticcheck, buf
 	@test -z "$$(gofmt -l . | tee /dev/stderr)"
 	go vet ./...
 	go vet -tags former ./test/e2e
 	go run $(STATICCHECK) ./...
+	go run $(BUF) lint proto
 	@# Compiles what make unit runs on a Mac and on Windows.
 	for os in darwin windows; do GOOS=$$os go vet $$(GOOS=$$os test/unit list) || exit 1; done
 
