@@ -96,6 +96,9 @@ type Options struct {
 	// Interfaces reads the counters of the tunnels' interfaces, by name; nil: whether tunnels carry
 	// data is not watched.
 	Interfaces func() (map[string]liveness.Counters, error)
+	// Allowances reads the driver's counters of packets beyond the cloud's allowances of an
+	// interface, by kind; see router/link. Nil: they are not read.
+	Allowances func(iface string) (map[string]uint64, error)
 	// Callers returns the addresses that request an unknown tunnel; nil: they are not recorded.
 	Callers func() []tunnel.Caller
 	// NamesFile keeps the addresses of names for the next start. Empty: they are not kept.

@@ -88,6 +88,8 @@ func New(o Options) (*Router, error) {
 	if o.SSH != nil {
 		r.capabilities = append(r.capabilities, capability.SSH(o.SSH))
 	}
+	allowances := capability.NewAllowances(capability.AllowanceOptions{Read: o.Allowances, Target: r.observer.Target, Changed: r.bell.Ring, Log: o.Log})
+	r.capabilities = append(r.capabilities, allowances.Capability())
 	ao := apply.Options{
 		Drivers: o.Drivers, BGP: o.BGP, FIB: o.FIB, NAT: o.NAT, Addresses: o.Addresses, Host: o.Host, Names: r.names, Health: r.health, Proxies: r.proxies,
 		Flows: o.Flows, Facts: r.observer.Facts, Mark: r.observer.Mark, Seen: r.observer.Seen, Applied: r.applied, Changed: r.bell.Ring, Log: o.Log,
@@ -98,7 +100,7 @@ func New(o Options) (*Router, error) {
 	r.applier = apply.New(ao)
 	r.Report = report.New(report.Options{
 		Documents: r.documents, Applied: r.applier, Observed: r.observer, Translog: translog, Capabilities: r.capabilities,
-		Pools: probes.List, Ports: used.Counted,
+		Pools: probes.List, Ports: used.Counted, Allowances: allowances.Counters,
 		Store: o.Store, Drivers: o.Drivers, BGP: o.BGP, Tables: o.Tables, FIB: o.FIB, NAT: o.NAT, Addresses: o.Addresses, Flows: o.Flows, Callers: o.Callers,
 		Resolvers: o.Resolvers, Kernel: o.Host.Capabilities, Counters: o.Counters, Notices: o.Notices, Platform: o.Platform, Version: o.Version,
 		Bell: &r.bell, Log: o.Log,

@@ -39,35 +39,36 @@ import (
 // machine is the state that outlives the daemon: tunnels, rules, addresses. It logs each change by
 // a driver, and reports forbidden ones as errors.
 type machine struct {
-	t         *testing.T
-	mu        sync.Mutex
-	log       []string
-	tunnels   map[place]tunnel.Config
-	failing   map[string]error // by name of a tunnel
-	staying   error            // no IPsec tunnel can be removed
-	muted     error            // BGP accepts nothing
-	unread    error            // error of Observe
-	meanwhile func()           // runs after Observe has read
-	charon    error            // why charon does not answer
-	hangs     time.Duration    // delay of charon's answer
-	nat       nat.Config
-	rules     bool                    // nat is in the kernel
-	unruly    error                   // nat cannot be applied
-	pool      []netip.Addr            // of all interfaces
-	by        map[string][]netip.Addr // the same of each
-	bgp       bgp.Config
-	static    []fib.Route
-	synced    int
-	alive     map[string]bool
-	report    map[tunnel.Kind]func(tunnel.State)
-	sick      map[string]bool // targets of probes, after the source address
-	flows     Flows           // they are not placed
-	drop      bool            // the daemon's option
-	forward   bool            // packets are forwarded
-	mtu       atomic.Int32    // of the underlay; 0: unknown
-	faulty    bool            // earlier stages may have failed when a later one runs
-	apiFrom   []netip.Prefix
-	events    *event.Log // nil: nothing is recorded
+	t          *testing.T
+	mu         sync.Mutex
+	log        []string
+	tunnels    map[place]tunnel.Config
+	failing    map[string]error // by name of a tunnel
+	staying    error            // no IPsec tunnel can be removed
+	muted      error            // BGP accepts nothing
+	unread     error            // error of Observe
+	meanwhile  func()           // runs after Observe has read
+	charon     error            // why charon does not answer
+	hangs      time.Duration    // delay of charon's answer
+	nat        nat.Config
+	rules      bool                    // nat is in the kernel
+	unruly     error                   // nat cannot be applied
+	pool       []netip.Addr            // of all interfaces
+	by         map[string][]netip.Addr // the same of each
+	bgp        bgp.Config
+	static     []fib.Route
+	synced     int
+	alive      map[string]bool
+	report     map[tunnel.Kind]func(tunnel.State)
+	sick       map[string]bool // targets of probes, after the source address
+	flows      Flows           // they are not placed
+	drop       bool            // the daemon's option
+	forward    bool            // packets are forwarded
+	mtu        atomic.Int32    // of the underlay; 0: unknown
+	faulty     bool            // earlier stages may have failed when a later one runs
+	apiFrom    []netip.Prefix
+	events     *event.Log // nil: nothing is recorded
+	allowances func(string) (map[string]uint64, error)
 }
 
 // place is where a driver keeps a tunnel.
@@ -384,7 +385,7 @@ func (m *machine) begin(dir string, safe bool) *Router {
 	}
 	r, err := New(Options{
 		Store: st, Drivers: map[tunnel.Kind]tunnel.Driver{tunnel.KindIPsec: tunnels{m, tunnel.KindIPsec}, tunnel.KindWireGuard: tunnels{m, tunnel.KindWireGuard}}, BGP: speaker{m}, FIB: m, NAT: filter{m},
-		Addresses: m, Flows: m.flows, Host: m, Safe: safe, Drop: m.drop, APIFrom: m.apiFrom, APIPort: 7443, Version: "test", Events: m.events, Log: slog.New(slog.DiscardHandler), Counters: func() Counters { return Counters{} }, Probe: m.probe, NamesFile: filepath.Join(dir, "names.json"),
+		Addresses: m, Flows: m.flows, Host: m, Safe: safe, Drop: m.drop, APIFrom: m.apiFrom, APIPort: 7443, Version: "test", Events: m.events, Log: slog.New(slog.DiscardHandler), Counters: func() Counters { return Counters{} }, Probe: m.probe, Allowances: m.allowances, NamesFile: filepath.Join(dir, "names.json"),
 		Charon: func(context.Context) ([]string, error) {
 			m.mu.Lock()
 			defer m.mu.Unlock()

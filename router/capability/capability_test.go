@@ -19,7 +19,7 @@ import (
 func all() []Capability {
 	return []Capability{
 		Names{Resolver: dns.New(dns.Options{})}.Capability(), Probes{}.Capability(), Ports{Keeper: &ports.Keeper{}}.Capability(), Translog{}.Capability(),
-		Takeover{Runner: &takeover.Runner{}}.Capability(), SSH(func([]string) error { return nil }),
+		Takeover{Runner: &takeover.Runner{}}.Capability(), SSH(func([]string) error { return nil }), NewAllowances(AllowanceOptions{}).Capability(),
 	}
 }
 

@@ -182,6 +182,12 @@ var (
 		Cause:   "The interface was removed from the machine, or has another name after a start.",
 		Remedy:  "Compare the names in the document with `ip link`, and attach the interface again, or change the document.",
 	}
+	NICAllowance = &Kind{
+		Name: "NICAllowance", Of: "node", Severities: []Severity{Warning},
+		Meaning: "Within the last two minutes the cloud held back or dropped packets of an interface, because they were beyond what it grants this type of machine.",
+		Cause:   "More bandwidth (`bw_in`, `bw_out`), packets a second (`pps`), tracked connections (`conntrack`), or packets a second to the cloud's own services such as DNS (`linklocal`) than the instance type has.",
+		Remedy:  "Choose a larger instance type, or spread the traffic over more nodes. For `linklocal`, cache the answers of DNS on the clients.",
+	}
 	NameDiffers = &Kind{
 		Name: "NameDiffers", Of: "node", Severities: []Severity{Warning},
 		Meaning: "A name has different addresses in each answer, so clients that ask another resolver get addresses that are not allowed.",
@@ -528,6 +534,7 @@ var All = []*Kind{
 	InstanceChanged,
 	InterfaceDown,
 	InterfaceMissing,
+	NICAllowance,
 	NameDiffers,
 	NameShared,
 	NameTooLarge,

@@ -44,9 +44,10 @@ func small() *report.Snapshot {
 		},
 		Limits: map[string]uint32{"aws-1": 100},
 		IPv4:   report.RouteCount{Installed: 8, Missing: 1, Withheld: 1}, IPv6: report.RouteCount{Installed: 2},
-		Policies: []*isthmusv1.PolicyStatus{{Name: "all", Flows: 12, Bytes: 720, Sources: []string{"10.0.0.0/8"}}},
-		Drops:    []*isthmusv1.Drop{{Reason: "guard", Packets: 2}, {Reason: "input", Packets: 5}},
-		Pools:    []*isthmusv1.PoolStatus{{Name: "partner", Members: []*isthmusv1.PoolMember{{Health: "healthy"}, {Health: "down"}, {Health: "healthy"}}}},
+		Policies:   []*isthmusv1.PolicyStatus{{Name: "all", Flows: 12, Bytes: 720, Sources: []string{"10.0.0.0/8"}}},
+		Drops:      []*isthmusv1.Drop{{Reason: "guard", Packets: 2}, {Reason: "input", Packets: 5}},
+		Allowances: []report.Allowance{{Interface: "eth0", Kind: "bw_out", Packets: 12}, {Interface: "eth0", Kind: "conntrack"}},
+		Pools:      []*isthmusv1.PoolStatus{{Name: "partner", Members: []*isthmusv1.PoolMember{{Health: "healthy"}, {Health: "down"}, {Health: "healthy"}}}},
 		Ports: &isthmusv1.ListPortsResponse{
 			Ports: []*isthmusv1.PortUse{
 				{Pool: "partner", Address: "192.0.2.10", Destination: "198.51.100.7", Percent: 12.5}, {Pool: "partner", Address: "192.0.2.10", Destination: "198.51.100.8", Percent: 50},
@@ -142,7 +143,7 @@ func TestEveryMetricIsThere(t *testing.T) {
 // TestLabelsAreBounded checks that the labels of all series have one of their possible values, or a
 // name of the document.
 func TestLabelsAreBounded(t *testing.T) {
-	named := []string{"aws-1", "site", "all", "partner", "192.0.2.10", "192.0.2.11", "v1", "abc", "go1"}
+	named := []string{"aws-1", "site", "all", "partner", "192.0.2.10", "192.0.2.11", "eth0", "v1", "abc", "go1"}
 	for s := range seriesOf(scrape(t, NewHandler(options(small())))) {
 		name, labels, _ := strings.Cut(strings.TrimSuffix(s, "}"), "{")
 		m := lookup(name)

@@ -4,6 +4,7 @@ import (
 	"github.com/isthmus-net/isthmus/nat"
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/condition"
+	"github.com/isthmus-net/isthmus/router/report"
 )
 
 var node = []*Metric{
@@ -153,6 +154,31 @@ var node = []*Metric{
 		Panels: []Panel{
 			{Title: "Dropped packets", Kind: "timeseries", Unit: "pps", Help: "By reason.", Queries: []Query{
 				{`rate(isthmus_dropped_packets_total{job=~"$job",instance=~"$instance"}[$__rate_interval])`, "{{instance}} {{reason}}"},
+			}},
+		},
+	},
+	{
+		Name: "isthmus_nic_allowance_exceeded_total", Type: Counter,
+		Help: "Packets that the cloud held back or dropped because they were beyond what it grants this type of machine.",
+		Trap: "The driver of AWS (ena) counts them, since the machine started; other drivers have no series. Azure and Google limit machines too and count nothing that the machine can read. It is read every 10 seconds, for the underlay and the attachments of the document.",
+		Labels: []Label{
+			{Name: "interface", Help: "name of the interface in the document"},
+			{Name: "kind", Help: quoted(report.AllowanceKinds()) + ": bandwidth, packets a second, tracked connections, and packets to the cloud's own services", Values: report.AllowanceKinds()},
+		},
+		read: func(v *view, emit func(float64, ...string)) {
+			for _, a := range v.Allowances {
+				emit(float64(a.Packets), a.Interface, a.Kind)
+			}
+		},
+		Rules: []Rule{{
+			Alert: "IsthmusNICAllowance", Expr: "rate(isthmus_nic_allowance_exceeded_total[5m]) > 0", For: "5m", Severity: "warning",
+			Summary:     "the cloud holds back or drops packets of {{ $labels.interface }} of {{ $labels.instance }} beyond its allowance {{ $labels.kind }}",
+			Description: "The machine sends or receives more than the cloud grants its type, and no setting of the node changes that. Choose a larger instance type, or spread the traffic over more nodes.",
+			See:         "isthmus describe condition NICAllowance",
+		}},
+		Panels: []Panel{
+			{Title: "Packets beyond the cloud's allowances", Kind: "timeseries", Unit: "pps", Help: "Held back or dropped, by interface and kind.", Queries: []Query{
+				{`rate(isthmus_nic_allowance_exceeded_total{job=~"$job",instance=~"$instance"}[$__rate_interval])`, "{{instance}} {{interface}} {{kind}}"},
 			}},
 		},
 	},

@@ -112,6 +112,9 @@ type Options struct {
 	// Pools and Ports have lists for Snapshot.
 	Pools func() []*isthmusv1.PoolStatus
 	Ports func() *isthmusv1.ListPortsResponse
+	// Allowances has the counters of packets beyond the cloud's allowances, for Snapshot. Nil:
+	// there are none.
+	Allowances func() []capability.AllowanceCounter
 	// Capabilities are the node's other capabilities, for their conditions.
 	Capabilities []capability.Capability
 	Callers      func() []tunnel.Caller

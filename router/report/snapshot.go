@@ -21,7 +21,11 @@ type Snapshot struct {
 	Drops      []*isthmusv1.Drop
 	Pools      []*isthmusv1.PoolStatus
 	Ports      *isthmusv1.ListPortsResponse
+	Allowances []Allowance
 }
+
+// Allowance is a counter of packets beyond an allowance of the cloud.
+type Allowance = capability.AllowanceCounter
 
 // RouteCount counts routes of one family.
 type RouteCount struct {
@@ -36,6 +40,9 @@ func (r *Report) Snapshot() Snapshot {
 	s := Snapshot{
 		Status: r.status(), Tunnels: r.tunnels(), Peers: r.peers(), Limits: map[string]uint32{},
 		Policies: r.policies(rules), Drops: drops(rules), Pools: r.Pools(), Ports: r.Ports(),
+	}
+	if r.Allowances != nil {
+		s.Allowances = r.Allowances()
 	}
 	for _, p := range r.Observed.Target().BGP.Peers {
 		if p.MaxPrefixes > 0 {
@@ -81,6 +88,9 @@ func PeerStates() (out []string) {
 	}
 	return out
 }
+
+// AllowanceKinds lists the kinds of allowances.
+func AllowanceKinds() []string { return capability.AllowanceKinds }
 
 // AddressStates lists the states that an address of a pool is reported in.
 func AddressStates() []string { return capability.AddressStates() }
