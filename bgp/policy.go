@@ -153,17 +153,33 @@ func (d *Decider) accept(r Route) (Changes, Reason) {
 // Announce decides on a path that is the best one to its prefix, and that the peer from brings;
 // nil: the prefix is our own, or the peer is not known any more.
 func (d *Decider) Announce(from *Peer, r Route) (Changes, bool) {
+	c, why := d.announce(from, r)
+	return c, why == ""
+}
+
+// ExplainExport returns the reason why Announce refuses the path; empty: it does not.
+func (d *Decider) ExplainExport(from *Peer, r Route) Reason {
+	_, why := d.announce(from, r)
+	if why == NotAllowed {
+		why = d.Export.unmatched(r.Prefix)
+	}
+	return why
+}
+
+func (d *Decider) announce(from *Peer, r Route) (Changes, Reason) {
 	switch {
 	case !d.carries(r.Prefix):
+		return Changes{}, OtherFamily
 	case from != nil && from.Name == d.Peer.Name:
+		return Changes{}, FromThere
 	case from != nil && from.ASN == d.ASN && d.Peer.ASN == d.ASN:
 		// internal peers tell each other themselves (RFC 4271 section 9.2)
+		return Changes{}, BetweenInternal
 	case !d.Peer.ASOverride && slices.Contains(r.ASPath, d.Peer.ASN):
 		// the peer would refuse the loop
-	default:
-		return d.Export.Decide(d.ASN, r)
+		return Changes{}, PeerLoop
 	}
-	return Changes{}, false
+	return d.Export.decide(d.ASN, r)
 }
 
 // carries reports whether the session carries the prefix's address family, if the peer offers it.

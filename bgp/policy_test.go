@@ -2,6 +2,7 @@ package bgp
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
 )
 
@@ -93,6 +94,41 @@ func TestDecider(t *testing.T) {
 		}
 		if ok != k.want || c != want {
 			t.Errorf("to %s, %s: %v, %+v", k.to.Name, k.what, ok, c)
+		}
+	}
+}
+
+// TestExplainExport has a reason, and words, for each path that is not announced.
+func TestExplainExport(t *testing.T) {
+	rule := func(p string, most uint8) Rule {
+		x := netip.MustParsePrefix(p)
+		return Rule{Prefix: x, Min: uint8(x.Bits()), Max: most}
+	}
+	peer := func(name string, asn uint32, allow ...Rule) *Peer {
+		return &Peer{Name: name, Address: netip.MustParseAddr("169.254.0.1"), ASN: asn, Export: Export{Allow: allow, MaxPrefixes: 9}}
+	}
+	to := peer("to", 65001, rule("10.0.0.0/8", 16), rule("172.16.0.0/16", 24))
+	for _, k := range []struct {
+		from *Peer
+		to   *Peer
+		r    Route
+		want Reason
+		text string
+	}{
+		{nil, to, Route{Prefix: netip.MustParsePrefix("10.1.0.0/16")}, "", ""},
+		{nil, to, Route{Prefix: netip.MustParsePrefix("192.168.0.0/16")}, NotAllowed, `no rule of export.allow contains it: 10.0.0.0/8 le 16, 172.16.0.0/16 le 24`},
+		{nil, to, Route{Prefix: netip.MustParsePrefix("10.1.1.0/24")}, MoreSpecific, `too long for the rule "10.0.0.0/8 le 16" of export.allow`},
+		{nil, peer("none", 65001), Route{Prefix: netip.MustParsePrefix("10.1.0.0/16")}, NoRules, "export.allow is empty"},
+		{nil, to, Route{Prefix: netip.MustParsePrefix("2001:db8::/32")}, OtherFamily, "carries only IPv4"},
+		{to, to, Route{Prefix: netip.MustParsePrefix("10.1.0.0/16")}, FromThere, "the peer itself"},
+		{nil, to, Route{Prefix: netip.MustParsePrefix("10.1.0.0/16"), ASPath: []uint32{65002, 65001}}, PeerLoop, "AS 65001 of the peer"},
+		{nil, to, Route{Prefix: netip.MustParsePrefix("10.1.0.0/16"), Kept: true}, NotExported, "NO_EXPORT"},
+		{peer("i", 64620), peer("j", 64620, rule("10.0.0.0/8", 16)), Route{Prefix: netip.MustParsePrefix("10.1.0.0/16")}, BetweenInternal, "internal peers"},
+	} {
+		d := k.to.Decider(64620)
+		why := d.ExplainExport(k.from, k.r)
+		if text := d.ExportText(k.r, why); why != k.want || !strings.Contains(text, k.text) || (why == "") != (text == "") {
+			t.Errorf("%v to %s: %q, %q", k.r.Prefix, k.to.Name, why, text)
 		}
 	}
 }

@@ -22,6 +22,15 @@ const (
 	NotExported  Reason = "kept"          // NO_EXPORT or NO_ADVERTISE
 )
 
+// Reasons why the best path to a prefix is not announced to a peer, besides OtherFamily and those
+// of rules.
+const (
+	FromThere       Reason = "from-there"     // the peer itself brings it
+	BetweenInternal Reason = "internal-peers" // an internal peer brings it, and this one is too
+	PeerLoop        Reason = "peer-as"        // the peer's ASN is in the AS path, not overridden
+	NoSession       Reason = "no-session"
+)
+
 // HeldBack is the reason why a prefix that the export policy allows is not announced:
 // Export.MaxPrefixes others come before it.
 const HeldBack Reason = "export-limit"
@@ -90,23 +99,51 @@ const maxShown = 4
 
 // ImportText returns the reason of ExplainImport in words.
 func (d *Decider) ImportText(r Route, why Reason) string {
-	rules := d.Import.rules()
-	near, _ := nearest(rules, r.Prefix)
 	switch why {
 	case "":
 		return ""
-	case OtherFamily:
-		family := "IPv6"
-		if d.Peer.Address.Is4() {
-			family = "IPv4"
-		}
-		return fmt.Sprintf("the session carries only %s, the family of its addresses", family)
 	case Loop:
 		return fmt.Sprintf("loop: AS %d of this node is in the AS path, and allowOwnAs is %d", d.ASN, d.Peer.AllowOwnAS)
 	case OwnOrigin:
 		return fmt.Sprintf("loop: the path begins in AS %d, that of this node, and allowOwnAs is %d", d.ASN, d.Peer.AllowOwnAS)
 	case NoRules:
 		return "import.allow is empty, so that nothing is accepted"
+	}
+	return d.text(d.Import, "import.allow", r, why)
+}
+
+// ExportText returns the reason of ExplainExport in words.
+func (d *Decider) ExportText(r Route, why Reason) string {
+	switch why {
+	case "":
+		return ""
+	case FromThere:
+		return "the peer itself brings the best path"
+	case BetweenInternal:
+		return "an internal peer brings it, and internal peers tell each other themselves"
+	case PeerLoop:
+		return fmt.Sprintf("AS %d of the peer is in the AS path, so that it would refuse the loop; asOverride replaces it", d.Peer.ASN)
+	case NoSession:
+		return "the session is not established"
+	case HeldBack:
+		return fmt.Sprintf("held back: export.maxPrefixes is %d; put aggregates into announce, or raise it to what the peer takes", d.Peer.Export.MaxPrefixes)
+	case NoRules:
+		return "export.allow is empty, so that nothing is announced"
+	}
+	return d.text(d.Export, "export.allow", r, why)
+}
+
+// text returns a reason that a policy, or both directions of a session, can have.
+func (d *Decider) text(policy Policy, field string, r Route, why Reason) string {
+	rules := policy.rules()
+	near, _ := nearest(rules, r.Prefix)
+	switch why {
+	case OtherFamily:
+		family := "IPv6"
+		if d.Peer.Address.Is4() {
+			family = "IPv4"
+		}
+		return fmt.Sprintf("the session carries only %s, the family of its addresses", family)
 	case NotAllowed:
 		words := make([]string, 0, maxShown+1)
 		for _, rule := range rules[:min(len(rules), maxShown)] {
@@ -115,11 +152,11 @@ func (d *Decider) ImportText(r Route, why Reason) string {
 		if more := len(rules) - maxShown; more > 0 {
 			words = append(words, fmt.Sprintf("and %d more", more))
 		}
-		return "no rule of import.allow contains it: " + strings.Join(words, ", ")
+		return fmt.Sprintf("no rule of %s contains it: %s", field, strings.Join(words, ", "))
 	case LessSpecific:
-		return fmt.Sprintf("too short for the rule %q of import.allow: a prefix must have at least /%d", near, near.Min)
+		return fmt.Sprintf("too short for the rule %q of %s: a prefix must have at least /%d", near, field, near.Min)
 	case MoreSpecific:
-		return fmt.Sprintf("too long for the rule %q of import.allow: a prefix may have at most /%d", near, near.Max)
+		return fmt.Sprintf("too long for the rule %q of %s: a prefix may have at most /%d", near, field, near.Max)
 	case NotExported:
 		return "its communities keep it from external peers (NO_EXPORT or NO_ADVERTISE, RFC 1997)"
 	}

@@ -54,6 +54,15 @@ type Page struct {
 	Entries []Entry
 	More    bool   // entries are missing, behind the last one
 	Start   uint64 // number of the start of the BGP process that answered
+	// Offers say for each peer whether the best path is announced to it, by name; only of LookUp.
+	Offers []Offer
+}
+
+// Offer says whether the best path to a prefix is announced to a peer.
+type Offer struct {
+	Peer   string
+	Reason Reason // why it is not; empty: it is
+	Text   string // the same in words
 }
 
 // Entry is one path.

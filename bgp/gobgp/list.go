@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -222,8 +223,8 @@ func (l *listing) addHeld(q bgp.Query, held []netip.Prefix) {
 		if l.page.More && len(l.page.Entries) > 0 && p.Compare(l.page.Entries[len(l.page.Entries)-1].Prefix) > 0 {
 			break
 		}
-		most := l.deciders[q.Peer].Peer.Export.MaxPrefixes
-		all = append(all, bgp.Entry{Prefix: p, Reason: bgp.HeldBack, Text: fmt.Sprintf("held back: export.maxPrefixes is %d; put aggregates into announce, or raise it to what the peer takes", most)})
+		d := l.deciders[q.Peer]
+		all = append(all, bgp.Entry{Prefix: p, Reason: bgp.HeldBack, Text: d.ExportText(bgp.Route{Prefix: p}, bgp.HeldBack)})
 	}
 	slices.SortStableFunc(all, func(a, b bgp.Entry) int { return a.Prefix.Compare(b.Prefix) })
 	if len(all) > q.Limit {
@@ -350,6 +351,29 @@ func (l *listing) place(paths []bgp.Entry) {
 	bgp.Judge(paths)
 }
 
+// offer says for each peer whether the best path is announced to it.
+func (l *listing) offer(best *bgp.Entry) {
+	d, r := l.d, best.Route(best.Prefix)
+	var from *bgp.Peer
+	if by, ok := l.deciders[best.Peer]; ok {
+		from = by.Peer
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, name := range slices.Sorted(maps.Keys(l.deciders)) {
+		to := l.deciders[name]
+		why := to.ExplainExport(from, r)
+		if s := d.peers[name]; s == nil || s.State != bgp.Established {
+			why = bgp.NoSession
+		} else if _, limited := d.rib.limited[name][best.Prefix]; why == "" && limited && !slices.Contains(d.admitted[name], best.Prefix) {
+			why = bgp.HeldBack
+		} else if why == "" && !best.Prefix.Addr().Is4() && to.Peer.Address.Is4() && !s.BothFamilies {
+			why = bgp.OtherFamily
+		}
+		l.page.Offers = append(l.page.Offers, bgp.Offer{Peer: name, Reason: why, Text: to.ExportText(r, why)})
+	}
+}
+
 // lookUp fills the page with all paths to a prefix.
 func (l *listing) lookUp(ctx context.Context, prefix netip.Prefix) error {
 	a, err := l.ask(ctx, askMessage{Table: local, Prefixes: []netip.Prefix{prefix}})
@@ -367,6 +391,9 @@ func (l *listing) lookUp(ctx context.Context, prefix netip.Prefix) error {
 	}
 	l.place(a.entries)
 	l.page.Entries, l.page.More = a.entries, a.more || sent.more
+	if len(a.entries) > 0 {
+		l.offer(&a.entries[0])
+	}
 	slices.SortFunc(sent.entries, func(a, b bgp.Entry) int { return strings.Compare(a.Peer, b.Peer) })
 	for _, e := range sent.entries {
 		if l.refuse(&e); e.Refused {

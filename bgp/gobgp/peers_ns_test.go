@@ -330,6 +330,26 @@ protocol bgp both {
 		t.Errorf("look-up: %+v, %v", page, err)
 	}
 
+	for p, want := range map[string]string{
+		"2001:db8:1::/48": "one family, two from-there", "10.1.0.0/16": "one , two from-there", "10.2.0.0/16": "one from-there, two ",
+		"172.16.0.0/16": "one , two ", "2001:db8:64::/48": "one family, two ",
+	} {
+		page, err := n.LookUp(t.Context(), prefix(p))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, o := range page.Offers {
+			got = append(got, o.Peer+" "+string(o.Reason))
+			if (o.Reason == "") != (o.Text == "") {
+				t.Errorf("%s: %+v", p, o)
+			}
+		}
+		if strings.Join(got, ", ") != want {
+			t.Errorf("%s is announced to: %q, want %q", p, got, want)
+		}
+	}
+
 	eventually(t, 20*time.Second, "synced", func() bool { return n.recorder.count() == 1 })
 	n.process().kill()
 	eventually(t, 20*time.Second, "a new process", func() bool { return n.Starts() == 2 })

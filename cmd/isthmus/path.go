@@ -23,6 +23,18 @@ func optional(n *uint32) string {
 	return count(uint64(*n))
 }
 
+// offerColumns are of the peers to which a prefix is announced, or not.
+var offerColumns = []column[*isthmusv1.PathOffer]{
+	{header: "TO", value: func(_ *app, o *isthmusv1.PathOffer) string { return o.Peer }},
+	{header: "ANNOUNCED", value: func(_ *app, o *isthmusv1.PathOffer) string {
+		if o.Announced {
+			return "yes"
+		}
+		return "no"
+	}},
+	{header: "WHY", value: func(_ *app, o *isthmusv1.PathOffer) string { return o.Why }},
+}
+
 var pathColumns = []column[*isthmusv1.Path]{
 	{header: "PREFIX", value: func(_ *app, p *isthmusv1.Path) string { return p.Prefix }},
 	{header: "PEER", value: func(_ *app, p *isthmusv1.Path) string {
@@ -155,10 +167,19 @@ func (a *app) lookUp(ctx context.Context, conn *grpc.ClientConn, destination str
 			fmt.Fprintln(a.stdout)
 		}
 	}
-	if len(out.Paths) == 0 {
-		return a.printFacts(out.Notes)
+	if len(out.Paths) > 0 {
+		if err := a.printPaths(out.Paths, out, nil); err != nil {
+			return err
+		}
 	}
-	return a.printPaths(out.Paths, out, out.Notes)
+	if len(out.Offers) > 0 {
+		fmt.Fprintln(a.stdout)
+		heads, rows := rowsOf(a, offerColumns, out.Offers)
+		if err := a.print(a.newTable(heads...).fitting(), rows, out); err != nil {
+			return err
+		}
+	}
+	return a.printFacts(out.Notes)
 }
 
 // destinationPaths returns the route and the paths to a prefix or an address.

@@ -70,6 +70,9 @@ func (r *Report) LookUp(ctx context.Context, destination netip.Prefix) (*isthmus
 		out.Notes = append(out.Notes, "not all paths are shown: there are too many")
 	}
 	out.Paths = r.pathMessages(page.Entries, bgp.Received)
+	for _, o := range page.Offers {
+		out.Offers = append(out.Offers, &isthmusv1.PathOffer{Peer: o.Peer, Announced: o.Reason == "", Reason: string(o.Reason), Why: o.Text})
+	}
 	return out, nil
 }
 

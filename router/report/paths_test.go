@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/isthmus-net/isthmus/bgp"
 	"github.com/isthmus-net/isthmus/nat"
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
@@ -110,6 +112,11 @@ func TestPaths(t *testing.T) {
 		if noted := strings.Contains(strings.Join(out.GetNotes(), " "), "10.1.0.0/16 is a longer match"); noted != (destination == "10.1.0.1/32") {
 			t.Errorf("to %s: notes %q", destination, out.GetNotes())
 		}
+	}
+	s.page.Offers = []bgp.Offer{{Peer: "a"}, {Peer: "b", Reason: bgp.PeerLoop, Text: "why"}}
+	if out, err := r.LookUp(t.Context(), prefix("10.2.0.0/16")); err != nil || len(out.Offers) != 2 || !out.Offers[0].Announced ||
+		!proto.Equal(out.Offers[1], &isthmusv1.PathOffer{Peer: "b", Reason: "peer-as", Why: "why"}) {
+		t.Errorf("offers: %v, %v", err, out.GetOffers())
 	}
 	s.page = bgp.Page{}
 	if _, err := r.LookUp(t.Context(), prefix("192.168.0.0/16")); !errors.Is(err, api.ErrNotFound) {

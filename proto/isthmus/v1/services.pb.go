@@ -3732,7 +3732,10 @@ type ListPathsResponse struct {
 	Paths         []*Path `protobuf:"bytes,1,rep,name=paths,proto3" json:"paths,omitempty"`
 	NextPageToken string  `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	// Facts on the first page without which the paths mislead, such as a session that is down.
-	Notes         []string `protobuf:"bytes,4,rep,name=notes,proto3" json:"notes,omitempty"`
+	Notes []string `protobuf:"bytes,4,rep,name=notes,proto3" json:"notes,omitempty"`
+	// Whether the best path to the prefix is announced to each peer, by name of the peer; only with a
+	// destination.
+	Offers        []*PathOffer `protobuf:"bytes,5,rep,name=offers,proto3" json:"offers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3795,6 +3798,86 @@ func (x *ListPathsResponse) GetNotes() []string {
 	return nil
 }
 
+func (x *ListPathsResponse) GetOffers() []*PathOffer {
+	if x != nil {
+		return x.Offers
+	}
+	return nil
+}
+
+// PathOffer says whether the best path to a prefix is announced to a peer.
+type PathOffer struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Peer      string                 `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"`
+	Announced bool                   `protobuf:"varint,2,opt,name=announced,proto3" json:"announced,omitempty"`
+	// Why it is not, for programs: "from-there" (the peer brings it), "internal-peers", "peer-as",
+	// "no-session", "export-limit", "kept" (its communities keep it from external peers), "family",
+	// "no-rules", "not-allowed", "less-specific" or "more-specific".
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The same in words.
+	Why           string `protobuf:"bytes,4,opt,name=why,proto3" json:"why,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PathOffer) Reset() {
+	*x = PathOffer{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PathOffer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PathOffer) ProtoMessage() {}
+
+func (x *PathOffer) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PathOffer.ProtoReflect.Descriptor instead.
+func (*PathOffer) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *PathOffer) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+func (x *PathOffer) GetAnnounced() bool {
+	if x != nil {
+		return x.Announced
+	}
+	return false
+}
+
+func (x *PathOffer) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *PathOffer) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
 // Path is one BGP path to a prefix.
 type Path struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
@@ -3841,7 +3924,7 @@ type Path struct {
 
 func (x *Path) Reset() {
 	*x = Path{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[51]
+	mi := &file_isthmus_v1_services_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3853,7 +3936,7 @@ func (x *Path) String() string {
 func (*Path) ProtoMessage() {}
 
 func (x *Path) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[51]
+	mi := &file_isthmus_v1_services_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3866,7 +3949,7 @@ func (x *Path) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Path.ProtoReflect.Descriptor instead.
 func (*Path) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{51}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *Path) GetPrefix() string {
@@ -3992,7 +4075,7 @@ type ListPoliciesRequest struct {
 
 func (x *ListPoliciesRequest) Reset() {
 	*x = ListPoliciesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[52]
+	mi := &file_isthmus_v1_services_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4004,7 +4087,7 @@ func (x *ListPoliciesRequest) String() string {
 func (*ListPoliciesRequest) ProtoMessage() {}
 
 func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[52]
+	mi := &file_isthmus_v1_services_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4017,7 +4100,7 @@ func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*ListPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{52}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ListPoliciesRequest) GetPageSize() uint32 {
@@ -4050,7 +4133,7 @@ type ListPoliciesResponse struct {
 
 func (x *ListPoliciesResponse) Reset() {
 	*x = ListPoliciesResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[53]
+	mi := &file_isthmus_v1_services_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4062,7 +4145,7 @@ func (x *ListPoliciesResponse) String() string {
 func (*ListPoliciesResponse) ProtoMessage() {}
 
 func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[53]
+	mi := &file_isthmus_v1_services_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4075,7 +4158,7 @@ func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesResponse.ProtoReflect.Descriptor instead.
 func (*ListPoliciesResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{53}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ListPoliciesResponse) GetPolicies() []*PolicyStatus {
@@ -4128,7 +4211,7 @@ type Drop struct {
 
 func (x *Drop) Reset() {
 	*x = Drop{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[54]
+	mi := &file_isthmus_v1_services_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4140,7 +4223,7 @@ func (x *Drop) String() string {
 func (*Drop) ProtoMessage() {}
 
 func (x *Drop) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[54]
+	mi := &file_isthmus_v1_services_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4153,7 +4236,7 @@ func (x *Drop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drop.ProtoReflect.Descriptor instead.
 func (*Drop) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{54}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Drop) GetReason() string {
@@ -4192,7 +4275,7 @@ type WatchPoliciesRequest struct {
 
 func (x *WatchPoliciesRequest) Reset() {
 	*x = WatchPoliciesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[55]
+	mi := &file_isthmus_v1_services_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4204,7 +4287,7 @@ func (x *WatchPoliciesRequest) String() string {
 func (*WatchPoliciesRequest) ProtoMessage() {}
 
 func (x *WatchPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[55]
+	mi := &file_isthmus_v1_services_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4217,7 +4300,7 @@ func (x *WatchPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*WatchPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{55}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{56}
 }
 
 type PolicyEvent struct {
@@ -4230,7 +4313,7 @@ type PolicyEvent struct {
 
 func (x *PolicyEvent) Reset() {
 	*x = PolicyEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[56]
+	mi := &file_isthmus_v1_services_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4242,7 +4325,7 @@ func (x *PolicyEvent) String() string {
 func (*PolicyEvent) ProtoMessage() {}
 
 func (x *PolicyEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[56]
+	mi := &file_isthmus_v1_services_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4255,7 +4338,7 @@ func (x *PolicyEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyEvent.ProtoReflect.Descriptor instead.
 func (*PolicyEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{56}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *PolicyEvent) GetType() EventType {
@@ -4296,7 +4379,7 @@ type ProveEgressRequest struct {
 
 func (x *ProveEgressRequest) Reset() {
 	*x = ProveEgressRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[57]
+	mi := &file_isthmus_v1_services_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4308,7 +4391,7 @@ func (x *ProveEgressRequest) String() string {
 func (*ProveEgressRequest) ProtoMessage() {}
 
 func (x *ProveEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[57]
+	mi := &file_isthmus_v1_services_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4321,7 +4404,7 @@ func (x *ProveEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProveEgressRequest.ProtoReflect.Descriptor instead.
 func (*ProveEgressRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{57}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ProveEgressRequest) GetDestinations() []string {
@@ -4374,7 +4457,7 @@ type ProveEgressResponse struct {
 
 func (x *ProveEgressResponse) Reset() {
 	*x = ProveEgressResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[58]
+	mi := &file_isthmus_v1_services_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4386,7 +4469,7 @@ func (x *ProveEgressResponse) String() string {
 func (*ProveEgressResponse) ProtoMessage() {}
 
 func (x *ProveEgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[58]
+	mi := &file_isthmus_v1_services_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4399,7 +4482,7 @@ func (x *ProveEgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProveEgressResponse.ProtoReflect.Descriptor instead.
 func (*ProveEgressResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{58}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ProveEgressResponse) GetProof() *EgressProof {
@@ -4458,7 +4541,7 @@ type EgressProof struct {
 
 func (x *EgressProof) Reset() {
 	*x = EgressProof{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[59]
+	mi := &file_isthmus_v1_services_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4470,7 +4553,7 @@ func (x *EgressProof) String() string {
 func (*EgressProof) ProtoMessage() {}
 
 func (x *EgressProof) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[59]
+	mi := &file_isthmus_v1_services_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4483,7 +4566,7 @@ func (x *EgressProof) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressProof.ProtoReflect.Descriptor instead.
 func (*EgressProof) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{59}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *EgressProof) GetNode() string {
@@ -4585,7 +4668,7 @@ type EgressProofState struct {
 
 func (x *EgressProofState) Reset() {
 	*x = EgressProofState{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[60]
+	mi := &file_isthmus_v1_services_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4597,7 +4680,7 @@ func (x *EgressProofState) String() string {
 func (*EgressProofState) ProtoMessage() {}
 
 func (x *EgressProofState) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[60]
+	mi := &file_isthmus_v1_services_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4610,7 +4693,7 @@ func (x *EgressProofState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressProofState.ProtoReflect.Descriptor instead.
 func (*EgressProofState) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{60}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *EgressProofState) GetName() string {
@@ -4652,7 +4735,7 @@ type CanaryResult struct {
 
 func (x *CanaryResult) Reset() {
 	*x = CanaryResult{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[61]
+	mi := &file_isthmus_v1_services_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4664,7 +4747,7 @@ func (x *CanaryResult) String() string {
 func (*CanaryResult) ProtoMessage() {}
 
 func (x *CanaryResult) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[61]
+	mi := &file_isthmus_v1_services_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4677,7 +4760,7 @@ func (x *CanaryResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CanaryResult.ProtoReflect.Descriptor instead.
 func (*CanaryResult) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{61}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *CanaryResult) GetAddress() string {
@@ -4737,7 +4820,7 @@ type PolicyStatus struct {
 
 func (x *PolicyStatus) Reset() {
 	*x = PolicyStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[62]
+	mi := &file_isthmus_v1_services_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4749,7 +4832,7 @@ func (x *PolicyStatus) String() string {
 func (*PolicyStatus) ProtoMessage() {}
 
 func (x *PolicyStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[62]
+	mi := &file_isthmus_v1_services_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4762,7 +4845,7 @@ func (x *PolicyStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyStatus.ProtoReflect.Descriptor instead.
 func (*PolicyStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{62}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *PolicyStatus) GetName() string {
@@ -4874,7 +4957,7 @@ type ListPoolsRequest struct {
 
 func (x *ListPoolsRequest) Reset() {
 	*x = ListPoolsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[63]
+	mi := &file_isthmus_v1_services_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4886,7 +4969,7 @@ func (x *ListPoolsRequest) String() string {
 func (*ListPoolsRequest) ProtoMessage() {}
 
 func (x *ListPoolsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[63]
+	mi := &file_isthmus_v1_services_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4899,7 +4982,7 @@ func (x *ListPoolsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoolsRequest.ProtoReflect.Descriptor instead.
 func (*ListPoolsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{63}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ListPoolsRequest) GetPageSize() uint32 {
@@ -4926,7 +5009,7 @@ type ListPoolsResponse struct {
 
 func (x *ListPoolsResponse) Reset() {
 	*x = ListPoolsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[64]
+	mi := &file_isthmus_v1_services_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4938,7 +5021,7 @@ func (x *ListPoolsResponse) String() string {
 func (*ListPoolsResponse) ProtoMessage() {}
 
 func (x *ListPoolsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[64]
+	mi := &file_isthmus_v1_services_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4951,7 +5034,7 @@ func (x *ListPoolsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoolsResponse.ProtoReflect.Descriptor instead.
 func (*ListPoolsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{64}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ListPoolsResponse) GetPools() []*PoolStatus {
@@ -4977,7 +5060,7 @@ type GetPoolRequest struct {
 
 func (x *GetPoolRequest) Reset() {
 	*x = GetPoolRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[65]
+	mi := &file_isthmus_v1_services_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4989,7 +5072,7 @@ func (x *GetPoolRequest) String() string {
 func (*GetPoolRequest) ProtoMessage() {}
 
 func (x *GetPoolRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[65]
+	mi := &file_isthmus_v1_services_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5002,7 +5085,7 @@ func (x *GetPoolRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPoolRequest.ProtoReflect.Descriptor instead.
 func (*GetPoolRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{65}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *GetPoolRequest) GetName() string {
@@ -5020,7 +5103,7 @@ type WatchPoolsRequest struct {
 
 func (x *WatchPoolsRequest) Reset() {
 	*x = WatchPoolsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[66]
+	mi := &file_isthmus_v1_services_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5032,7 +5115,7 @@ func (x *WatchPoolsRequest) String() string {
 func (*WatchPoolsRequest) ProtoMessage() {}
 
 func (x *WatchPoolsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[66]
+	mi := &file_isthmus_v1_services_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5045,7 +5128,7 @@ func (x *WatchPoolsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPoolsRequest.ProtoReflect.Descriptor instead.
 func (*WatchPoolsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{66}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{67}
 }
 
 type PoolEvent struct {
@@ -5058,7 +5141,7 @@ type PoolEvent struct {
 
 func (x *PoolEvent) Reset() {
 	*x = PoolEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[67]
+	mi := &file_isthmus_v1_services_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5070,7 +5153,7 @@ func (x *PoolEvent) String() string {
 func (*PoolEvent) ProtoMessage() {}
 
 func (x *PoolEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[67]
+	mi := &file_isthmus_v1_services_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5083,7 +5166,7 @@ func (x *PoolEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolEvent.ProtoReflect.Descriptor instead.
 func (*PoolEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{67}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *PoolEvent) GetType() EventType {
@@ -5117,7 +5200,7 @@ type PoolStatus struct {
 
 func (x *PoolStatus) Reset() {
 	*x = PoolStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[68]
+	mi := &file_isthmus_v1_services_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5129,7 +5212,7 @@ func (x *PoolStatus) String() string {
 func (*PoolStatus) ProtoMessage() {}
 
 func (x *PoolStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[68]
+	mi := &file_isthmus_v1_services_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5142,7 +5225,7 @@ func (x *PoolStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolStatus.ProtoReflect.Descriptor instead.
 func (*PoolStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{68}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *PoolStatus) GetName() string {
@@ -5202,7 +5285,7 @@ type PoolMember struct {
 
 func (x *PoolMember) Reset() {
 	*x = PoolMember{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[69]
+	mi := &file_isthmus_v1_services_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5214,7 +5297,7 @@ func (x *PoolMember) String() string {
 func (*PoolMember) ProtoMessage() {}
 
 func (x *PoolMember) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[69]
+	mi := &file_isthmus_v1_services_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5227,7 +5310,7 @@ func (x *PoolMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolMember.ProtoReflect.Descriptor instead.
 func (*PoolMember) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{69}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *PoolMember) GetAddress() string {
@@ -5304,7 +5387,7 @@ type ProbeTarget struct {
 
 func (x *ProbeTarget) Reset() {
 	*x = ProbeTarget{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[70]
+	mi := &file_isthmus_v1_services_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5316,7 +5399,7 @@ func (x *ProbeTarget) String() string {
 func (*ProbeTarget) ProtoMessage() {}
 
 func (x *ProbeTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[70]
+	mi := &file_isthmus_v1_services_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5329,7 +5412,7 @@ func (x *ProbeTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeTarget.ProtoReflect.Descriptor instead.
 func (*ProbeTarget) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{70}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *ProbeTarget) GetTarget() string {
@@ -5378,7 +5461,7 @@ type ListNamesRequest struct {
 
 func (x *ListNamesRequest) Reset() {
 	*x = ListNamesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[71]
+	mi := &file_isthmus_v1_services_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5390,7 +5473,7 @@ func (x *ListNamesRequest) String() string {
 func (*ListNamesRequest) ProtoMessage() {}
 
 func (x *ListNamesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[71]
+	mi := &file_isthmus_v1_services_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5403,7 +5486,7 @@ func (x *ListNamesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNamesRequest.ProtoReflect.Descriptor instead.
 func (*ListNamesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{71}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ListNamesRequest) GetPageSize() uint32 {
@@ -5430,7 +5513,7 @@ type ListNamesResponse struct {
 
 func (x *ListNamesResponse) Reset() {
 	*x = ListNamesResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[72]
+	mi := &file_isthmus_v1_services_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5442,7 +5525,7 @@ func (x *ListNamesResponse) String() string {
 func (*ListNamesResponse) ProtoMessage() {}
 
 func (x *ListNamesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[72]
+	mi := &file_isthmus_v1_services_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5455,7 +5538,7 @@ func (x *ListNamesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNamesResponse.ProtoReflect.Descriptor instead.
 func (*ListNamesResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{72}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *ListNamesResponse) GetNames() []*NameStatus {
@@ -5480,7 +5563,7 @@ type WatchNamesRequest struct {
 
 func (x *WatchNamesRequest) Reset() {
 	*x = WatchNamesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[73]
+	mi := &file_isthmus_v1_services_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5492,7 +5575,7 @@ func (x *WatchNamesRequest) String() string {
 func (*WatchNamesRequest) ProtoMessage() {}
 
 func (x *WatchNamesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[73]
+	mi := &file_isthmus_v1_services_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5505,7 +5588,7 @@ func (x *WatchNamesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchNamesRequest.ProtoReflect.Descriptor instead.
 func (*WatchNamesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{73}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{74}
 }
 
 type NameEvent struct {
@@ -5518,7 +5601,7 @@ type NameEvent struct {
 
 func (x *NameEvent) Reset() {
 	*x = NameEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[74]
+	mi := &file_isthmus_v1_services_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5530,7 +5613,7 @@ func (x *NameEvent) String() string {
 func (*NameEvent) ProtoMessage() {}
 
 func (x *NameEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[74]
+	mi := &file_isthmus_v1_services_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5543,7 +5626,7 @@ func (x *NameEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NameEvent.ProtoReflect.Descriptor instead.
 func (*NameEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{74}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *NameEvent) GetType() EventType {
@@ -5590,7 +5673,7 @@ type NameStatus struct {
 
 func (x *NameStatus) Reset() {
 	*x = NameStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[75]
+	mi := &file_isthmus_v1_services_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5602,7 +5685,7 @@ func (x *NameStatus) String() string {
 func (*NameStatus) ProtoMessage() {}
 
 func (x *NameStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[75]
+	mi := &file_isthmus_v1_services_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5615,7 +5698,7 @@ func (x *NameStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NameStatus.ProtoReflect.Descriptor instead.
 func (*NameStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{75}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *NameStatus) GetName() string {
@@ -5693,7 +5776,7 @@ type GoneAddress struct {
 
 func (x *GoneAddress) Reset() {
 	*x = GoneAddress{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[76]
+	mi := &file_isthmus_v1_services_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5705,7 +5788,7 @@ func (x *GoneAddress) String() string {
 func (*GoneAddress) ProtoMessage() {}
 
 func (x *GoneAddress) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[76]
+	mi := &file_isthmus_v1_services_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5718,7 +5801,7 @@ func (x *GoneAddress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GoneAddress.ProtoReflect.Descriptor instead.
 func (*GoneAddress) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{76}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *GoneAddress) GetAddress() string {
@@ -5749,7 +5832,7 @@ type SealRequest struct {
 
 func (x *SealRequest) Reset() {
 	*x = SealRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[77]
+	mi := &file_isthmus_v1_services_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5761,7 +5844,7 @@ func (x *SealRequest) String() string {
 func (*SealRequest) ProtoMessage() {}
 
 func (x *SealRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[77]
+	mi := &file_isthmus_v1_services_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5774,7 +5857,7 @@ func (x *SealRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealRequest.ProtoReflect.Descriptor instead.
 func (*SealRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{77}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *SealRequest) GetWith() string {
@@ -5801,7 +5884,7 @@ type SealResponse struct {
 
 func (x *SealResponse) Reset() {
 	*x = SealResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[78]
+	mi := &file_isthmus_v1_services_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5813,7 +5896,7 @@ func (x *SealResponse) String() string {
 func (*SealResponse) ProtoMessage() {}
 
 func (x *SealResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[78]
+	mi := &file_isthmus_v1_services_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5826,7 +5909,7 @@ func (x *SealResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealResponse.ProtoReflect.Descriptor instead.
 func (*SealResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{78}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *SealResponse) GetRecovery() string {
@@ -5846,7 +5929,7 @@ type UnsealRequest struct {
 
 func (x *UnsealRequest) Reset() {
 	*x = UnsealRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[79]
+	mi := &file_isthmus_v1_services_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5858,7 +5941,7 @@ func (x *UnsealRequest) String() string {
 func (*UnsealRequest) ProtoMessage() {}
 
 func (x *UnsealRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[79]
+	mi := &file_isthmus_v1_services_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5871,7 +5954,7 @@ func (x *UnsealRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnsealRequest.ProtoReflect.Descriptor instead.
 func (*UnsealRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{79}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *UnsealRequest) GetRecovery() string {
@@ -5892,7 +5975,7 @@ type UnsealResponse struct {
 
 func (x *UnsealResponse) Reset() {
 	*x = UnsealResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[80]
+	mi := &file_isthmus_v1_services_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5904,7 +5987,7 @@ func (x *UnsealResponse) String() string {
 func (*UnsealResponse) ProtoMessage() {}
 
 func (x *UnsealResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[80]
+	mi := &file_isthmus_v1_services_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5917,7 +6000,7 @@ func (x *UnsealResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnsealResponse.ProtoReflect.Descriptor instead.
 func (*UnsealResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{80}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *UnsealResponse) GetNotSealed() string {
@@ -5935,7 +6018,7 @@ type GetMachineRequest struct {
 
 func (x *GetMachineRequest) Reset() {
 	*x = GetMachineRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[81]
+	mi := &file_isthmus_v1_services_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5947,7 +6030,7 @@ func (x *GetMachineRequest) String() string {
 func (*GetMachineRequest) ProtoMessage() {}
 
 func (x *GetMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[81]
+	mi := &file_isthmus_v1_services_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5960,7 +6043,7 @@ func (x *GetMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMachineRequest.ProtoReflect.Descriptor instead.
 func (*GetMachineRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{81}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{82}
 }
 
 // Machine is the state of the machine that the router runs on.
@@ -5993,7 +6076,7 @@ type Machine struct {
 
 func (x *Machine) Reset() {
 	*x = Machine{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[82]
+	mi := &file_isthmus_v1_services_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6005,7 +6088,7 @@ func (x *Machine) String() string {
 func (*Machine) ProtoMessage() {}
 
 func (x *Machine) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[82]
+	mi := &file_isthmus_v1_services_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6018,7 +6101,7 @@ func (x *Machine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Machine.ProtoReflect.Descriptor instead.
 func (*Machine) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{82}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *Machine) GetSlots() []*Slot {
@@ -6118,7 +6201,7 @@ type Slot struct {
 
 func (x *Slot) Reset() {
 	*x = Slot{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[83]
+	mi := &file_isthmus_v1_services_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6130,7 +6213,7 @@ func (x *Slot) String() string {
 func (*Slot) ProtoMessage() {}
 
 func (x *Slot) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[83]
+	mi := &file_isthmus_v1_services_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6143,7 +6226,7 @@ func (x *Slot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Slot.ProtoReflect.Descriptor instead.
 func (*Slot) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{83}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *Slot) GetName() string {
@@ -6227,7 +6310,7 @@ type UpgradeRequest struct {
 
 func (x *UpgradeRequest) Reset() {
 	*x = UpgradeRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[84]
+	mi := &file_isthmus_v1_services_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6239,7 +6322,7 @@ func (x *UpgradeRequest) String() string {
 func (*UpgradeRequest) ProtoMessage() {}
 
 func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[84]
+	mi := &file_isthmus_v1_services_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6252,7 +6335,7 @@ func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeRequest.ProtoReflect.Descriptor instead.
 func (*UpgradeRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{84}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *UpgradeRequest) GetHeader() *UpgradeHeader {
@@ -6285,7 +6368,7 @@ type UpgradeHeader struct {
 
 func (x *UpgradeHeader) Reset() {
 	*x = UpgradeHeader{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[85]
+	mi := &file_isthmus_v1_services_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6297,7 +6380,7 @@ func (x *UpgradeHeader) String() string {
 func (*UpgradeHeader) ProtoMessage() {}
 
 func (x *UpgradeHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[85]
+	mi := &file_isthmus_v1_services_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6310,7 +6393,7 @@ func (x *UpgradeHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeHeader.ProtoReflect.Descriptor instead.
 func (*UpgradeHeader) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{85}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *UpgradeHeader) GetSize() int64 {
@@ -6353,7 +6436,7 @@ type UpgradeResponse struct {
 
 func (x *UpgradeResponse) Reset() {
 	*x = UpgradeResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[86]
+	mi := &file_isthmus_v1_services_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6365,7 +6448,7 @@ func (x *UpgradeResponse) String() string {
 func (*UpgradeResponse) ProtoMessage() {}
 
 func (x *UpgradeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[86]
+	mi := &file_isthmus_v1_services_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6378,7 +6461,7 @@ func (x *UpgradeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeResponse.ProtoReflect.Descriptor instead.
 func (*UpgradeResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{86}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *UpgradeResponse) GetSlot() string {
@@ -6410,7 +6493,7 @@ type RollbackSlotRequest struct {
 
 func (x *RollbackSlotRequest) Reset() {
 	*x = RollbackSlotRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[87]
+	mi := &file_isthmus_v1_services_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6422,7 +6505,7 @@ func (x *RollbackSlotRequest) String() string {
 func (*RollbackSlotRequest) ProtoMessage() {}
 
 func (x *RollbackSlotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[87]
+	mi := &file_isthmus_v1_services_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6435,7 +6518,7 @@ func (x *RollbackSlotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackSlotRequest.ProtoReflect.Descriptor instead.
 func (*RollbackSlotRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{87}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{88}
 }
 
 type RollbackSlotResponse struct {
@@ -6448,7 +6531,7 @@ type RollbackSlotResponse struct {
 
 func (x *RollbackSlotResponse) Reset() {
 	*x = RollbackSlotResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[88]
+	mi := &file_isthmus_v1_services_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6460,7 +6543,7 @@ func (x *RollbackSlotResponse) String() string {
 func (*RollbackSlotResponse) ProtoMessage() {}
 
 func (x *RollbackSlotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[88]
+	mi := &file_isthmus_v1_services_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6473,7 +6556,7 @@ func (x *RollbackSlotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackSlotResponse.ProtoReflect.Descriptor instead.
 func (*RollbackSlotResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{88}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *RollbackSlotResponse) GetSlot() string {
@@ -6491,7 +6574,7 @@ type RebootRequest struct {
 
 func (x *RebootRequest) Reset() {
 	*x = RebootRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[89]
+	mi := &file_isthmus_v1_services_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6503,7 +6586,7 @@ func (x *RebootRequest) String() string {
 func (*RebootRequest) ProtoMessage() {}
 
 func (x *RebootRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[89]
+	mi := &file_isthmus_v1_services_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6516,7 +6599,7 @@ func (x *RebootRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RebootRequest.ProtoReflect.Descriptor instead.
 func (*RebootRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{89}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{90}
 }
 
 type RebootResponse struct {
@@ -6527,7 +6610,7 @@ type RebootResponse struct {
 
 func (x *RebootResponse) Reset() {
 	*x = RebootResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[90]
+	mi := &file_isthmus_v1_services_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6539,7 +6622,7 @@ func (x *RebootResponse) String() string {
 func (*RebootResponse) ProtoMessage() {}
 
 func (x *RebootResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[90]
+	mi := &file_isthmus_v1_services_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6552,7 +6635,7 @@ func (x *RebootResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RebootResponse.ProtoReflect.Descriptor instead.
 func (*RebootResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{90}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{91}
 }
 
 type PowerOffRequest struct {
@@ -6563,7 +6646,7 @@ type PowerOffRequest struct {
 
 func (x *PowerOffRequest) Reset() {
 	*x = PowerOffRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[91]
+	mi := &file_isthmus_v1_services_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6575,7 +6658,7 @@ func (x *PowerOffRequest) String() string {
 func (*PowerOffRequest) ProtoMessage() {}
 
 func (x *PowerOffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[91]
+	mi := &file_isthmus_v1_services_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6588,7 +6671,7 @@ func (x *PowerOffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerOffRequest.ProtoReflect.Descriptor instead.
 func (*PowerOffRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{91}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{92}
 }
 
 type PowerOffResponse struct {
@@ -6599,7 +6682,7 @@ type PowerOffResponse struct {
 
 func (x *PowerOffResponse) Reset() {
 	*x = PowerOffResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[92]
+	mi := &file_isthmus_v1_services_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6611,7 +6694,7 @@ func (x *PowerOffResponse) String() string {
 func (*PowerOffResponse) ProtoMessage() {}
 
 func (x *PowerOffResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[92]
+	mi := &file_isthmus_v1_services_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6624,7 +6707,7 @@ func (x *PowerOffResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerOffResponse.ProtoReflect.Descriptor instead.
 func (*PowerOffResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{92}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{93}
 }
 
 type GetStatusRequest struct {
@@ -6635,7 +6718,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[93]
+	mi := &file_isthmus_v1_services_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6647,7 +6730,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[93]
+	mi := &file_isthmus_v1_services_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6660,7 +6743,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{93}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{94}
 }
 
 type WatchStatusRequest struct {
@@ -6674,7 +6757,7 @@ type WatchStatusRequest struct {
 
 func (x *WatchStatusRequest) Reset() {
 	*x = WatchStatusRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[94]
+	mi := &file_isthmus_v1_services_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6686,7 +6769,7 @@ func (x *WatchStatusRequest) String() string {
 func (*WatchStatusRequest) ProtoMessage() {}
 
 func (x *WatchStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[94]
+	mi := &file_isthmus_v1_services_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6699,7 +6782,7 @@ func (x *WatchStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchStatusRequest.ProtoReflect.Descriptor instead.
 func (*WatchStatusRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{94}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *WatchStatusRequest) GetResumeToken() string {
@@ -6720,7 +6803,7 @@ type WatchStatusResponse struct {
 
 func (x *WatchStatusResponse) Reset() {
 	*x = WatchStatusResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[95]
+	mi := &file_isthmus_v1_services_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6732,7 +6815,7 @@ func (x *WatchStatusResponse) String() string {
 func (*WatchStatusResponse) ProtoMessage() {}
 
 func (x *WatchStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[95]
+	mi := &file_isthmus_v1_services_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6745,7 +6828,7 @@ func (x *WatchStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchStatusResponse.ProtoReflect.Descriptor instead.
 func (*WatchStatusResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{95}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *WatchStatusResponse) GetStatus() *SystemStatus {
@@ -6787,7 +6870,7 @@ type SystemStatus struct {
 
 func (x *SystemStatus) Reset() {
 	*x = SystemStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[96]
+	mi := &file_isthmus_v1_services_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6799,7 +6882,7 @@ func (x *SystemStatus) String() string {
 func (*SystemStatus) ProtoMessage() {}
 
 func (x *SystemStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[96]
+	mi := &file_isthmus_v1_services_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6812,7 +6895,7 @@ func (x *SystemStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SystemStatus.ProtoReflect.Descriptor instead.
 func (*SystemStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{96}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *SystemStatus) GetNode() string {
@@ -6927,7 +7010,7 @@ type Summary struct {
 
 func (x *Summary) Reset() {
 	*x = Summary{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[97]
+	mi := &file_isthmus_v1_services_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6939,7 +7022,7 @@ func (x *Summary) String() string {
 func (*Summary) ProtoMessage() {}
 
 func (x *Summary) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[97]
+	mi := &file_isthmus_v1_services_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6952,7 +7035,7 @@ func (x *Summary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Summary.ProtoReflect.Descriptor instead.
 func (*Summary) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{97}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *Summary) GetTunnels() uint32 {
@@ -7086,7 +7169,7 @@ type PlatformStatus struct {
 
 func (x *PlatformStatus) Reset() {
 	*x = PlatformStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[98]
+	mi := &file_isthmus_v1_services_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7098,7 +7181,7 @@ func (x *PlatformStatus) String() string {
 func (*PlatformStatus) ProtoMessage() {}
 
 func (x *PlatformStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[98]
+	mi := &file_isthmus_v1_services_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7111,7 +7194,7 @@ func (x *PlatformStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlatformStatus.ProtoReflect.Descriptor instead.
 func (*PlatformStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{98}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *PlatformStatus) GetPlatform() string {
@@ -7182,7 +7265,7 @@ type PlatformInterface struct {
 
 func (x *PlatformInterface) Reset() {
 	*x = PlatformInterface{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[99]
+	mi := &file_isthmus_v1_services_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7194,7 +7277,7 @@ func (x *PlatformInterface) String() string {
 func (*PlatformInterface) ProtoMessage() {}
 
 func (x *PlatformInterface) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[99]
+	mi := &file_isthmus_v1_services_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7207,7 +7290,7 @@ func (x *PlatformInterface) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlatformInterface.ProtoReflect.Descriptor instead.
 func (*PlatformInterface) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{99}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *PlatformInterface) GetName() string {
@@ -7273,7 +7356,7 @@ type Counters struct {
 
 func (x *Counters) Reset() {
 	*x = Counters{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[100]
+	mi := &file_isthmus_v1_services_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7285,7 +7368,7 @@ func (x *Counters) String() string {
 func (*Counters) ProtoMessage() {}
 
 func (x *Counters) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[100]
+	mi := &file_isthmus_v1_services_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7298,7 +7381,7 @@ func (x *Counters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counters.ProtoReflect.Descriptor instead.
 func (*Counters) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{100}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *Counters) GetViciWrites() uint64 {
@@ -7355,7 +7438,7 @@ type SetSecretRequest struct {
 
 func (x *SetSecretRequest) Reset() {
 	*x = SetSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[101]
+	mi := &file_isthmus_v1_services_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7367,7 +7450,7 @@ func (x *SetSecretRequest) String() string {
 func (*SetSecretRequest) ProtoMessage() {}
 
 func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[101]
+	mi := &file_isthmus_v1_services_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7380,7 +7463,7 @@ func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSecretRequest.ProtoReflect.Descriptor instead.
 func (*SetSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{101}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *SetSecretRequest) GetName() string {
@@ -7406,7 +7489,7 @@ type RollbackSecretRequest struct {
 
 func (x *RollbackSecretRequest) Reset() {
 	*x = RollbackSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[102]
+	mi := &file_isthmus_v1_services_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7418,7 +7501,7 @@ func (x *RollbackSecretRequest) String() string {
 func (*RollbackSecretRequest) ProtoMessage() {}
 
 func (x *RollbackSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[102]
+	mi := &file_isthmus_v1_services_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7431,7 +7514,7 @@ func (x *RollbackSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackSecretRequest.ProtoReflect.Descriptor instead.
 func (*RollbackSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{102}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *RollbackSecretRequest) GetName() string {
@@ -7452,7 +7535,7 @@ type ListSecretsRequest struct {
 
 func (x *ListSecretsRequest) Reset() {
 	*x = ListSecretsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[103]
+	mi := &file_isthmus_v1_services_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7464,7 +7547,7 @@ func (x *ListSecretsRequest) String() string {
 func (*ListSecretsRequest) ProtoMessage() {}
 
 func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[103]
+	mi := &file_isthmus_v1_services_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7477,7 +7560,7 @@ func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsRequest.ProtoReflect.Descriptor instead.
 func (*ListSecretsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{103}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *ListSecretsRequest) GetPageSize() uint32 {
@@ -7504,7 +7587,7 @@ type ListSecretsResponse struct {
 
 func (x *ListSecretsResponse) Reset() {
 	*x = ListSecretsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[104]
+	mi := &file_isthmus_v1_services_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7516,7 +7599,7 @@ func (x *ListSecretsResponse) String() string {
 func (*ListSecretsResponse) ProtoMessage() {}
 
 func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[104]
+	mi := &file_isthmus_v1_services_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7529,7 +7612,7 @@ func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsResponse.ProtoReflect.Descriptor instead.
 func (*ListSecretsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{104}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *ListSecretsResponse) GetSecrets() []*SecretInfo {
@@ -7565,7 +7648,7 @@ type SecretInfo struct {
 
 func (x *SecretInfo) Reset() {
 	*x = SecretInfo{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[105]
+	mi := &file_isthmus_v1_services_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7577,7 +7660,7 @@ func (x *SecretInfo) String() string {
 func (*SecretInfo) ProtoMessage() {}
 
 func (x *SecretInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[105]
+	mi := &file_isthmus_v1_services_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7590,7 +7673,7 @@ func (x *SecretInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretInfo.ProtoReflect.Descriptor instead.
 func (*SecretInfo) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{105}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *SecretInfo) GetName() string {
@@ -7637,7 +7720,7 @@ type DeleteSecretRequest struct {
 
 func (x *DeleteSecretRequest) Reset() {
 	*x = DeleteSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[106]
+	mi := &file_isthmus_v1_services_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7649,7 +7732,7 @@ func (x *DeleteSecretRequest) String() string {
 func (*DeleteSecretRequest) ProtoMessage() {}
 
 func (x *DeleteSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[106]
+	mi := &file_isthmus_v1_services_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7662,7 +7745,7 @@ func (x *DeleteSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSecretRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{106}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *DeleteSecretRequest) GetName() string {
@@ -7680,7 +7763,7 @@ type DeleteSecretResponse struct {
 
 func (x *DeleteSecretResponse) Reset() {
 	*x = DeleteSecretResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[107]
+	mi := &file_isthmus_v1_services_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7692,7 +7775,7 @@ func (x *DeleteSecretResponse) String() string {
 func (*DeleteSecretResponse) ProtoMessage() {}
 
 func (x *DeleteSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[107]
+	mi := &file_isthmus_v1_services_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7705,7 +7788,7 @@ func (x *DeleteSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSecretResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSecretResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{107}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{108}
 }
 
 type ListAuditRequest struct {
@@ -7727,7 +7810,7 @@ type ListAuditRequest struct {
 
 func (x *ListAuditRequest) Reset() {
 	*x = ListAuditRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[108]
+	mi := &file_isthmus_v1_services_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7739,7 +7822,7 @@ func (x *ListAuditRequest) String() string {
 func (*ListAuditRequest) ProtoMessage() {}
 
 func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[108]
+	mi := &file_isthmus_v1_services_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7752,7 +7835,7 @@ func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditRequest.ProtoReflect.Descriptor instead.
 func (*ListAuditRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{108}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *ListAuditRequest) GetPageSize() uint32 {
@@ -7810,7 +7893,7 @@ type ListAuditResponse struct {
 
 func (x *ListAuditResponse) Reset() {
 	*x = ListAuditResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[109]
+	mi := &file_isthmus_v1_services_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7822,7 +7905,7 @@ func (x *ListAuditResponse) String() string {
 func (*ListAuditResponse) ProtoMessage() {}
 
 func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[109]
+	mi := &file_isthmus_v1_services_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7835,7 +7918,7 @@ func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditResponse.ProtoReflect.Descriptor instead.
 func (*ListAuditResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{109}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *ListAuditResponse) GetEntries() []*AuditEntry {
@@ -7894,7 +7977,7 @@ type AuditEntry struct {
 
 func (x *AuditEntry) Reset() {
 	*x = AuditEntry{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[110]
+	mi := &file_isthmus_v1_services_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7906,7 +7989,7 @@ func (x *AuditEntry) String() string {
 func (*AuditEntry) ProtoMessage() {}
 
 func (x *AuditEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[110]
+	mi := &file_isthmus_v1_services_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7919,7 +8002,7 @@ func (x *AuditEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditEntry.ProtoReflect.Descriptor instead.
 func (*AuditEntry) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{110}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *AuditEntry) GetTime() *timestamppb.Timestamp {
@@ -8038,7 +8121,7 @@ type RenewAuthorityRequest struct {
 
 func (x *RenewAuthorityRequest) Reset() {
 	*x = RenewAuthorityRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[111]
+	mi := &file_isthmus_v1_services_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8050,7 +8133,7 @@ func (x *RenewAuthorityRequest) String() string {
 func (*RenewAuthorityRequest) ProtoMessage() {}
 
 func (x *RenewAuthorityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[111]
+	mi := &file_isthmus_v1_services_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8063,7 +8146,7 @@ func (x *RenewAuthorityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewAuthorityRequest.ProtoReflect.Descriptor instead.
 func (*RenewAuthorityRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{111}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *RenewAuthorityRequest) GetAtOnce() bool {
@@ -8085,7 +8168,7 @@ type RenewAuthorityResponse struct {
 
 func (x *RenewAuthorityResponse) Reset() {
 	*x = RenewAuthorityResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[112]
+	mi := &file_isthmus_v1_services_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8097,7 +8180,7 @@ func (x *RenewAuthorityResponse) String() string {
 func (*RenewAuthorityResponse) ProtoMessage() {}
 
 func (x *RenewAuthorityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[112]
+	mi := &file_isthmus_v1_services_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8110,7 +8193,7 @@ func (x *RenewAuthorityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewAuthorityResponse.ProtoReflect.Descriptor instead.
 func (*RenewAuthorityResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{112}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *RenewAuthorityResponse) GetAuthority() string {
@@ -8143,7 +8226,7 @@ type IssueClientRequest struct {
 
 func (x *IssueClientRequest) Reset() {
 	*x = IssueClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[113]
+	mi := &file_isthmus_v1_services_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8155,7 +8238,7 @@ func (x *IssueClientRequest) String() string {
 func (*IssueClientRequest) ProtoMessage() {}
 
 func (x *IssueClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[113]
+	mi := &file_isthmus_v1_services_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8168,7 +8251,7 @@ func (x *IssueClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueClientRequest.ProtoReflect.Descriptor instead.
 func (*IssueClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{113}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *IssueClientRequest) GetName() string {
@@ -8212,7 +8295,7 @@ type IssueClientResponse struct {
 
 func (x *IssueClientResponse) Reset() {
 	*x = IssueClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[114]
+	mi := &file_isthmus_v1_services_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8224,7 +8307,7 @@ func (x *IssueClientResponse) String() string {
 func (*IssueClientResponse) ProtoMessage() {}
 
 func (x *IssueClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[114]
+	mi := &file_isthmus_v1_services_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8237,7 +8320,7 @@ func (x *IssueClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueClientResponse.ProtoReflect.Descriptor instead.
 func (*IssueClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{114}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *IssueClientResponse) GetCertificate() string {
@@ -8272,7 +8355,7 @@ type RenewClientRequest struct {
 
 func (x *RenewClientRequest) Reset() {
 	*x = RenewClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[115]
+	mi := &file_isthmus_v1_services_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8284,7 +8367,7 @@ func (x *RenewClientRequest) String() string {
 func (*RenewClientRequest) ProtoMessage() {}
 
 func (x *RenewClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[115]
+	mi := &file_isthmus_v1_services_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8297,7 +8380,7 @@ func (x *RenewClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewClientRequest.ProtoReflect.Descriptor instead.
 func (*RenewClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{115}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *RenewClientRequest) GetCsr() []byte {
@@ -8320,7 +8403,7 @@ type RenewClientResponse struct {
 
 func (x *RenewClientResponse) Reset() {
 	*x = RenewClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[116]
+	mi := &file_isthmus_v1_services_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8332,7 +8415,7 @@ func (x *RenewClientResponse) String() string {
 func (*RenewClientResponse) ProtoMessage() {}
 
 func (x *RenewClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[116]
+	mi := &file_isthmus_v1_services_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8345,7 +8428,7 @@ func (x *RenewClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewClientResponse.ProtoReflect.Descriptor instead.
 func (*RenewClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{116}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{117}
 }
 
 func (x *RenewClientResponse) GetCertificate() string {
@@ -8377,7 +8460,7 @@ type ListClientsRequest struct {
 
 func (x *ListClientsRequest) Reset() {
 	*x = ListClientsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[117]
+	mi := &file_isthmus_v1_services_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8389,7 +8472,7 @@ func (x *ListClientsRequest) String() string {
 func (*ListClientsRequest) ProtoMessage() {}
 
 func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[117]
+	mi := &file_isthmus_v1_services_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8402,7 +8485,7 @@ func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsRequest.ProtoReflect.Descriptor instead.
 func (*ListClientsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{117}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{118}
 }
 
 type ListClientsResponse struct {
@@ -8414,7 +8497,7 @@ type ListClientsResponse struct {
 
 func (x *ListClientsResponse) Reset() {
 	*x = ListClientsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[118]
+	mi := &file_isthmus_v1_services_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8426,7 +8509,7 @@ func (x *ListClientsResponse) String() string {
 func (*ListClientsResponse) ProtoMessage() {}
 
 func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[118]
+	mi := &file_isthmus_v1_services_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8439,7 +8522,7 @@ func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsResponse.ProtoReflect.Descriptor instead.
 func (*ListClientsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{118}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *ListClientsResponse) GetClients() []*Client {
@@ -8470,7 +8553,7 @@ type Client struct {
 
 func (x *Client) Reset() {
 	*x = Client{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[119]
+	mi := &file_isthmus_v1_services_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8482,7 +8565,7 @@ func (x *Client) String() string {
 func (*Client) ProtoMessage() {}
 
 func (x *Client) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[119]
+	mi := &file_isthmus_v1_services_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8495,7 +8578,7 @@ func (x *Client) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Client.ProtoReflect.Descriptor instead.
 func (*Client) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{119}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{120}
 }
 
 func (x *Client) GetName() string {
@@ -8557,7 +8640,7 @@ type RevokeClientRequest struct {
 
 func (x *RevokeClientRequest) Reset() {
 	*x = RevokeClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[120]
+	mi := &file_isthmus_v1_services_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8569,7 +8652,7 @@ func (x *RevokeClientRequest) String() string {
 func (*RevokeClientRequest) ProtoMessage() {}
 
 func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[120]
+	mi := &file_isthmus_v1_services_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8582,7 +8665,7 @@ func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientRequest.ProtoReflect.Descriptor instead.
 func (*RevokeClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{120}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *RevokeClientRequest) GetSerial() string {
@@ -8600,7 +8683,7 @@ type RevokeClientResponse struct {
 
 func (x *RevokeClientResponse) Reset() {
 	*x = RevokeClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[121]
+	mi := &file_isthmus_v1_services_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8612,7 +8695,7 @@ func (x *RevokeClientResponse) String() string {
 func (*RevokeClientResponse) ProtoMessage() {}
 
 func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[121]
+	mi := &file_isthmus_v1_services_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8625,7 +8708,7 @@ func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientResponse.ProtoReflect.Descriptor instead.
 func (*RevokeClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{121}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{122}
 }
 
 type ListPortsRequest struct {
@@ -8639,7 +8722,7 @@ type ListPortsRequest struct {
 
 func (x *ListPortsRequest) Reset() {
 	*x = ListPortsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[122]
+	mi := &file_isthmus_v1_services_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8651,7 +8734,7 @@ func (x *ListPortsRequest) String() string {
 func (*ListPortsRequest) ProtoMessage() {}
 
 func (x *ListPortsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[122]
+	mi := &file_isthmus_v1_services_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8664,7 +8747,7 @@ func (x *ListPortsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPortsRequest.ProtoReflect.Descriptor instead.
 func (*ListPortsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{122}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{123}
 }
 
 func (x *ListPortsRequest) GetPageSize() uint32 {
@@ -8701,7 +8784,7 @@ type ListPortsResponse struct {
 
 func (x *ListPortsResponse) Reset() {
 	*x = ListPortsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[123]
+	mi := &file_isthmus_v1_services_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8713,7 +8796,7 @@ func (x *ListPortsResponse) String() string {
 func (*ListPortsResponse) ProtoMessage() {}
 
 func (x *ListPortsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[123]
+	mi := &file_isthmus_v1_services_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8726,7 +8809,7 @@ func (x *ListPortsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPortsResponse.ProtoReflect.Descriptor instead.
 func (*ListPortsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{123}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{124}
 }
 
 func (x *ListPortsResponse) GetPorts() []*PortUse {
@@ -8779,7 +8862,7 @@ type WatchPortsRequest struct {
 
 func (x *WatchPortsRequest) Reset() {
 	*x = WatchPortsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[124]
+	mi := &file_isthmus_v1_services_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8791,7 +8874,7 @@ func (x *WatchPortsRequest) String() string {
 func (*WatchPortsRequest) ProtoMessage() {}
 
 func (x *WatchPortsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[124]
+	mi := &file_isthmus_v1_services_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8804,7 +8887,7 @@ func (x *WatchPortsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPortsRequest.ProtoReflect.Descriptor instead.
 func (*WatchPortsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{124}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{125}
 }
 
 type PortEvent struct {
@@ -8817,7 +8900,7 @@ type PortEvent struct {
 
 func (x *PortEvent) Reset() {
 	*x = PortEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[125]
+	mi := &file_isthmus_v1_services_proto_msgTypes[126]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8829,7 +8912,7 @@ func (x *PortEvent) String() string {
 func (*PortEvent) ProtoMessage() {}
 
 func (x *PortEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[125]
+	mi := &file_isthmus_v1_services_proto_msgTypes[126]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8842,7 +8925,7 @@ func (x *PortEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortEvent.ProtoReflect.Descriptor instead.
 func (*PortEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{125}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{126}
 }
 
 func (x *PortEvent) GetType() EventType {
@@ -8894,7 +8977,7 @@ type PortUse struct {
 
 func (x *PortUse) Reset() {
 	*x = PortUse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[126]
+	mi := &file_isthmus_v1_services_proto_msgTypes[127]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8906,7 +8989,7 @@ func (x *PortUse) String() string {
 func (*PortUse) ProtoMessage() {}
 
 func (x *PortUse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[126]
+	mi := &file_isthmus_v1_services_proto_msgTypes[127]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8919,7 +9002,7 @@ func (x *PortUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortUse.ProtoReflect.Descriptor instead.
 func (*PortUse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{126}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{127}
 }
 
 func (x *PortUse) GetPool() string {
@@ -9028,7 +9111,7 @@ type AddressUse struct {
 
 func (x *AddressUse) Reset() {
 	*x = AddressUse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[127]
+	mi := &file_isthmus_v1_services_proto_msgTypes[128]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9040,7 +9123,7 @@ func (x *AddressUse) String() string {
 func (*AddressUse) ProtoMessage() {}
 
 func (x *AddressUse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[127]
+	mi := &file_isthmus_v1_services_proto_msgTypes[128]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9053,7 +9136,7 @@ func (x *AddressUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressUse.ProtoReflect.Descriptor instead.
 func (*AddressUse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{127}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{128}
 }
 
 func (x *AddressUse) GetPool() string {
@@ -9115,7 +9198,7 @@ type ConnectionTable struct {
 
 func (x *ConnectionTable) Reset() {
 	*x = ConnectionTable{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[128]
+	mi := &file_isthmus_v1_services_proto_msgTypes[129]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9127,7 +9210,7 @@ func (x *ConnectionTable) String() string {
 func (*ConnectionTable) ProtoMessage() {}
 
 func (x *ConnectionTable) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[128]
+	mi := &file_isthmus_v1_services_proto_msgTypes[129]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9140,7 +9223,7 @@ func (x *ConnectionTable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionTable.ProtoReflect.Descriptor instead.
 func (*ConnectionTable) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{128}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{129}
 }
 
 func (x *ConnectionTable) GetEntries() uint32 {
@@ -9208,7 +9291,7 @@ type EndFlowsRequest struct {
 
 func (x *EndFlowsRequest) Reset() {
 	*x = EndFlowsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[129]
+	mi := &file_isthmus_v1_services_proto_msgTypes[130]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9220,7 +9303,7 @@ func (x *EndFlowsRequest) String() string {
 func (*EndFlowsRequest) ProtoMessage() {}
 
 func (x *EndFlowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[129]
+	mi := &file_isthmus_v1_services_proto_msgTypes[130]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9233,7 +9316,7 @@ func (x *EndFlowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndFlowsRequest.ProtoReflect.Descriptor instead.
 func (*EndFlowsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{129}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{130}
 }
 
 func (x *EndFlowsRequest) GetSource() string {
@@ -9274,7 +9357,7 @@ type EndFlowsResponse struct {
 
 func (x *EndFlowsResponse) Reset() {
 	*x = EndFlowsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[130]
+	mi := &file_isthmus_v1_services_proto_msgTypes[131]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9286,7 +9369,7 @@ func (x *EndFlowsResponse) String() string {
 func (*EndFlowsResponse) ProtoMessage() {}
 
 func (x *EndFlowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[130]
+	mi := &file_isthmus_v1_services_proto_msgTypes[131]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9299,7 +9382,7 @@ func (x *EndFlowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndFlowsResponse.ProtoReflect.Descriptor instead.
 func (*EndFlowsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{130}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{131}
 }
 
 func (x *EndFlowsResponse) GetFlows() uint64 {
@@ -9335,7 +9418,7 @@ type WhoRequest struct {
 
 func (x *WhoRequest) Reset() {
 	*x = WhoRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[131]
+	mi := &file_isthmus_v1_services_proto_msgTypes[132]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9347,7 +9430,7 @@ func (x *WhoRequest) String() string {
 func (*WhoRequest) ProtoMessage() {}
 
 func (x *WhoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[131]
+	mi := &file_isthmus_v1_services_proto_msgTypes[132]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9360,7 +9443,7 @@ func (x *WhoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoRequest.ProtoReflect.Descriptor instead.
 func (*WhoRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{131}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{132}
 }
 
 func (x *WhoRequest) GetAddress() string {
@@ -9429,7 +9512,7 @@ type WhoResponse struct {
 
 func (x *WhoResponse) Reset() {
 	*x = WhoResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[132]
+	mi := &file_isthmus_v1_services_proto_msgTypes[133]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9441,7 +9524,7 @@ func (x *WhoResponse) String() string {
 func (*WhoResponse) ProtoMessage() {}
 
 func (x *WhoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[132]
+	mi := &file_isthmus_v1_services_proto_msgTypes[133]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9454,7 +9537,7 @@ func (x *WhoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoResponse.ProtoReflect.Descriptor instead.
 func (*WhoResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{132}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{133}
 }
 
 func (x *WhoResponse) GetFlows() []*TranslatedFlow {
@@ -9517,7 +9600,7 @@ type TranslatedFlow struct {
 
 func (x *TranslatedFlow) Reset() {
 	*x = TranslatedFlow{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[133]
+	mi := &file_isthmus_v1_services_proto_msgTypes[134]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9529,7 +9612,7 @@ func (x *TranslatedFlow) String() string {
 func (*TranslatedFlow) ProtoMessage() {}
 
 func (x *TranslatedFlow) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[133]
+	mi := &file_isthmus_v1_services_proto_msgTypes[134]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9542,7 +9625,7 @@ func (x *TranslatedFlow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TranslatedFlow.ProtoReflect.Descriptor instead.
 func (*TranslatedFlow) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{133}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{134}
 }
 
 func (x *TranslatedFlow) GetStart() *timestamppb.Timestamp {
@@ -9649,7 +9732,7 @@ type EventFilter struct {
 
 func (x *EventFilter) Reset() {
 	*x = EventFilter{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[134]
+	mi := &file_isthmus_v1_services_proto_msgTypes[135]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9661,7 +9744,7 @@ func (x *EventFilter) String() string {
 func (*EventFilter) ProtoMessage() {}
 
 func (x *EventFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[134]
+	mi := &file_isthmus_v1_services_proto_msgTypes[135]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9674,7 +9757,7 @@ func (x *EventFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventFilter.ProtoReflect.Descriptor instead.
 func (*EventFilter) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{134}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{135}
 }
 
 func (x *EventFilter) GetSince() *timestamppb.Timestamp {
@@ -9724,7 +9807,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[135]
+	mi := &file_isthmus_v1_services_proto_msgTypes[136]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9736,7 +9819,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[135]
+	mi := &file_isthmus_v1_services_proto_msgTypes[136]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9749,7 +9832,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{135}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{136}
 }
 
 func (x *ListEventsRequest) GetPageSize() uint32 {
@@ -9784,7 +9867,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[136]
+	mi := &file_isthmus_v1_services_proto_msgTypes[137]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9796,7 +9879,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[136]
+	mi := &file_isthmus_v1_services_proto_msgTypes[137]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9809,7 +9892,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{136}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{137}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -9839,7 +9922,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[137]
+	mi := &file_isthmus_v1_services_proto_msgTypes[138]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9851,7 +9934,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[137]
+	mi := &file_isthmus_v1_services_proto_msgTypes[138]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9864,7 +9947,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{137}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{138}
 }
 
 func (x *WatchEventsRequest) GetResumeToken() string {
@@ -9897,7 +9980,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[138]
+	mi := &file_isthmus_v1_services_proto_msgTypes[139]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9909,7 +9992,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[138]
+	mi := &file_isthmus_v1_services_proto_msgTypes[139]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9922,7 +10005,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{138}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{139}
 }
 
 func (x *WatchEventsResponse) GetType() EventType {
@@ -9981,7 +10064,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[139]
+	mi := &file_isthmus_v1_services_proto_msgTypes[140]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9993,7 +10076,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[139]
+	mi := &file_isthmus_v1_services_proto_msgTypes[140]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10006,7 +10089,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{139}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{140}
 }
 
 func (x *Event) GetSequence() uint64 {
@@ -10388,12 +10471,18 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"page_token\x18\x02 \x01(\tR\tpageToken\x12\x12\n" +
 	"\x04peer\x18\x03 \x01(\tR\x04peer\x12(\n" +
 	"\x04view\x18\x04 \x01(\x0e2\x14.isthmus.v1.PathViewR\x04view\x12 \n" +
-	"\vdestination\x18\x05 \x01(\tR\vdestination\"\xa2\x01\n" +
+	"\vdestination\x18\x05 \x01(\tR\vdestination\"\xd1\x01\n" +
 	"\x11ListPathsResponse\x12'\n" +
 	"\x05route\x18\x03 \x01(\v2\x11.isthmus.v1.RouteR\x05route\x12&\n" +
 	"\x05paths\x18\x01 \x03(\v2\x10.isthmus.v1.PathR\x05paths\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x14\n" +
-	"\x05notes\x18\x04 \x03(\tR\x05notes\"\xee\x03\n" +
+	"\x05notes\x18\x04 \x03(\tR\x05notes\x12-\n" +
+	"\x06offers\x18\x05 \x03(\v2\x15.isthmus.v1.PathOfferR\x06offers\"g\n" +
+	"\tPathOffer\x12\x12\n" +
+	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\x1c\n" +
+	"\tannounced\x18\x02 \x01(\bR\tannounced\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x10\n" +
+	"\x03why\x18\x04 \x01(\tR\x03why\"\xee\x03\n" +
 	"\x04Path\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x12\n" +
 	"\x04peer\x18\x02 \x01(\tR\x04peer\x12\x14\n" +
@@ -10980,7 +11069,7 @@ func file_isthmus_v1_services_proto_rawDescGZIP() []byte {
 }
 
 var file_isthmus_v1_services_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 140)
+var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 141)
 var file_isthmus_v1_services_proto_goTypes = []any{
 	(PathView)(0),                   // 0: isthmus.v1.PathView
 	(Change_Action)(0),              // 1: isthmus.v1.Change.Action
@@ -11035,357 +11124,359 @@ var file_isthmus_v1_services_proto_goTypes = []any{
 	(*NextHop)(nil),                 // 50: isthmus.v1.NextHop
 	(*ListPathsRequest)(nil),        // 51: isthmus.v1.ListPathsRequest
 	(*ListPathsResponse)(nil),       // 52: isthmus.v1.ListPathsResponse
-	(*Path)(nil),                    // 53: isthmus.v1.Path
-	(*ListPoliciesRequest)(nil),     // 54: isthmus.v1.ListPoliciesRequest
-	(*ListPoliciesResponse)(nil),    // 55: isthmus.v1.ListPoliciesResponse
-	(*Drop)(nil),                    // 56: isthmus.v1.Drop
-	(*WatchPoliciesRequest)(nil),    // 57: isthmus.v1.WatchPoliciesRequest
-	(*PolicyEvent)(nil),             // 58: isthmus.v1.PolicyEvent
-	(*ProveEgressRequest)(nil),      // 59: isthmus.v1.ProveEgressRequest
-	(*ProveEgressResponse)(nil),     // 60: isthmus.v1.ProveEgressResponse
-	(*EgressProof)(nil),             // 61: isthmus.v1.EgressProof
-	(*EgressProofState)(nil),        // 62: isthmus.v1.EgressProofState
-	(*CanaryResult)(nil),            // 63: isthmus.v1.CanaryResult
-	(*PolicyStatus)(nil),            // 64: isthmus.v1.PolicyStatus
-	(*ListPoolsRequest)(nil),        // 65: isthmus.v1.ListPoolsRequest
-	(*ListPoolsResponse)(nil),       // 66: isthmus.v1.ListPoolsResponse
-	(*GetPoolRequest)(nil),          // 67: isthmus.v1.GetPoolRequest
-	(*WatchPoolsRequest)(nil),       // 68: isthmus.v1.WatchPoolsRequest
-	(*PoolEvent)(nil),               // 69: isthmus.v1.PoolEvent
-	(*PoolStatus)(nil),              // 70: isthmus.v1.PoolStatus
-	(*PoolMember)(nil),              // 71: isthmus.v1.PoolMember
-	(*ProbeTarget)(nil),             // 72: isthmus.v1.ProbeTarget
-	(*ListNamesRequest)(nil),        // 73: isthmus.v1.ListNamesRequest
-	(*ListNamesResponse)(nil),       // 74: isthmus.v1.ListNamesResponse
-	(*WatchNamesRequest)(nil),       // 75: isthmus.v1.WatchNamesRequest
-	(*NameEvent)(nil),               // 76: isthmus.v1.NameEvent
-	(*NameStatus)(nil),              // 77: isthmus.v1.NameStatus
-	(*GoneAddress)(nil),             // 78: isthmus.v1.GoneAddress
-	(*SealRequest)(nil),             // 79: isthmus.v1.SealRequest
-	(*SealResponse)(nil),            // 80: isthmus.v1.SealResponse
-	(*UnsealRequest)(nil),           // 81: isthmus.v1.UnsealRequest
-	(*UnsealResponse)(nil),          // 82: isthmus.v1.UnsealResponse
-	(*GetMachineRequest)(nil),       // 83: isthmus.v1.GetMachineRequest
-	(*Machine)(nil),                 // 84: isthmus.v1.Machine
-	(*Slot)(nil),                    // 85: isthmus.v1.Slot
-	(*UpgradeRequest)(nil),          // 86: isthmus.v1.UpgradeRequest
-	(*UpgradeHeader)(nil),           // 87: isthmus.v1.UpgradeHeader
-	(*UpgradeResponse)(nil),         // 88: isthmus.v1.UpgradeResponse
-	(*RollbackSlotRequest)(nil),     // 89: isthmus.v1.RollbackSlotRequest
-	(*RollbackSlotResponse)(nil),    // 90: isthmus.v1.RollbackSlotResponse
-	(*RebootRequest)(nil),           // 91: isthmus.v1.RebootRequest
-	(*RebootResponse)(nil),          // 92: isthmus.v1.RebootResponse
-	(*PowerOffRequest)(nil),         // 93: isthmus.v1.PowerOffRequest
-	(*PowerOffResponse)(nil),        // 94: isthmus.v1.PowerOffResponse
-	(*GetStatusRequest)(nil),        // 95: isthmus.v1.GetStatusRequest
-	(*WatchStatusRequest)(nil),      // 96: isthmus.v1.WatchStatusRequest
-	(*WatchStatusResponse)(nil),     // 97: isthmus.v1.WatchStatusResponse
-	(*SystemStatus)(nil),            // 98: isthmus.v1.SystemStatus
-	(*Summary)(nil),                 // 99: isthmus.v1.Summary
-	(*PlatformStatus)(nil),          // 100: isthmus.v1.PlatformStatus
-	(*PlatformInterface)(nil),       // 101: isthmus.v1.PlatformInterface
-	(*Counters)(nil),                // 102: isthmus.v1.Counters
-	(*SetSecretRequest)(nil),        // 103: isthmus.v1.SetSecretRequest
-	(*RollbackSecretRequest)(nil),   // 104: isthmus.v1.RollbackSecretRequest
-	(*ListSecretsRequest)(nil),      // 105: isthmus.v1.ListSecretsRequest
-	(*ListSecretsResponse)(nil),     // 106: isthmus.v1.ListSecretsResponse
-	(*SecretInfo)(nil),              // 107: isthmus.v1.SecretInfo
-	(*DeleteSecretRequest)(nil),     // 108: isthmus.v1.DeleteSecretRequest
-	(*DeleteSecretResponse)(nil),    // 109: isthmus.v1.DeleteSecretResponse
-	(*ListAuditRequest)(nil),        // 110: isthmus.v1.ListAuditRequest
-	(*ListAuditResponse)(nil),       // 111: isthmus.v1.ListAuditResponse
-	(*AuditEntry)(nil),              // 112: isthmus.v1.AuditEntry
-	(*RenewAuthorityRequest)(nil),   // 113: isthmus.v1.RenewAuthorityRequest
-	(*RenewAuthorityResponse)(nil),  // 114: isthmus.v1.RenewAuthorityResponse
-	(*IssueClientRequest)(nil),      // 115: isthmus.v1.IssueClientRequest
-	(*IssueClientResponse)(nil),     // 116: isthmus.v1.IssueClientResponse
-	(*RenewClientRequest)(nil),      // 117: isthmus.v1.RenewClientRequest
-	(*RenewClientResponse)(nil),     // 118: isthmus.v1.RenewClientResponse
-	(*ListClientsRequest)(nil),      // 119: isthmus.v1.ListClientsRequest
-	(*ListClientsResponse)(nil),     // 120: isthmus.v1.ListClientsResponse
-	(*Client)(nil),                  // 121: isthmus.v1.Client
-	(*RevokeClientRequest)(nil),     // 122: isthmus.v1.RevokeClientRequest
-	(*RevokeClientResponse)(nil),    // 123: isthmus.v1.RevokeClientResponse
-	(*ListPortsRequest)(nil),        // 124: isthmus.v1.ListPortsRequest
-	(*ListPortsResponse)(nil),       // 125: isthmus.v1.ListPortsResponse
-	(*WatchPortsRequest)(nil),       // 126: isthmus.v1.WatchPortsRequest
-	(*PortEvent)(nil),               // 127: isthmus.v1.PortEvent
-	(*PortUse)(nil),                 // 128: isthmus.v1.PortUse
-	(*AddressUse)(nil),              // 129: isthmus.v1.AddressUse
-	(*ConnectionTable)(nil),         // 130: isthmus.v1.ConnectionTable
-	(*EndFlowsRequest)(nil),         // 131: isthmus.v1.EndFlowsRequest
-	(*EndFlowsResponse)(nil),        // 132: isthmus.v1.EndFlowsResponse
-	(*WhoRequest)(nil),              // 133: isthmus.v1.WhoRequest
-	(*WhoResponse)(nil),             // 134: isthmus.v1.WhoResponse
-	(*TranslatedFlow)(nil),          // 135: isthmus.v1.TranslatedFlow
-	(*EventFilter)(nil),             // 136: isthmus.v1.EventFilter
-	(*ListEventsRequest)(nil),       // 137: isthmus.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),      // 138: isthmus.v1.ListEventsResponse
-	(*WatchEventsRequest)(nil),      // 139: isthmus.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),     // 140: isthmus.v1.WatchEventsResponse
-	(*Event)(nil),                   // 141: isthmus.v1.Event
-	(*Spec)(nil),                    // 142: isthmus.v1.Spec
-	(*Problem)(nil),                 // 143: isthmus.v1.Problem
-	(*durationpb.Duration)(nil),     // 144: google.protobuf.Duration
-	(*EgressPolicy)(nil),            // 145: isthmus.v1.EgressPolicy
-	(*timestamppb.Timestamp)(nil),   // 146: google.protobuf.Timestamp
-	(*Condition)(nil),               // 147: isthmus.v1.Condition
-	(EventType)(0),                  // 148: isthmus.v1.EventType
-	(*Inside)(nil),                  // 149: isthmus.v1.Inside
+	(*PathOffer)(nil),               // 53: isthmus.v1.PathOffer
+	(*Path)(nil),                    // 54: isthmus.v1.Path
+	(*ListPoliciesRequest)(nil),     // 55: isthmus.v1.ListPoliciesRequest
+	(*ListPoliciesResponse)(nil),    // 56: isthmus.v1.ListPoliciesResponse
+	(*Drop)(nil),                    // 57: isthmus.v1.Drop
+	(*WatchPoliciesRequest)(nil),    // 58: isthmus.v1.WatchPoliciesRequest
+	(*PolicyEvent)(nil),             // 59: isthmus.v1.PolicyEvent
+	(*ProveEgressRequest)(nil),      // 60: isthmus.v1.ProveEgressRequest
+	(*ProveEgressResponse)(nil),     // 61: isthmus.v1.ProveEgressResponse
+	(*EgressProof)(nil),             // 62: isthmus.v1.EgressProof
+	(*EgressProofState)(nil),        // 63: isthmus.v1.EgressProofState
+	(*CanaryResult)(nil),            // 64: isthmus.v1.CanaryResult
+	(*PolicyStatus)(nil),            // 65: isthmus.v1.PolicyStatus
+	(*ListPoolsRequest)(nil),        // 66: isthmus.v1.ListPoolsRequest
+	(*ListPoolsResponse)(nil),       // 67: isthmus.v1.ListPoolsResponse
+	(*GetPoolRequest)(nil),          // 68: isthmus.v1.GetPoolRequest
+	(*WatchPoolsRequest)(nil),       // 69: isthmus.v1.WatchPoolsRequest
+	(*PoolEvent)(nil),               // 70: isthmus.v1.PoolEvent
+	(*PoolStatus)(nil),              // 71: isthmus.v1.PoolStatus
+	(*PoolMember)(nil),              // 72: isthmus.v1.PoolMember
+	(*ProbeTarget)(nil),             // 73: isthmus.v1.ProbeTarget
+	(*ListNamesRequest)(nil),        // 74: isthmus.v1.ListNamesRequest
+	(*ListNamesResponse)(nil),       // 75: isthmus.v1.ListNamesResponse
+	(*WatchNamesRequest)(nil),       // 76: isthmus.v1.WatchNamesRequest
+	(*NameEvent)(nil),               // 77: isthmus.v1.NameEvent
+	(*NameStatus)(nil),              // 78: isthmus.v1.NameStatus
+	(*GoneAddress)(nil),             // 79: isthmus.v1.GoneAddress
+	(*SealRequest)(nil),             // 80: isthmus.v1.SealRequest
+	(*SealResponse)(nil),            // 81: isthmus.v1.SealResponse
+	(*UnsealRequest)(nil),           // 82: isthmus.v1.UnsealRequest
+	(*UnsealResponse)(nil),          // 83: isthmus.v1.UnsealResponse
+	(*GetMachineRequest)(nil),       // 84: isthmus.v1.GetMachineRequest
+	(*Machine)(nil),                 // 85: isthmus.v1.Machine
+	(*Slot)(nil),                    // 86: isthmus.v1.Slot
+	(*UpgradeRequest)(nil),          // 87: isthmus.v1.UpgradeRequest
+	(*UpgradeHeader)(nil),           // 88: isthmus.v1.UpgradeHeader
+	(*UpgradeResponse)(nil),         // 89: isthmus.v1.UpgradeResponse
+	(*RollbackSlotRequest)(nil),     // 90: isthmus.v1.RollbackSlotRequest
+	(*RollbackSlotResponse)(nil),    // 91: isthmus.v1.RollbackSlotResponse
+	(*RebootRequest)(nil),           // 92: isthmus.v1.RebootRequest
+	(*RebootResponse)(nil),          // 93: isthmus.v1.RebootResponse
+	(*PowerOffRequest)(nil),         // 94: isthmus.v1.PowerOffRequest
+	(*PowerOffResponse)(nil),        // 95: isthmus.v1.PowerOffResponse
+	(*GetStatusRequest)(nil),        // 96: isthmus.v1.GetStatusRequest
+	(*WatchStatusRequest)(nil),      // 97: isthmus.v1.WatchStatusRequest
+	(*WatchStatusResponse)(nil),     // 98: isthmus.v1.WatchStatusResponse
+	(*SystemStatus)(nil),            // 99: isthmus.v1.SystemStatus
+	(*Summary)(nil),                 // 100: isthmus.v1.Summary
+	(*PlatformStatus)(nil),          // 101: isthmus.v1.PlatformStatus
+	(*PlatformInterface)(nil),       // 102: isthmus.v1.PlatformInterface
+	(*Counters)(nil),                // 103: isthmus.v1.Counters
+	(*SetSecretRequest)(nil),        // 104: isthmus.v1.SetSecretRequest
+	(*RollbackSecretRequest)(nil),   // 105: isthmus.v1.RollbackSecretRequest
+	(*ListSecretsRequest)(nil),      // 106: isthmus.v1.ListSecretsRequest
+	(*ListSecretsResponse)(nil),     // 107: isthmus.v1.ListSecretsResponse
+	(*SecretInfo)(nil),              // 108: isthmus.v1.SecretInfo
+	(*DeleteSecretRequest)(nil),     // 109: isthmus.v1.DeleteSecretRequest
+	(*DeleteSecretResponse)(nil),    // 110: isthmus.v1.DeleteSecretResponse
+	(*ListAuditRequest)(nil),        // 111: isthmus.v1.ListAuditRequest
+	(*ListAuditResponse)(nil),       // 112: isthmus.v1.ListAuditResponse
+	(*AuditEntry)(nil),              // 113: isthmus.v1.AuditEntry
+	(*RenewAuthorityRequest)(nil),   // 114: isthmus.v1.RenewAuthorityRequest
+	(*RenewAuthorityResponse)(nil),  // 115: isthmus.v1.RenewAuthorityResponse
+	(*IssueClientRequest)(nil),      // 116: isthmus.v1.IssueClientRequest
+	(*IssueClientResponse)(nil),     // 117: isthmus.v1.IssueClientResponse
+	(*RenewClientRequest)(nil),      // 118: isthmus.v1.RenewClientRequest
+	(*RenewClientResponse)(nil),     // 119: isthmus.v1.RenewClientResponse
+	(*ListClientsRequest)(nil),      // 120: isthmus.v1.ListClientsRequest
+	(*ListClientsResponse)(nil),     // 121: isthmus.v1.ListClientsResponse
+	(*Client)(nil),                  // 122: isthmus.v1.Client
+	(*RevokeClientRequest)(nil),     // 123: isthmus.v1.RevokeClientRequest
+	(*RevokeClientResponse)(nil),    // 124: isthmus.v1.RevokeClientResponse
+	(*ListPortsRequest)(nil),        // 125: isthmus.v1.ListPortsRequest
+	(*ListPortsResponse)(nil),       // 126: isthmus.v1.ListPortsResponse
+	(*WatchPortsRequest)(nil),       // 127: isthmus.v1.WatchPortsRequest
+	(*PortEvent)(nil),               // 128: isthmus.v1.PortEvent
+	(*PortUse)(nil),                 // 129: isthmus.v1.PortUse
+	(*AddressUse)(nil),              // 130: isthmus.v1.AddressUse
+	(*ConnectionTable)(nil),         // 131: isthmus.v1.ConnectionTable
+	(*EndFlowsRequest)(nil),         // 132: isthmus.v1.EndFlowsRequest
+	(*EndFlowsResponse)(nil),        // 133: isthmus.v1.EndFlowsResponse
+	(*WhoRequest)(nil),              // 134: isthmus.v1.WhoRequest
+	(*WhoResponse)(nil),             // 135: isthmus.v1.WhoResponse
+	(*TranslatedFlow)(nil),          // 136: isthmus.v1.TranslatedFlow
+	(*EventFilter)(nil),             // 137: isthmus.v1.EventFilter
+	(*ListEventsRequest)(nil),       // 138: isthmus.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),      // 139: isthmus.v1.ListEventsResponse
+	(*WatchEventsRequest)(nil),      // 140: isthmus.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),     // 141: isthmus.v1.WatchEventsResponse
+	(*Event)(nil),                   // 142: isthmus.v1.Event
+	(*Spec)(nil),                    // 143: isthmus.v1.Spec
+	(*Problem)(nil),                 // 144: isthmus.v1.Problem
+	(*durationpb.Duration)(nil),     // 145: google.protobuf.Duration
+	(*EgressPolicy)(nil),            // 146: isthmus.v1.EgressPolicy
+	(*timestamppb.Timestamp)(nil),   // 147: google.protobuf.Timestamp
+	(*Condition)(nil),               // 148: isthmus.v1.Condition
+	(EventType)(0),                  // 149: isthmus.v1.EventType
+	(*Inside)(nil),                  // 150: isthmus.v1.Inside
 }
 var file_isthmus_v1_services_proto_depIdxs = []int32{
-	142, // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
-	143, // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
+	143, // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
+	144, // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
 	2,   // 2: isthmus.v1.ValidateRequest.source:type_name -> isthmus.v1.Source
-	143, // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
-	143, // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
+	144, // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
+	144, // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
 	2,   // 5: isthmus.v1.PlanRequest.source:type_name -> isthmus.v1.Source
 	1,   // 6: isthmus.v1.Change.action:type_name -> isthmus.v1.Change.Action
 	7,   // 7: isthmus.v1.PlanResponse.changes:type_name -> isthmus.v1.Change
-	143, // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
+	144, // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
 	2,   // 9: isthmus.v1.ApplyRequest.source:type_name -> isthmus.v1.Source
-	144, // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
+	145, // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
 	7,   // 11: isthmus.v1.ApplyResponse.changes:type_name -> isthmus.v1.Change
-	143, // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
-	144, // 13: isthmus.v1.ApplyResponse.goes_back_in:type_name -> google.protobuf.Duration
-	145, // 14: isthmus.v1.EditPoliciesRequest.set:type_name -> isthmus.v1.EgressPolicy
-	144, // 15: isthmus.v1.EditPoliciesRequest.confirm_within:type_name -> google.protobuf.Duration
-	144, // 16: isthmus.v1.SetDisabledRequest.confirm_within:type_name -> google.protobuf.Duration
-	142, // 17: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
+	144, // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
+	145, // 13: isthmus.v1.ApplyResponse.goes_back_in:type_name -> google.protobuf.Duration
+	146, // 14: isthmus.v1.EditPoliciesRequest.set:type_name -> isthmus.v1.EgressPolicy
+	145, // 15: isthmus.v1.EditPoliciesRequest.confirm_within:type_name -> google.protobuf.Duration
+	145, // 16: isthmus.v1.SetDisabledRequest.confirm_within:type_name -> google.protobuf.Duration
+	143, // 17: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
 	20,  // 18: isthmus.v1.ListHistoryResponse.revisions:type_name -> isthmus.v1.Revision
-	146, // 19: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
-	144, // 20: isthmus.v1.RollbackRequest.confirm_within:type_name -> google.protobuf.Duration
-	144, // 21: isthmus.v1.WaitAppliedRequest.max_wait:type_name -> google.protobuf.Duration
-	147, // 22: isthmus.v1.WaitAppliedResponse.conditions:type_name -> isthmus.v1.Condition
+	147, // 19: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
+	145, // 20: isthmus.v1.RollbackRequest.confirm_within:type_name -> google.protobuf.Duration
+	145, // 21: isthmus.v1.WaitAppliedRequest.max_wait:type_name -> google.protobuf.Duration
+	148, // 22: isthmus.v1.WaitAppliedResponse.conditions:type_name -> isthmus.v1.Condition
 	31,  // 23: isthmus.v1.ListTunnelsResponse.tunnels:type_name -> isthmus.v1.TunnelStatus
 	34,  // 24: isthmus.v1.ListTunnelsResponse.strays:type_name -> isthmus.v1.StrayTunnel
-	148, // 25: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
+	149, // 25: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
 	31,  // 26: isthmus.v1.TunnelEvent.tunnel:type_name -> isthmus.v1.TunnelStatus
-	146, // 27: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
-	149, // 28: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
-	146, // 29: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
-	146, // 30: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
-	146, // 31: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
-	147, // 32: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
+	147, // 27: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
+	150, // 28: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
+	147, // 29: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
+	147, // 30: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
+	147, // 31: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
+	148, // 32: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
 	33,  // 33: isthmus.v1.TunnelStatus.explanation:type_name -> isthmus.v1.Explanation
-	146, // 34: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
-	146, // 35: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
-	146, // 36: isthmus.v1.TunnelStatus.last_error_since:type_name -> google.protobuf.Timestamp
-	146, // 37: isthmus.v1.TunnelStatus.data_received:type_name -> google.protobuf.Timestamp
+	147, // 34: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
+	147, // 35: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
+	147, // 36: isthmus.v1.TunnelStatus.last_error_since:type_name -> google.protobuf.Timestamp
+	147, // 37: isthmus.v1.TunnelStatus.data_received:type_name -> google.protobuf.Timestamp
 	32,  // 38: isthmus.v1.TunnelStatus.wireguard:type_name -> isthmus.v1.WireGuardStatus
-	146, // 39: isthmus.v1.WireGuardStatus.last_handshake:type_name -> google.protobuf.Timestamp
-	144, // 40: isthmus.v1.WireGuardStatus.keepalive:type_name -> google.protobuf.Duration
-	146, // 41: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
-	146, // 42: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
-	146, // 43: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
+	147, // 39: isthmus.v1.WireGuardStatus.last_handshake:type_name -> google.protobuf.Timestamp
+	145, // 40: isthmus.v1.WireGuardStatus.keepalive:type_name -> google.protobuf.Duration
+	147, // 41: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
+	147, // 42: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
+	147, // 43: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
 	42,  // 44: isthmus.v1.ListPeersResponse.peers:type_name -> isthmus.v1.PeerStatus
-	148, // 45: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
+	149, // 45: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
 	42,  // 46: isthmus.v1.PeerEvent.peer:type_name -> isthmus.v1.PeerStatus
-	146, // 47: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
-	144, // 48: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
-	147, // 49: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
-	146, // 50: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
+	147, // 47: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
+	145, // 48: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
+	148, // 49: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
+	147, // 50: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
 	43,  // 51: isthmus.v1.PeerStatus.filter:type_name -> isthmus.v1.PeerFilter
-	146, // 52: isthmus.v1.PeerStatus.last_error_time:type_name -> google.protobuf.Timestamp
+	147, // 52: isthmus.v1.PeerStatus.last_error_time:type_name -> google.protobuf.Timestamp
 	44,  // 53: isthmus.v1.PeerFilter.discarded:type_name -> isthmus.v1.DiscardedAttribute
 	49,  // 54: isthmus.v1.ListRoutesResponse.routes:type_name -> isthmus.v1.Route
-	148, // 55: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
+	149, // 55: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
 	49,  // 56: isthmus.v1.RouteEvent.route:type_name -> isthmus.v1.Route
 	50,  // 57: isthmus.v1.Route.next_hops:type_name -> isthmus.v1.NextHop
-	146, // 58: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
-	147, // 59: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
+	147, // 58: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
+	148, // 59: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
 	0,   // 60: isthmus.v1.ListPathsRequest.view:type_name -> isthmus.v1.PathView
 	49,  // 61: isthmus.v1.ListPathsResponse.route:type_name -> isthmus.v1.Route
-	53,  // 62: isthmus.v1.ListPathsResponse.paths:type_name -> isthmus.v1.Path
-	146, // 63: isthmus.v1.Path.since:type_name -> google.protobuf.Timestamp
-	64,  // 64: isthmus.v1.ListPoliciesResponse.policies:type_name -> isthmus.v1.PolicyStatus
-	56,  // 65: isthmus.v1.ListPoliciesResponse.drops:type_name -> isthmus.v1.Drop
-	148, // 66: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
-	64,  // 67: isthmus.v1.PolicyEvent.policy:type_name -> isthmus.v1.PolicyStatus
-	61,  // 68: isthmus.v1.ProveEgressResponse.proof:type_name -> isthmus.v1.EgressProof
-	146, // 69: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
-	62,  // 70: isthmus.v1.EgressProof.states:type_name -> isthmus.v1.EgressProofState
-	63,  // 71: isthmus.v1.EgressProof.canaries:type_name -> isthmus.v1.CanaryResult
-	70,  // 72: isthmus.v1.ListPoolsResponse.pools:type_name -> isthmus.v1.PoolStatus
-	148, // 73: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
-	70,  // 74: isthmus.v1.PoolEvent.pool:type_name -> isthmus.v1.PoolStatus
-	71,  // 75: isthmus.v1.PoolStatus.members:type_name -> isthmus.v1.PoolMember
-	146, // 76: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
-	72,  // 77: isthmus.v1.PoolMember.targets:type_name -> isthmus.v1.ProbeTarget
-	146, // 78: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
-	146, // 79: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
-	77,  // 80: isthmus.v1.ListNamesResponse.names:type_name -> isthmus.v1.NameStatus
-	148, // 81: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
-	77,  // 82: isthmus.v1.NameEvent.name:type_name -> isthmus.v1.NameStatus
-	146, // 83: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
-	146, // 84: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
-	78,  // 85: isthmus.v1.NameStatus.gone:type_name -> isthmus.v1.GoneAddress
-	146, // 86: isthmus.v1.NameStatus.differs:type_name -> google.protobuf.Timestamp
-	146, // 87: isthmus.v1.GoneAddress.since:type_name -> google.protobuf.Timestamp
-	85,  // 88: isthmus.v1.Machine.slots:type_name -> isthmus.v1.Slot
-	146, // 89: isthmus.v1.Slot.deadline:type_name -> google.protobuf.Timestamp
-	87,  // 90: isthmus.v1.UpgradeRequest.header:type_name -> isthmus.v1.UpgradeHeader
-	98,  // 91: isthmus.v1.WatchStatusResponse.status:type_name -> isthmus.v1.SystemStatus
-	146, // 92: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
-	146, // 93: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
-	147, // 94: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
-	102, // 95: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
-	100, // 96: isthmus.v1.SystemStatus.platform:type_name -> isthmus.v1.PlatformStatus
-	99,  // 97: isthmus.v1.SystemStatus.summary:type_name -> isthmus.v1.Summary
-	128, // 98: isthmus.v1.Summary.ports:type_name -> isthmus.v1.PortUse
-	101, // 99: isthmus.v1.PlatformStatus.interfaces:type_name -> isthmus.v1.PlatformInterface
-	146, // 100: isthmus.v1.PlatformStatus.read:type_name -> google.protobuf.Timestamp
-	107, // 101: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
-	146, // 102: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
-	146, // 103: isthmus.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
-	146, // 104: isthmus.v1.ListAuditRequest.until:type_name -> google.protobuf.Timestamp
-	112, // 105: isthmus.v1.ListAuditResponse.entries:type_name -> isthmus.v1.AuditEntry
-	146, // 106: isthmus.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
-	146, // 107: isthmus.v1.RenewAuthorityResponse.former_until:type_name -> google.protobuf.Timestamp
-	144, // 108: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
-	121, // 109: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
-	121, // 110: isthmus.v1.RenewClientResponse.client:type_name -> isthmus.v1.Client
-	121, // 111: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
-	146, // 112: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
-	146, // 113: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
-	128, // 114: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
-	129, // 115: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
-	130, // 116: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
-	146, // 117: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
-	148, // 118: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
-	128, // 119: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
-	144, // 120: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
-	146, // 121: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
-	144, // 122: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
-	135, // 123: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
-	146, // 124: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
-	146, // 125: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
-	146, // 126: isthmus.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
-	146, // 127: isthmus.v1.EventFilter.until:type_name -> google.protobuf.Timestamp
-	136, // 128: isthmus.v1.ListEventsRequest.filter:type_name -> isthmus.v1.EventFilter
-	141, // 129: isthmus.v1.ListEventsResponse.events:type_name -> isthmus.v1.Event
-	136, // 130: isthmus.v1.WatchEventsRequest.filter:type_name -> isthmus.v1.EventFilter
-	148, // 131: isthmus.v1.WatchEventsResponse.type:type_name -> isthmus.v1.EventType
-	141, // 132: isthmus.v1.WatchEventsResponse.event:type_name -> isthmus.v1.Event
-	146, // 133: isthmus.v1.Event.time:type_name -> google.protobuf.Timestamp
-	144, // 134: isthmus.v1.Event.lasted:type_name -> google.protobuf.Duration
-	4,   // 135: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
-	6,   // 136: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
-	9,   // 137: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
-	11,  // 138: isthmus.v1.SpecService.EditPolicies:input_type -> isthmus.v1.EditPoliciesRequest
-	12,  // 139: isthmus.v1.SpecService.SetDisabled:input_type -> isthmus.v1.SetDisabledRequest
-	13,  // 140: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
-	15,  // 141: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
-	16,  // 142: isthmus.v1.SpecService.GetEffectiveSpec:input_type -> isthmus.v1.GetEffectiveSpecRequest
-	18,  // 143: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
-	21,  // 144: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
-	22,  // 145: isthmus.v1.SpecService.WaitApplied:input_type -> isthmus.v1.WaitAppliedRequest
-	24,  // 146: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
-	26,  // 147: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
-	27,  // 148: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
-	28,  // 149: isthmus.v1.TunnelService.ResetTunnel:input_type -> isthmus.v1.ResetTunnelRequest
-	35,  // 150: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
-	37,  // 151: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
-	38,  // 152: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
-	40,  // 153: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
-	45,  // 154: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
-	47,  // 155: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
-	51,  // 156: isthmus.v1.RouteService.ListPaths:input_type -> isthmus.v1.ListPathsRequest
-	54,  // 157: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
-	57,  // 158: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
-	59,  // 159: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
-	133, // 160: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
-	131, // 161: isthmus.v1.NATService.EndFlows:input_type -> isthmus.v1.EndFlowsRequest
-	65,  // 162: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
-	67,  // 163: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
-	68,  // 164: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
-	73,  // 165: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
-	75,  // 166: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
-	95,  // 167: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
-	96,  // 168: isthmus.v1.SystemService.WatchStatus:input_type -> isthmus.v1.WatchStatusRequest
-	83,  // 169: isthmus.v1.SystemService.GetMachine:input_type -> isthmus.v1.GetMachineRequest
-	86,  // 170: isthmus.v1.SystemService.Upgrade:input_type -> isthmus.v1.UpgradeRequest
-	89,  // 171: isthmus.v1.SystemService.RollbackSlot:input_type -> isthmus.v1.RollbackSlotRequest
-	91,  // 172: isthmus.v1.SystemService.Reboot:input_type -> isthmus.v1.RebootRequest
-	93,  // 173: isthmus.v1.SystemService.PowerOff:input_type -> isthmus.v1.PowerOffRequest
-	79,  // 174: isthmus.v1.SystemService.Seal:input_type -> isthmus.v1.SealRequest
-	81,  // 175: isthmus.v1.SystemService.Unseal:input_type -> isthmus.v1.UnsealRequest
-	103, // 176: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
-	103, // 177: isthmus.v1.SecretService.AddSecret:input_type -> isthmus.v1.SetSecretRequest
-	104, // 178: isthmus.v1.SecretService.RollbackSecret:input_type -> isthmus.v1.RollbackSecretRequest
-	105, // 179: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
-	108, // 180: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
-	115, // 181: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
-	119, // 182: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
-	122, // 183: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
-	117, // 184: isthmus.v1.AccessService.RenewClient:input_type -> isthmus.v1.RenewClientRequest
-	113, // 185: isthmus.v1.AccessService.RenewAuthority:input_type -> isthmus.v1.RenewAuthorityRequest
-	110, // 186: isthmus.v1.AccessService.ListAudit:input_type -> isthmus.v1.ListAuditRequest
-	124, // 187: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
-	126, // 188: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
-	137, // 189: isthmus.v1.EventService.ListEvents:input_type -> isthmus.v1.ListEventsRequest
-	139, // 190: isthmus.v1.EventService.WatchEvents:input_type -> isthmus.v1.WatchEventsRequest
-	5,   // 191: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
-	8,   // 192: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
-	10,  // 193: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
-	10,  // 194: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
-	10,  // 195: isthmus.v1.SpecService.SetDisabled:output_type -> isthmus.v1.ApplyResponse
-	14,  // 196: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
-	17,  // 197: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
-	17,  // 198: isthmus.v1.SpecService.GetEffectiveSpec:output_type -> isthmus.v1.GetSpecResponse
-	19,  // 199: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
-	10,  // 200: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
-	23,  // 201: isthmus.v1.SpecService.WaitApplied:output_type -> isthmus.v1.WaitAppliedResponse
-	25,  // 202: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
-	31,  // 203: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
-	30,  // 204: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
-	29,  // 205: isthmus.v1.TunnelService.ResetTunnel:output_type -> isthmus.v1.ResetTunnelResponse
-	36,  // 206: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
-	42,  // 207: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
-	39,  // 208: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
-	41,  // 209: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
-	46,  // 210: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
-	48,  // 211: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
-	52,  // 212: isthmus.v1.RouteService.ListPaths:output_type -> isthmus.v1.ListPathsResponse
-	55,  // 213: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
-	58,  // 214: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
-	60,  // 215: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
-	134, // 216: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
-	132, // 217: isthmus.v1.NATService.EndFlows:output_type -> isthmus.v1.EndFlowsResponse
-	66,  // 218: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
-	70,  // 219: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
-	69,  // 220: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
-	74,  // 221: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
-	76,  // 222: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
-	98,  // 223: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
-	97,  // 224: isthmus.v1.SystemService.WatchStatus:output_type -> isthmus.v1.WatchStatusResponse
-	84,  // 225: isthmus.v1.SystemService.GetMachine:output_type -> isthmus.v1.Machine
-	88,  // 226: isthmus.v1.SystemService.Upgrade:output_type -> isthmus.v1.UpgradeResponse
-	90,  // 227: isthmus.v1.SystemService.RollbackSlot:output_type -> isthmus.v1.RollbackSlotResponse
-	92,  // 228: isthmus.v1.SystemService.Reboot:output_type -> isthmus.v1.RebootResponse
-	94,  // 229: isthmus.v1.SystemService.PowerOff:output_type -> isthmus.v1.PowerOffResponse
-	80,  // 230: isthmus.v1.SystemService.Seal:output_type -> isthmus.v1.SealResponse
-	82,  // 231: isthmus.v1.SystemService.Unseal:output_type -> isthmus.v1.UnsealResponse
-	107, // 232: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
-	107, // 233: isthmus.v1.SecretService.AddSecret:output_type -> isthmus.v1.SecretInfo
-	107, // 234: isthmus.v1.SecretService.RollbackSecret:output_type -> isthmus.v1.SecretInfo
-	106, // 235: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
-	109, // 236: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
-	116, // 237: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
-	120, // 238: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
-	123, // 239: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
-	118, // 240: isthmus.v1.AccessService.RenewClient:output_type -> isthmus.v1.RenewClientResponse
-	114, // 241: isthmus.v1.AccessService.RenewAuthority:output_type -> isthmus.v1.RenewAuthorityResponse
-	111, // 242: isthmus.v1.AccessService.ListAudit:output_type -> isthmus.v1.ListAuditResponse
-	125, // 243: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
-	127, // 244: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
-	138, // 245: isthmus.v1.EventService.ListEvents:output_type -> isthmus.v1.ListEventsResponse
-	140, // 246: isthmus.v1.EventService.WatchEvents:output_type -> isthmus.v1.WatchEventsResponse
-	191, // [191:247] is the sub-list for method output_type
-	135, // [135:191] is the sub-list for method input_type
-	135, // [135:135] is the sub-list for extension type_name
-	135, // [135:135] is the sub-list for extension extendee
-	0,   // [0:135] is the sub-list for field type_name
+	54,  // 62: isthmus.v1.ListPathsResponse.paths:type_name -> isthmus.v1.Path
+	53,  // 63: isthmus.v1.ListPathsResponse.offers:type_name -> isthmus.v1.PathOffer
+	147, // 64: isthmus.v1.Path.since:type_name -> google.protobuf.Timestamp
+	65,  // 65: isthmus.v1.ListPoliciesResponse.policies:type_name -> isthmus.v1.PolicyStatus
+	57,  // 66: isthmus.v1.ListPoliciesResponse.drops:type_name -> isthmus.v1.Drop
+	149, // 67: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
+	65,  // 68: isthmus.v1.PolicyEvent.policy:type_name -> isthmus.v1.PolicyStatus
+	62,  // 69: isthmus.v1.ProveEgressResponse.proof:type_name -> isthmus.v1.EgressProof
+	147, // 70: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
+	63,  // 71: isthmus.v1.EgressProof.states:type_name -> isthmus.v1.EgressProofState
+	64,  // 72: isthmus.v1.EgressProof.canaries:type_name -> isthmus.v1.CanaryResult
+	71,  // 73: isthmus.v1.ListPoolsResponse.pools:type_name -> isthmus.v1.PoolStatus
+	149, // 74: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
+	71,  // 75: isthmus.v1.PoolEvent.pool:type_name -> isthmus.v1.PoolStatus
+	72,  // 76: isthmus.v1.PoolStatus.members:type_name -> isthmus.v1.PoolMember
+	147, // 77: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
+	73,  // 78: isthmus.v1.PoolMember.targets:type_name -> isthmus.v1.ProbeTarget
+	147, // 79: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
+	147, // 80: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
+	78,  // 81: isthmus.v1.ListNamesResponse.names:type_name -> isthmus.v1.NameStatus
+	149, // 82: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
+	78,  // 83: isthmus.v1.NameEvent.name:type_name -> isthmus.v1.NameStatus
+	147, // 84: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
+	147, // 85: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
+	79,  // 86: isthmus.v1.NameStatus.gone:type_name -> isthmus.v1.GoneAddress
+	147, // 87: isthmus.v1.NameStatus.differs:type_name -> google.protobuf.Timestamp
+	147, // 88: isthmus.v1.GoneAddress.since:type_name -> google.protobuf.Timestamp
+	86,  // 89: isthmus.v1.Machine.slots:type_name -> isthmus.v1.Slot
+	147, // 90: isthmus.v1.Slot.deadline:type_name -> google.protobuf.Timestamp
+	88,  // 91: isthmus.v1.UpgradeRequest.header:type_name -> isthmus.v1.UpgradeHeader
+	99,  // 92: isthmus.v1.WatchStatusResponse.status:type_name -> isthmus.v1.SystemStatus
+	147, // 93: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
+	147, // 94: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
+	148, // 95: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
+	103, // 96: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
+	101, // 97: isthmus.v1.SystemStatus.platform:type_name -> isthmus.v1.PlatformStatus
+	100, // 98: isthmus.v1.SystemStatus.summary:type_name -> isthmus.v1.Summary
+	129, // 99: isthmus.v1.Summary.ports:type_name -> isthmus.v1.PortUse
+	102, // 100: isthmus.v1.PlatformStatus.interfaces:type_name -> isthmus.v1.PlatformInterface
+	147, // 101: isthmus.v1.PlatformStatus.read:type_name -> google.protobuf.Timestamp
+	108, // 102: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
+	147, // 103: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
+	147, // 104: isthmus.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
+	147, // 105: isthmus.v1.ListAuditRequest.until:type_name -> google.protobuf.Timestamp
+	113, // 106: isthmus.v1.ListAuditResponse.entries:type_name -> isthmus.v1.AuditEntry
+	147, // 107: isthmus.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
+	147, // 108: isthmus.v1.RenewAuthorityResponse.former_until:type_name -> google.protobuf.Timestamp
+	145, // 109: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
+	122, // 110: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
+	122, // 111: isthmus.v1.RenewClientResponse.client:type_name -> isthmus.v1.Client
+	122, // 112: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
+	147, // 113: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
+	147, // 114: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
+	129, // 115: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
+	130, // 116: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
+	131, // 117: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
+	147, // 118: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
+	149, // 119: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
+	129, // 120: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
+	145, // 121: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
+	147, // 122: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
+	145, // 123: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
+	136, // 124: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
+	147, // 125: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
+	147, // 126: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
+	147, // 127: isthmus.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
+	147, // 128: isthmus.v1.EventFilter.until:type_name -> google.protobuf.Timestamp
+	137, // 129: isthmus.v1.ListEventsRequest.filter:type_name -> isthmus.v1.EventFilter
+	142, // 130: isthmus.v1.ListEventsResponse.events:type_name -> isthmus.v1.Event
+	137, // 131: isthmus.v1.WatchEventsRequest.filter:type_name -> isthmus.v1.EventFilter
+	149, // 132: isthmus.v1.WatchEventsResponse.type:type_name -> isthmus.v1.EventType
+	142, // 133: isthmus.v1.WatchEventsResponse.event:type_name -> isthmus.v1.Event
+	147, // 134: isthmus.v1.Event.time:type_name -> google.protobuf.Timestamp
+	145, // 135: isthmus.v1.Event.lasted:type_name -> google.protobuf.Duration
+	4,   // 136: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
+	6,   // 137: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
+	9,   // 138: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
+	11,  // 139: isthmus.v1.SpecService.EditPolicies:input_type -> isthmus.v1.EditPoliciesRequest
+	12,  // 140: isthmus.v1.SpecService.SetDisabled:input_type -> isthmus.v1.SetDisabledRequest
+	13,  // 141: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
+	15,  // 142: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
+	16,  // 143: isthmus.v1.SpecService.GetEffectiveSpec:input_type -> isthmus.v1.GetEffectiveSpecRequest
+	18,  // 144: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
+	21,  // 145: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
+	22,  // 146: isthmus.v1.SpecService.WaitApplied:input_type -> isthmus.v1.WaitAppliedRequest
+	24,  // 147: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
+	26,  // 148: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
+	27,  // 149: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
+	28,  // 150: isthmus.v1.TunnelService.ResetTunnel:input_type -> isthmus.v1.ResetTunnelRequest
+	35,  // 151: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
+	37,  // 152: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
+	38,  // 153: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
+	40,  // 154: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
+	45,  // 155: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
+	47,  // 156: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
+	51,  // 157: isthmus.v1.RouteService.ListPaths:input_type -> isthmus.v1.ListPathsRequest
+	55,  // 158: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
+	58,  // 159: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
+	60,  // 160: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
+	134, // 161: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
+	132, // 162: isthmus.v1.NATService.EndFlows:input_type -> isthmus.v1.EndFlowsRequest
+	66,  // 163: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
+	68,  // 164: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
+	69,  // 165: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
+	74,  // 166: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
+	76,  // 167: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
+	96,  // 168: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
+	97,  // 169: isthmus.v1.SystemService.WatchStatus:input_type -> isthmus.v1.WatchStatusRequest
+	84,  // 170: isthmus.v1.SystemService.GetMachine:input_type -> isthmus.v1.GetMachineRequest
+	87,  // 171: isthmus.v1.SystemService.Upgrade:input_type -> isthmus.v1.UpgradeRequest
+	90,  // 172: isthmus.v1.SystemService.RollbackSlot:input_type -> isthmus.v1.RollbackSlotRequest
+	92,  // 173: isthmus.v1.SystemService.Reboot:input_type -> isthmus.v1.RebootRequest
+	94,  // 174: isthmus.v1.SystemService.PowerOff:input_type -> isthmus.v1.PowerOffRequest
+	80,  // 175: isthmus.v1.SystemService.Seal:input_type -> isthmus.v1.SealRequest
+	82,  // 176: isthmus.v1.SystemService.Unseal:input_type -> isthmus.v1.UnsealRequest
+	104, // 177: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
+	104, // 178: isthmus.v1.SecretService.AddSecret:input_type -> isthmus.v1.SetSecretRequest
+	105, // 179: isthmus.v1.SecretService.RollbackSecret:input_type -> isthmus.v1.RollbackSecretRequest
+	106, // 180: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
+	109, // 181: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
+	116, // 182: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
+	120, // 183: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
+	123, // 184: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
+	118, // 185: isthmus.v1.AccessService.RenewClient:input_type -> isthmus.v1.RenewClientRequest
+	114, // 186: isthmus.v1.AccessService.RenewAuthority:input_type -> isthmus.v1.RenewAuthorityRequest
+	111, // 187: isthmus.v1.AccessService.ListAudit:input_type -> isthmus.v1.ListAuditRequest
+	125, // 188: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
+	127, // 189: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
+	138, // 190: isthmus.v1.EventService.ListEvents:input_type -> isthmus.v1.ListEventsRequest
+	140, // 191: isthmus.v1.EventService.WatchEvents:input_type -> isthmus.v1.WatchEventsRequest
+	5,   // 192: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
+	8,   // 193: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
+	10,  // 194: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
+	10,  // 195: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
+	10,  // 196: isthmus.v1.SpecService.SetDisabled:output_type -> isthmus.v1.ApplyResponse
+	14,  // 197: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
+	17,  // 198: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
+	17,  // 199: isthmus.v1.SpecService.GetEffectiveSpec:output_type -> isthmus.v1.GetSpecResponse
+	19,  // 200: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
+	10,  // 201: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
+	23,  // 202: isthmus.v1.SpecService.WaitApplied:output_type -> isthmus.v1.WaitAppliedResponse
+	25,  // 203: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
+	31,  // 204: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
+	30,  // 205: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
+	29,  // 206: isthmus.v1.TunnelService.ResetTunnel:output_type -> isthmus.v1.ResetTunnelResponse
+	36,  // 207: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
+	42,  // 208: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
+	39,  // 209: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
+	41,  // 210: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
+	46,  // 211: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
+	48,  // 212: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
+	52,  // 213: isthmus.v1.RouteService.ListPaths:output_type -> isthmus.v1.ListPathsResponse
+	56,  // 214: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
+	59,  // 215: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
+	61,  // 216: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
+	135, // 217: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
+	133, // 218: isthmus.v1.NATService.EndFlows:output_type -> isthmus.v1.EndFlowsResponse
+	67,  // 219: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
+	71,  // 220: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
+	70,  // 221: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
+	75,  // 222: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
+	77,  // 223: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
+	99,  // 224: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
+	98,  // 225: isthmus.v1.SystemService.WatchStatus:output_type -> isthmus.v1.WatchStatusResponse
+	85,  // 226: isthmus.v1.SystemService.GetMachine:output_type -> isthmus.v1.Machine
+	89,  // 227: isthmus.v1.SystemService.Upgrade:output_type -> isthmus.v1.UpgradeResponse
+	91,  // 228: isthmus.v1.SystemService.RollbackSlot:output_type -> isthmus.v1.RollbackSlotResponse
+	93,  // 229: isthmus.v1.SystemService.Reboot:output_type -> isthmus.v1.RebootResponse
+	95,  // 230: isthmus.v1.SystemService.PowerOff:output_type -> isthmus.v1.PowerOffResponse
+	81,  // 231: isthmus.v1.SystemService.Seal:output_type -> isthmus.v1.SealResponse
+	83,  // 232: isthmus.v1.SystemService.Unseal:output_type -> isthmus.v1.UnsealResponse
+	108, // 233: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
+	108, // 234: isthmus.v1.SecretService.AddSecret:output_type -> isthmus.v1.SecretInfo
+	108, // 235: isthmus.v1.SecretService.RollbackSecret:output_type -> isthmus.v1.SecretInfo
+	107, // 236: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
+	110, // 237: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
+	117, // 238: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
+	121, // 239: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
+	124, // 240: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
+	119, // 241: isthmus.v1.AccessService.RenewClient:output_type -> isthmus.v1.RenewClientResponse
+	115, // 242: isthmus.v1.AccessService.RenewAuthority:output_type -> isthmus.v1.RenewAuthorityResponse
+	112, // 243: isthmus.v1.AccessService.ListAudit:output_type -> isthmus.v1.ListAuditResponse
+	126, // 244: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
+	128, // 245: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
+	139, // 246: isthmus.v1.EventService.ListEvents:output_type -> isthmus.v1.ListEventsResponse
+	141, // 247: isthmus.v1.EventService.WatchEvents:output_type -> isthmus.v1.WatchEventsResponse
+	192, // [192:248] is the sub-list for method output_type
+	136, // [136:192] is the sub-list for method input_type
+	136, // [136:136] is the sub-list for extension type_name
+	136, // [136:136] is the sub-list for extension extendee
+	0,   // [0:136] is the sub-list for field type_name
 }
 
 func init() { file_isthmus_v1_services_proto_init() }
@@ -11403,14 +11494,14 @@ func file_isthmus_v1_services_proto_init() {
 	file_isthmus_v1_services_proto_msgTypes[9].OneofWrappers = []any{}
 	file_isthmus_v1_services_proto_msgTypes[10].OneofWrappers = []any{}
 	file_isthmus_v1_services_proto_msgTypes[19].OneofWrappers = []any{}
-	file_isthmus_v1_services_proto_msgTypes[51].OneofWrappers = []any{}
+	file_isthmus_v1_services_proto_msgTypes[52].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isthmus_v1_services_proto_rawDesc), len(file_isthmus_v1_services_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   140,
+			NumMessages:   141,
 			NumExtensions: 0,
 			NumServices:   12,
 		},

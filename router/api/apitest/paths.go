@@ -65,6 +65,13 @@ func (r *Router) LookUp(_ context.Context, destination netip.Prefix) (*isthmusv1
 			out.Paths = append(out.Paths, p)
 		}
 	}
+	for _, p := range r.peers {
+		o := &isthmusv1.PathOffer{Peer: p.Name, Announced: true}
+		if len(out.Paths) > 0 && out.Paths[0].Peer == p.Name {
+			o = &isthmusv1.PathOffer{Peer: p.Name, Reason: "from-there", Why: "the peer itself brings the best path"}
+		}
+		out.Offers = append(out.Offers, o)
+	}
 	if out.Route == nil && len(out.Paths) == 0 {
 		return nil, fmt.Errorf("%w: this node has neither a route nor a BGP path to %v", api.ErrNotFound, destination)
 	}
