@@ -45,6 +45,8 @@ type Config struct {
 	// loopback. Port 53 of these addresses is closed to all others; other addresses are not
 	// affected.
 	DNS []Door
+	// Metrics has the sources that may read the node's metrics.
+	Metrics Metrics
 	// Input decides which other packets may reach the node.
 	Input Input
 	// Tunnels are the interfaces of attachments that are tunnels.

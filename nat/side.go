@@ -30,6 +30,25 @@ type Door struct {
 	From []netip.Prefix
 }
 
+// Metrics has the sources that may read the metrics of the node over plain HTTP.
+type Metrics struct {
+	// Port is the TCP port; 0: there are no metrics over plain HTTP.
+	Port uint16
+	From []netip.Prefix
+	// Inlets are the addresses with the interfaces by which the sources may reach them. The port is
+	// closed to all others but the loopback, at these addresses alone.
+	Inlets []Inlet
+}
+
+// Inlet is an address of the node with an interface by which packets may come to it.
+type Inlet struct {
+	Interface string
+	Address   netip.Addr
+}
+
+// String returns it as "169.254.80.1 by t-site".
+func (i Inlet) String() string { return i.Address.String() + " by " + i.Interface }
+
 // API has the sources that may reach the node's own API.
 type API struct {
 	// Port is the TCP port of the API; 0: the rules have no API.

@@ -3,6 +3,7 @@ package router
 import (
 	"context"
 	"log/slog"
+	"net/http"
 	"net/netip"
 
 	"github.com/isthmus-net/isthmus/bgp"
@@ -90,6 +91,8 @@ type Options struct {
 	// Events records the changes of the node's state. Nil: nothing does.
 	Events *event.Log
 	Log    *slog.Logger
+	// Metrics is the page of the metrics. Nil: it is not served over plain HTTP.
+	Metrics http.Handler
 	// Charon returns what about charon does not fit, in words; nil: it is not checked. An error
 	// means that charon does not answer.
 	Charon func(context.Context) ([]string, error)

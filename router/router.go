@@ -16,6 +16,7 @@ import (
 	"github.com/isthmus-net/isthmus/router/bell"
 	"github.com/isthmus-net/isthmus/router/capability"
 	"github.com/isthmus-net/isthmus/router/document"
+	"github.com/isthmus-net/isthmus/router/door"
 	"github.com/isthmus-net/isthmus/router/egress"
 	"github.com/isthmus-net/isthmus/router/egress/dns"
 	"github.com/isthmus-net/isthmus/router/egress/health"
@@ -84,6 +85,10 @@ func New(o Options) (*Router, error) {
 				return probe(ctx, p.Interface, p.From, egress.Target{Scheme: "icmp", Host: p.To.String()})
 			}}}.Capability(),
 		probes.Capability(), domains.Capability(), used.Capability(), translog.Capability(),
+	}
+	if o.Metrics != nil {
+		doors := door.New(door.Options{Page: o.Metrics, Changed: r.bell.Ring, Log: o.Log.With("room", "metrics")})
+		r.capabilities = append(r.capabilities, capability.Metrics(doors))
 	}
 	if o.SSH != nil {
 		r.capabilities = append(r.capabilities, capability.SSH(o.SSH))

@@ -27,6 +27,10 @@ egress:
   pools: [{name: partner, addresses: [{address: 203.0.113.10}]}]
   policies: [{name: branch, sources: [10.20.0.0/24], pool: partner}]
 `,
+	"Metrics": `tunnels:
+- {name: branch, inside: [{local: 169.254.80.1/30}], wireguard: {privateKey: wg-branch, peerPublicKey: "uxKtjSR/HgPr5/2mKg3++n6zfPx6H2aGymuvit1Nxn8=", listenPort: 51820}}
+metrics: {listen: [169.254.80.1], from: [10.20.0.0/24]}
+`,
 	"Attachment": `attachments:
 - {name: lan, interface: eth1, sources: [10.50.0.0/24]}
 `,
@@ -181,6 +185,7 @@ var exampleBase = map[string]string{
 // specWishes leads from what a reader wants to a field and the message that has it.
 var specWishes = [][3]string{
 	{"the node to be reachable by its operators", "access.api", "Access"},
+	{"Prometheus behind a spoke to read the metrics without a certificate", "metrics.listen", "Metrics"},
 	{"all other ports of the node closed", "access.input: drop", "Access"},
 	{"SSH to stay open for operators", "access.ssh", "Access"},
 	{"a public address that the cloud translates to the node's", "underlay.publicAddress", "Underlay"},

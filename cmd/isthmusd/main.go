@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"net/http"
 	"net/netip"
 	"os"
 	"os/signal"
@@ -261,6 +262,7 @@ func run(ctx context.Context, o options, apiFrom []netip.Prefix, log *slog.Logge
 		ssh = func(keys []string) error { return host.AllowSSH(o.sshKeys, keys) }
 	}
 	var beneath *machine.Machine // set below, because it needs the router
+	var shown http.Handler       // likewise
 	var firstAPI []netip.Prefix
 	var facts spec.Platform
 	var place func() *isthmusv1.PlatformStatus
@@ -271,7 +273,7 @@ func run(ctx context.Context, o options, apiFrom []netip.Prefix, log *slog.Logge
 	r, err := router.New(router.Options{
 		Store: st, Drivers: map[tunnel.Kind]tunnel.Driver{tunnel.KindIPsec: vpn, tunnel.KindWireGuard: wg}, BGP: speaker, Tables: speaker, FIB: table, NAT: filter, Flows: flows, Translations: translations, Addresses: links, Host: kernelOf, Interfaces: interfaces(links), Allowances: links.Allowances,
 		APIPort: port(o.listen), APIFrom: apiFrom, FirstAPI: firstAPI, Facts: facts, Platform: place, SSH: ssh, Drop: o.input == "drop", Resolvers: dns.System,
-		Version: version, Events: events, Log: log, Safe: o.safe,
+		Version: version, Events: events, Log: log, Safe: o.safe, Metrics: http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) { shown.ServeHTTP(w, q) }),
 		Notices: func() []*isthmusv1.Condition {
 			all := slices.Concat(authority.Conditions(), notices(audit, older), events.Conditions(), beneath.Conditions())
 			if bootConditions != nil {
@@ -294,7 +296,7 @@ func run(ctx context.Context, o options, apiFrom []netip.Prefix, log *slog.Logge
 		Helper: helper.Client{}, Node: r, Records: st, Seal: seal, Sys: "/sys", Log: log.With("room", "machine"),
 		Serves: func(ctx context.Context) error { return api.Ping(ctx, socket) },
 	})
-	shown := metrics.NewHandler(metrics.Options{Source: r, Expiries: authority.Expiries, Version: version, Revision: revision(), Go: runtime.Version(), Log: log.With("room", "metrics")})
+	shown = metrics.NewHandler(metrics.Options{Source: r, Expiries: authority.Expiries, Version: version, Revision: revision(), Go: runtime.Version(), Log: log.With("room", "metrics")})
 	server, err := api.Listen(api.Options{Router: r, Machine: beneath, Authority: authority, Events: events, Address: o.listen, Socket: socket, Metrics: shown, Log: log})
 	if err != nil {
 		return err

@@ -62,6 +62,7 @@ func (r *ruleset) addInput(c nat.Config) {
 		r.sets[sessionSet(s.Address.Is6())].elements[key] = element{}
 	}
 	r.addDNS(c, input)
+	r.addMetrics(c, input)
 	for _, f := range families {
 		icmp := byte(unix.IPPROTO_ICMP)
 		if f.ipv6 {
@@ -144,6 +145,41 @@ func (r *ruleset) addDNS(c nat.Config, input *chain) {
 	}
 	door.rules = append(door.rules, refuse)
 	r.chains["dns"] = door
+}
+
+func metricsSet(ipv6 bool) string { return "metrics" + familyOf(ipv6).suffix }
+
+func metricsDoors(ipv6 bool) string { return "metrics-doors" + familyOf(ipv6).suffix }
+
+func metricsSources(ipv6 bool) string { return "metrics-from" + familyOf(ipv6).suffix }
+
+// addMetrics adds the rules that open the port of the metrics at addresses of the node. Like those
+// of the API they come before those for established flows, so that a source that was removed loses
+// its connections too.
+func (r *ruleset) addMetrics(c nat.Config, input *chain) {
+	if len(c.Metrics.Inlets) == 0 {
+		return
+	}
+	pass, refuse := exprs(verdict(expr.VerdictAccept, "")), goTo(dropChain(nat.DropInput))
+	door := &chain{rules: [][]expr.Any{rule(comes(expr.CmpOpEq, "lo"), pass)}}
+	for _, f := range families {
+		addresses := &set{elements: map[string]element{}}
+		doors := &set{shape: shape{isConcat: true}, elements: map[string]element{}}
+		for _, d := range c.Metrics.Inlets {
+			if d.Address.Is6() == f.ipv6 {
+				addresses.elements[string(d.Address.AsSlice())] = element{}
+				doors.elements[string(interfaceName(d.Interface))+string(d.Address.AsSlice())] = element{}
+			}
+		}
+		r.sets[metricsSet(f.ipv6)], r.sets[metricsDoors(f.ipv6)] = addresses, doors
+		r.sets[metricsSources(f.ipv6)] = prefixSet(c.Metrics.From, f.ipv6)
+		input.rules = append(input.rules, rule(toPort(c.Metrics.Port), isFamily(f), exprs(network(f.dst, f.size, reg1), setLookup(metricsSet(f.ipv6))), goTo("metrics")))
+		door.rules = append(door.rules, rule(isFamily(f), exprs(
+			meta(expr.MetaKeyIIFNAME, register(0)), network(f.dst, f.size, register(unix.IFNAMSIZ)),
+			&expr.Lookup{SourceRegister: register(0), SetName: metricsDoors(f.ipv6)}), inPrefixes(f, f.source, metricsSources(f.ipv6)), pass))
+	}
+	door.rules = append(door.rules, refuse)
+	r.chains["metrics"] = door
 }
 
 // addSources adds rules for packets whose source is in one of the prefixes.

@@ -169,6 +169,8 @@ func (k knock) lets(c nat.Config) bool {
 		return slices.Contains(c.Sessions, nat.Session{Interface: k.by, Address: k.source})
 	case document && (tcp || udp) && k.to == 53 && slices.ContainsFunc(c.DNS, func(d nat.Door) bool { return d.Address == k.destination }):
 		return slices.ContainsFunc(c.DNS, func(d nat.Door) bool { return d.Address == k.destination && d.Interface == k.by })
+	case document && tcp && k.to == c.Metrics.Port && slices.ContainsFunc(c.Metrics.Inlets, func(i nat.Inlet) bool { return i.Address == k.destination }):
+		return slices.ContainsFunc(c.Metrics.Inlets, func(i nat.Inlet) bool { return i.Address == k.destination && i.Interface == k.by }) && anyContains(c.Metrics.From, k.source)
 	case document && isPool(c, k.destination) && k.protocol != unix.IPPROTO_ICMP && k.protocol != unix.IPPROTO_ICMPV6:
 		return false
 	case !c.Input.Drop:
@@ -203,6 +205,8 @@ func inputConfig(drop bool) nat.Config {
 	c.Tunnels = []nat.Tunnel{{Interface: "tun0"}, {Interface: "wg7", Port: 51820}}
 	c.Sessions = []nat.Session{{Interface: "tun0", Address: addr("10.0.0.7")}, {Interface: "tun0", Address: addr("2001:db8:a::7")}}
 	c.DNS = []nat.Door{{Interface: "tun0", Address: addr("192.0.2.1")}, {Interface: "tun1", Address: addr("2001:db8:ff::1")}}
+	c.Metrics = nat.Metrics{Port: 9100, From: pfx("10.0.0.0/24", "10.3.0.0/24", "172.16.0.0/24", "198.51.100.0/24", "2001:db8:a::/64", "2001:db8:c::/64"),
+		Inlets: []nat.Inlet{{Interface: "tun0", Address: addr("192.0.2.1")}, {Interface: "tun1", Address: addr("192.0.2.1")}, {Interface: "tun1", Address: addr("2001:db8:ff::1")}}}
 	return c
 }
 
@@ -231,7 +235,7 @@ func TestInput(t *testing.T) {
 		k.protocol = pick(unix.IPPROTO_TCP, unix.IPPROTO_TCP, unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_UDP, unix.IPPROTO_ICMP, unix.IPPROTO_ICMP, unix.IPPROTO_ESP, unix.IPPROTO_AH, unix.IPPROTO_GRE, unix.IPPROTO_IGMP, 112, 89, 132, 4, 41)
 		switch k.protocol {
 		case unix.IPPROTO_TCP:
-			k.to = []uint16{22, 53, 80, 179, 7443}[random.IntN(5)]
+			k.to = []uint16{22, 53, 80, 179, 7443, 9100}[random.IntN(6)]
 		case unix.IPPROTO_UDP:
 			k.to = []uint16{53, 68, 500, 546, 4500, 33434, 51820}[random.IntN(7)]
 			if random.IntN(2) == 0 && k.to == 68 {

@@ -10,6 +10,7 @@ import (
 	"github.com/isthmus-net/isthmus/nat"
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/condition"
+	"github.com/isthmus-net/isthmus/router/door"
 	"github.com/isthmus-net/isthmus/router/egress/dns"
 	"github.com/isthmus-net/isthmus/router/egress/takeover"
 	"github.com/isthmus-net/isthmus/router/plan"
@@ -20,6 +21,7 @@ func all() []Capability {
 	return []Capability{
 		Names{Resolver: dns.New(dns.Options{})}.Capability(), Probes{}.Capability(), Ports{Keeper: &ports.Keeper{}}.Capability(), Translog{}.Capability(),
 		Takeover{Runner: &takeover.Runner{}}.Capability(), SSH(func([]string) error { return nil }), NewAllowances(AllowanceOptions{}).Capability(),
+		Metrics(door.New(door.Options{})),
 	}
 }
 

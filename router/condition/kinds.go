@@ -182,6 +182,12 @@ var (
 		Cause:   "The interface was removed from the machine, or has another name after a start.",
 		Remedy:  "Compare the names in the document with `ip link`, and attach the interface again, or change the document.",
 	}
+	MetricsDown = &Kind{
+		Name: "MetricsDown", Of: "node", Severities: []Severity{Warning},
+		Meaning: "The node does not serve its metrics at an address of `metrics.listen`. They are still at the port of the API.",
+		Cause:   "The node does not have the address or the interface, or another program uses the port.",
+		Remedy:  "Compare the address with `ip address`, and the port with `ss -ltnp`; stop the other program, or change `metrics`.",
+	}
 	NICAllowance = &Kind{
 		Name: "NICAllowance", Of: "node", Severities: []Severity{Warning},
 		Meaning: "Within the last two minutes the cloud held back or dropped packets of an interface, because they were beyond what it grants this type of machine.",
@@ -534,6 +540,7 @@ var All = []*Kind{
 	InstanceChanged,
 	InterfaceDown,
 	InterfaceMissing,
+	MetricsDown,
 	NICAllowance,
 	NameDiffers,
 	NameShared,

@@ -269,6 +269,19 @@ scrape_configs:
 
 4. Import ` + "`docs/metrics/dashboard.json`" + ` into Grafana, and choose the data source, the jobs and the instances.
 
+## Without certificates
+
+A Prometheus behind a tunnel or an attachment can read them over plain HTTP, when the document has an address and the sources:
+
+` + "```yaml" + `
+metrics: {listen: [169.254.80.1], from: [10.20.0.0/24]}
+` + "```" + `
+
+The target is then ` + "`169.254.80.1:9100`" + `, without ` + "`scheme` and `tls_config`" + `. Everyone at these sources can read the names of tunnels, peers, policies
+and pools. The port is closed to all others, and to the underlay, by the rules and by the socket. A page is made once for all clients, and
+kept for a second, or for nine times as long as it took; there are 16 connections at a time, 4 of one host. The condition MetricsDown
+reports an address that is not served. OpenMetrics is only at the port of the API.
+
 ## Rules of all metrics
 
 - Labels are names and addresses of the document. None changes while its object exists: a rekey, another address of a peer or a restart

@@ -168,6 +168,18 @@ func accessChanges(a, b nat.Config) (changes []Change) {
 		}
 		changes = append(changes, c)
 	}
+	if f := fields(reflect.ValueOf(a.Metrics), reflect.ValueOf(b.Metrics)); len(f) > 0 {
+		c := Change{Action: Modify, Kind: "metrics", Name: "metrics", Fields: f}
+		switch lost := uncovered(a.Metrics.From, b.Metrics.From); {
+		case a.Metrics.Port == 0:
+			c.Action = Add
+		case b.Metrics.Port == 0:
+			c = Change{Action: Remove, Kind: "metrics", Name: "metrics", Interrupts: "Prometheus reads them no more over plain HTTP"}
+		case len(lost) > 0:
+			c.Interrupts = "Prometheus in " + list(lost) + " reads them no more"
+		}
+		changes = append(changes, c)
+	}
 	return changes
 }
 
@@ -305,7 +317,7 @@ func anyFields[T any](why string) func(a, b T) ([]string, string) {
 // documentNames has the names in the document of fields with another name in Go.
 var documentNames = map[string]string{
 	"nat.Pool.Silent": "exhausted", "nat.Policy.Bypass": "whenDown", "nat.Zone.Prefixes": "sources", "nat.Input.Drop": "input",
-	"egress.DNS.Floor": "nameFloor", "egress.DNS.Grace": "nameGrace", "egress.DNS.Hold": "nameHold", "egress.DNS.Proxy": "dnsProxy",
+	"nat.Metrics.Inlets": "listen", "egress.DNS.Floor": "nameFloor", "egress.DNS.Grace": "nameGrace", "egress.DNS.Hold": "nameHold", "egress.DNS.Proxy": "dnsProxy",
 }
 
 // words has the values in the document for false and true.

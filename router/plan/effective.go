@@ -36,6 +36,9 @@ func Effective(m *isthmusv1.Spec, s *spec.Spec, t Target) *isthmusv1.Spec {
 	if t.NAT.Input.Drop {
 		m.Access.Input = "drop"
 	}
+	if m.Metrics != nil {
+		m.Metrics.Port = uint32(t.NAT.Metrics.Port)
+	}
 	for _, tu := range m.Tunnels {
 		if i, ok := t.Tunnel(tu.Name); ok {
 			effectiveTunnel(tu, t.Tunnels[i], t.NAT)

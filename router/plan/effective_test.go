@@ -28,6 +28,7 @@ peers:
 - {name: site, tunnel: site, asn: 65030, export: {allow: [{prefix: 172.16.0.0/12, ge: 16}]}}
 staticRoutes: [{prefix: 10.30.0.0/16, tunnels: [site]}]
 attachments: [{name: lan, interface: eth1, routes: [{prefix: 10.50.0.0/16}]}]
+metrics: {listen: [10.50.0.1], from: [10.50.0.0/24]}
 egress:
   log: {}
   takeover: {watch: [169.254.99.1]}

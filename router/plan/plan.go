@@ -171,6 +171,7 @@ func Make(s *spec.Spec, former Ledger, m Machine) (Target, Ledger, spec.Problems
 	t.NAT.Zones = slices.SortedFunc(slices.Values(s.Zones), func(a, b nat.Zone) int { return cmp.Compare(a.Name, b.Name) })
 	t.Health, t.Proxies = byName(s.Health), byName(s.Proxies)
 	t.proxy(s)
+	t.metrics(s)
 	t.Takeover = s.Takeover
 	t.Takeover.Paths = nil
 	for _, w := range s.Takeover.Paths {

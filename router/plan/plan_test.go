@@ -561,3 +561,39 @@ announce: [100.65.0.0/16, 10.9.0.0/24]
 		t.Errorf("%q, want %q", changes, want)
 	}
 }
+
+// TestMetricsInlets checks by which interfaces metrics are read: never by the underlay's, and not
+// by that of a disabled tunnel.
+func TestMetricsInlets(t *testing.T) {
+	const doc = `node: {name: n, asn: 64620}
+underlay: {interface: eth0, address: 10.9.0.4}
+tunnels:
+- {name: b, inside: [{local: 169.254.21.1/32, remote: 169.254.21.2}], ipsec: {remoteAddress: 198.51.100.1, psk: k}}
+- {name: a, ipsec: {remoteAddress: 198.51.100.2, psk: k}}
+attachments:
+- {name: lan, interface: eth1, sources: [10.8.0.0/24]}
+- {name: vpc, interface: eth0, sources: [10.7.0.0/16]}
+metrics: {listen: [169.254.21.1, 10.8.0.1], from: [10.8.0.0/24, 10.7.0.0/16]}
+`
+	target, ledger := mustMake(t, parse(t, doc), Ledger{})
+	if got, want := fmt.Sprint(target.NAT.Metrics), "{9100 [10.7.0.0/16 10.8.0.0/24] [169.254.21.1 by t-b 10.8.0.1 by eth1 10.8.0.1 by t-a 10.8.0.1 by t-b]}"; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+	for _, k := range []struct{ from, to, want string }{
+		{"{name: b,", "{name: b, disabled: true,", "listen: 169.254.21.1 by t-b"},
+		{", from: [10.8.0.0/24, ", ", from: [", "Prometheus in 10.8.0.0/24 reads them no more"},
+		{"metrics: {", "metrics: {port: 9200, ", "port: 9100 -> 9200"},
+		{doc[strings.Index(doc, "metrics:"):], "", "Prometheus reads them no more over plain HTTP"},
+	} {
+		other, _ := mustMake(t, parse(t, strings.Replace(doc, k.from, k.to, 1)), ledger)
+		var words []string
+		for _, c := range Diff(target, other) {
+			if c.Kind == "metrics" {
+				words = append(append(words, c.Fields...), c.Interrupts)
+			}
+		}
+		if !strings.Contains(strings.Join(words, "; "), k.want) {
+			t.Errorf("%s: %q, want %q", k.to, words, k.want)
+		}
+	}
+}

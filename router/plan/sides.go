@@ -96,6 +96,44 @@ func (t *Target) proxy(s *spec.Spec) {
 	}
 }
 
+// metrics adds the interfaces by which the metrics can be read at each address: the tunnels of an
+// inside address, and for any other one all tunnels and attachments. Strangers are behind the
+// underlay's interface, so that it has none.
+func (t *Target) metrics(s *spec.Spec) {
+	if s.Metrics.Port == 0 {
+		return
+	}
+	m := nat.Metrics{Port: s.Metrics.Port, From: slices.SortedFunc(slices.Values(s.Metrics.From), comparePrefix)}
+	for _, a := range s.Metrics.Listen {
+		var own, all []string // interfaces
+		inside := false
+		for _, c := range t.Tunnels {
+			has := slices.ContainsFunc(c.Inside, func(in tunnel.Inside) bool { return in.Local.Addr() == a })
+			inside = inside || has
+			if c.Disabled {
+				continue
+			}
+			all = append(all, c.Interface)
+			if has {
+				own = append(own, c.Interface)
+			}
+		}
+		for _, x := range s.Attachments {
+			if x.Interface != t.Underlay.Interface {
+				all = append(all, x.Interface)
+			}
+		}
+		if inside {
+			all = own
+		}
+		slices.Sort(all)
+		for _, iface := range slices.Compact(all) {
+			m.Inlets = append(m.Inlets, nat.Inlet{Interface: iface, Address: a})
+		}
+	}
+	t.NAT.Metrics = m
+}
+
 // tunnelSources returns the allowed sources of packets from a tunnel: those of the document, or
 // else the prefixes that its peers may announce and that static routes lead to, because answers go
 // there (RFC 8704). The other end's own addresses and mapped prefixes are always allowed.

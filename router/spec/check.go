@@ -113,6 +113,7 @@ func (c *checker) document(d Document) {
 		c.pool(fmt.Sprintf("egress.pools[%d]", i), p)
 	}
 	c.listenersAndPools()
+	c.metrics(m.GetMetrics())
 	c.takeover(m.GetEgress())
 	for i, p := range m.GetEgress().GetMaps()[:c.limited("egress.maps", len(m.GetEgress().GetMaps()), maxMaps)] {
 		c.prefixMap(fmt.Sprintf("egress.maps[%d]", i), p)

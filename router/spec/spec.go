@@ -28,6 +28,7 @@ type Spec struct {
 	// Attachments are the plain interfaces that lead to networks.
 	Attachments []Attachment
 	Access      Access
+	Metrics     Metrics
 	// Health has the pools with probes or announcements.
 	Health []egress.ProbedPool
 	// Proxies are the probed proxies of policies, by the names of the policies.
@@ -88,6 +89,13 @@ type Access struct {
 	Input string
 	// SSHKeys may log in by SSH: lines of authorized_keys.
 	SSHKeys []string
+}
+
+// Metrics are the metrics over plain HTTP. Port 0: there are none.
+type Metrics struct {
+	Listen []netip.Addr
+	Port   uint16
+	From   []netip.Prefix
 }
 
 // Tunnel is a checked tunnel. Config lacks ID, Interface and Underlay, and Inside if it is

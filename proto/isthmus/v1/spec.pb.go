@@ -49,7 +49,9 @@ type Spec struct {
 	// interface are dropped.
 	Attachments []*Attachment `protobuf:"bytes,8,rep,name=attachments,proto3" json:"attachments,omitempty"`
 	// Sources that may reach the node itself.
-	Access        *Access `protobuf:"bytes,9,opt,name=access,proto3" json:"access,omitempty"`
+	Access *Access `protobuf:"bytes,9,opt,name=access,proto3" json:"access,omitempty"`
+	// Metrics without TLS at inside addresses. Default: only at the port of the API.
+	Metrics       *Metrics `protobuf:"bytes,10,opt,name=metrics,proto3" json:"metrics,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -147,6 +149,83 @@ func (x *Spec) GetAccess() *Access {
 	return nil
 }
 
+func (x *Spec) GetMetrics() *Metrics {
+	if x != nil {
+		return x.Metrics
+	}
+	return nil
+}
+
+// Metrics serves the metrics of the node to Prometheus at /metrics, over plain HTTP, without a
+// login: everyone in `from` can read the names of tunnels, peers, policies and pools, and their
+// counters. With a certificate they are also at the port of the API.
+type Metrics struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Addresses to listen on. A local inside address of tunnels, written in their `inside`, is served
+	// on its tunnels alone. Any other one is an address of the node that spokes have a route to, such
+	// as that of a plain interface: it is served on all tunnels and attachments, but not on the
+	// underlay's interface, and the port is closed to all others. Not the address of the underlay,
+	// and no address of a pool. 1 to 4.
+	Listen []string `protobuf:"bytes,1,rep,name=listen,proto3" json:"listen,omitempty"`
+	// Sources that may read them. 1 to 1000.
+	From []string `protobuf:"bytes,2,rep,name=from,proto3" json:"from,omitempty"`
+	// TCP port, 1024 to 65535. Default: 9100.
+	Port          uint32 `protobuf:"varint,3,opt,name=port,proto3" json:"port,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Metrics) Reset() {
+	*x = Metrics{}
+	mi := &file_isthmus_v1_spec_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Metrics) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Metrics) ProtoMessage() {}
+
+func (x *Metrics) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_spec_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Metrics.ProtoReflect.Descriptor instead.
+func (*Metrics) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Metrics) GetListen() []string {
+	if x != nil {
+		return x.Listen
+	}
+	return nil
+}
+
+func (x *Metrics) GetFrom() []string {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *Metrics) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
 // Attachment makes the network behind a plain interface a spoke like one behind a tunnel: a LAN at
 // a second network card, or a VPC whose route table points at this node.
 type Attachment struct {
@@ -169,7 +248,7 @@ type Attachment struct {
 
 func (x *Attachment) Reset() {
 	*x = Attachment{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[1]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -181,7 +260,7 @@ func (x *Attachment) String() string {
 func (*Attachment) ProtoMessage() {}
 
 func (x *Attachment) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[1]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -194,7 +273,7 @@ func (x *Attachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attachment.ProtoReflect.Descriptor instead.
 func (*Attachment) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{1}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Attachment) GetName() string {
@@ -239,7 +318,7 @@ type AttachmentRoute struct {
 
 func (x *AttachmentRoute) Reset() {
 	*x = AttachmentRoute{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[2]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -251,7 +330,7 @@ func (x *AttachmentRoute) String() string {
 func (*AttachmentRoute) ProtoMessage() {}
 
 func (x *AttachmentRoute) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[2]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -264,7 +343,7 @@ func (x *AttachmentRoute) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachmentRoute.ProtoReflect.Descriptor instead.
 func (*AttachmentRoute) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{2}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *AttachmentRoute) GetPrefix() string {
@@ -291,9 +370,9 @@ type Access struct {
 	// The treatment of packets to the node itself that nothing else admits. "drop" admits only
 	// answers, ICMP as far as a node needs it (RFC 4890 section 4.4), answers of DHCP, IKE and ESP by
 	// the underlay when there is an IPsec tunnel, the port of each WireGuard tunnel, BGP and DNS
-	// inside tunnels, and sources in `api` and `ssh`. "keep" leaves packets for services other than
-	// those of isthmus to the machine's own rules. Default: the value that the daemon was started
-	// with (`isthmusd -input`).
+	// inside tunnels, sources in `api` and `ssh`, and those of `metrics`. "keep" leaves packets for
+	// services other than those of isthmus to the machine's own rules. Default: the value that the
+	// daemon was started with (`isthmusd -input`).
 	Input string `protobuf:"bytes,2,opt,name=input,proto3" json:"input,omitempty"`
 	// Sources that may reach TCP port 22 when input is "drop": by any interface but tunnels, and by a
 	// tunnel when the tunnel's own sources, not all addresses, have the prefix in them. At most 1000.
@@ -310,7 +389,7 @@ type Access struct {
 
 func (x *Access) Reset() {
 	*x = Access{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[3]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -322,7 +401,7 @@ func (x *Access) String() string {
 func (*Access) ProtoMessage() {}
 
 func (x *Access) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[3]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -335,7 +414,7 @@ func (x *Access) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Access.ProtoReflect.Descriptor instead.
 func (*Access) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{3}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Access) GetApi() []string {
@@ -383,7 +462,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[4]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -395,7 +474,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[4]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -408,7 +487,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{4}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Node) GetName() string {
@@ -455,7 +534,7 @@ type Underlay struct {
 
 func (x *Underlay) Reset() {
 	*x = Underlay{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[5]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -467,7 +546,7 @@ func (x *Underlay) String() string {
 func (*Underlay) ProtoMessage() {}
 
 func (x *Underlay) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[5]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -480,7 +559,7 @@ func (x *Underlay) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Underlay.ProtoReflect.Descriptor instead.
 func (*Underlay) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{5}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Underlay) GetInterface() string {
@@ -562,7 +641,7 @@ type Tunnel struct {
 
 func (x *Tunnel) Reset() {
 	*x = Tunnel{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[6]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -574,7 +653,7 @@ func (x *Tunnel) String() string {
 func (*Tunnel) ProtoMessage() {}
 
 func (x *Tunnel) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[6]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -587,7 +666,7 @@ func (x *Tunnel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tunnel.ProtoReflect.Descriptor instead.
 func (*Tunnel) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{6}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Tunnel) GetName() string {
@@ -705,7 +784,7 @@ type Inside struct {
 
 func (x *Inside) Reset() {
 	*x = Inside{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[7]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -717,7 +796,7 @@ func (x *Inside) String() string {
 func (*Inside) ProtoMessage() {}
 
 func (x *Inside) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[7]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -730,7 +809,7 @@ func (x *Inside) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Inside.ProtoReflect.Descriptor instead.
 func (*Inside) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{7}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Inside) GetLocal() string {
@@ -788,7 +867,7 @@ type IPsec struct {
 
 func (x *IPsec) Reset() {
 	*x = IPsec{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[8]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -800,7 +879,7 @@ func (x *IPsec) String() string {
 func (*IPsec) ProtoMessage() {}
 
 func (x *IPsec) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[8]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -813,7 +892,7 @@ func (x *IPsec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IPsec.ProtoReflect.Descriptor instead.
 func (*IPsec) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{8}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *IPsec) GetRemoteAddress() string {
@@ -929,7 +1008,7 @@ type WireGuard struct {
 
 func (x *WireGuard) Reset() {
 	*x = WireGuard{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[9]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -941,7 +1020,7 @@ func (x *WireGuard) String() string {
 func (*WireGuard) ProtoMessage() {}
 
 func (x *WireGuard) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[9]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -954,7 +1033,7 @@ func (x *WireGuard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WireGuard.ProtoReflect.Descriptor instead.
 func (*WireGuard) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{9}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *WireGuard) GetPrivateKey() string {
@@ -1055,7 +1134,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[10]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1067,7 +1146,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[10]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1080,7 +1159,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{10}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Peer) GetName() string {
@@ -1217,7 +1296,7 @@ type PrefixRule struct {
 
 func (x *PrefixRule) Reset() {
 	*x = PrefixRule{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[11]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1229,7 +1308,7 @@ func (x *PrefixRule) String() string {
 func (*PrefixRule) ProtoMessage() {}
 
 func (x *PrefixRule) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[11]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1242,7 +1321,7 @@ func (x *PrefixRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrefixRule.ProtoReflect.Descriptor instead.
 func (*PrefixRule) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{11}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *PrefixRule) GetPrefix() string {
@@ -1280,7 +1359,7 @@ type ImportPolicy struct {
 
 func (x *ImportPolicy) Reset() {
 	*x = ImportPolicy{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[12]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1292,7 +1371,7 @@ func (x *ImportPolicy) String() string {
 func (*ImportPolicy) ProtoMessage() {}
 
 func (x *ImportPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[12]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1305,7 +1384,7 @@ func (x *ImportPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportPolicy.ProtoReflect.Descriptor instead.
 func (*ImportPolicy) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{12}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ImportPolicy) GetAllow() []*PrefixRule {
@@ -1342,7 +1421,7 @@ type ExportPolicy struct {
 
 func (x *ExportPolicy) Reset() {
 	*x = ExportPolicy{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[13]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1354,7 +1433,7 @@ func (x *ExportPolicy) String() string {
 func (*ExportPolicy) ProtoMessage() {}
 
 func (x *ExportPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[13]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1367,7 +1446,7 @@ func (x *ExportPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportPolicy.ProtoReflect.Descriptor instead.
 func (*ExportPolicy) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{13}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ExportPolicy) GetAllow() []*PrefixRule {
@@ -1413,7 +1492,7 @@ type StaticRoute struct {
 
 func (x *StaticRoute) Reset() {
 	*x = StaticRoute{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[14]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1425,7 +1504,7 @@ func (x *StaticRoute) String() string {
 func (*StaticRoute) ProtoMessage() {}
 
 func (x *StaticRoute) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[14]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1438,7 +1517,7 @@ func (x *StaticRoute) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StaticRoute.ProtoReflect.Descriptor instead.
 func (*StaticRoute) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{14}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *StaticRoute) GetPrefix() string {
@@ -1511,7 +1590,7 @@ type Egress struct {
 
 func (x *Egress) Reset() {
 	*x = Egress{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[15]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1523,7 +1602,7 @@ func (x *Egress) String() string {
 func (*Egress) ProtoMessage() {}
 
 func (x *Egress) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[15]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1536,7 +1615,7 @@ func (x *Egress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Egress.ProtoReflect.Descriptor instead.
 func (*Egress) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{15}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Egress) GetPools() []*Pool {
@@ -1644,7 +1723,7 @@ type Takeover struct {
 
 func (x *Takeover) Reset() {
 	*x = Takeover{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[16]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1656,7 +1735,7 @@ func (x *Takeover) String() string {
 func (*Takeover) ProtoMessage() {}
 
 func (x *Takeover) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[16]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1669,7 +1748,7 @@ func (x *Takeover) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Takeover.ProtoReflect.Descriptor instead.
 func (*Takeover) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{16}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Takeover) GetWatch() []string {
@@ -1706,7 +1785,7 @@ type Zone struct {
 
 func (x *Zone) Reset() {
 	*x = Zone{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[17]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1718,7 +1797,7 @@ func (x *Zone) String() string {
 func (*Zone) ProtoMessage() {}
 
 func (x *Zone) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[17]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1731,7 +1810,7 @@ func (x *Zone) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Zone.ProtoReflect.Descriptor instead.
 func (*Zone) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{17}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Zone) GetName() string {
@@ -1769,7 +1848,7 @@ type DNSProxy struct {
 
 func (x *DNSProxy) Reset() {
 	*x = DNSProxy{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[18]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1781,7 +1860,7 @@ func (x *DNSProxy) String() string {
 func (*DNSProxy) ProtoMessage() {}
 
 func (x *DNSProxy) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[18]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1794,7 +1873,7 @@ func (x *DNSProxy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DNSProxy.ProtoReflect.Descriptor instead.
 func (*DNSProxy) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{18}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *DNSProxy) GetListen() []string {
@@ -1828,7 +1907,7 @@ type TranslationLog struct {
 
 func (x *TranslationLog) Reset() {
 	*x = TranslationLog{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[19]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1840,7 +1919,7 @@ func (x *TranslationLog) String() string {
 func (*TranslationLog) ProtoMessage() {}
 
 func (x *TranslationLog) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[19]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1853,7 +1932,7 @@ func (x *TranslationLog) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TranslationLog.ProtoReflect.Descriptor instead.
 func (*TranslationLog) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{19}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *TranslationLog) GetMaxAge() *durationpb.Duration {
@@ -1897,7 +1976,7 @@ type Pool struct {
 
 func (x *Pool) Reset() {
 	*x = Pool{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[20]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1909,7 +1988,7 @@ func (x *Pool) String() string {
 func (*Pool) ProtoMessage() {}
 
 func (x *Pool) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[20]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1922,7 +2001,7 @@ func (x *Pool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pool.ProtoReflect.Descriptor instead.
 func (*Pool) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{20}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Pool) GetName() string {
@@ -2000,7 +2079,7 @@ type Probes struct {
 
 func (x *Probes) Reset() {
 	*x = Probes{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[21]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2012,7 +2091,7 @@ func (x *Probes) String() string {
 func (*Probes) ProtoMessage() {}
 
 func (x *Probes) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[21]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2025,7 +2104,7 @@ func (x *Probes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Probes.ProtoReflect.Descriptor instead.
 func (*Probes) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{21}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Probes) GetTargets() []string {
@@ -2098,7 +2177,7 @@ type Blocks struct {
 
 func (x *Blocks) Reset() {
 	*x = Blocks{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[22]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2110,7 +2189,7 @@ func (x *Blocks) String() string {
 func (*Blocks) ProtoMessage() {}
 
 func (x *Blocks) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[22]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2123,7 +2202,7 @@ func (x *Blocks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Blocks.ProtoReflect.Descriptor instead.
 func (*Blocks) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{22}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Blocks) GetSize() uint32 {
@@ -2166,7 +2245,7 @@ type PoolAddress struct {
 
 func (x *PoolAddress) Reset() {
 	*x = PoolAddress{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[23]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2178,7 +2257,7 @@ func (x *PoolAddress) String() string {
 func (*PoolAddress) ProtoMessage() {}
 
 func (x *PoolAddress) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[23]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2191,7 +2270,7 @@ func (x *PoolAddress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolAddress.ProtoReflect.Descriptor instead.
 func (*PoolAddress) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{23}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *PoolAddress) GetAddress() string {
@@ -2292,7 +2371,7 @@ type EgressPolicy struct {
 
 func (x *EgressPolicy) Reset() {
 	*x = EgressPolicy{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[24]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2304,7 +2383,7 @@ func (x *EgressPolicy) String() string {
 func (*EgressPolicy) ProtoMessage() {}
 
 func (x *EgressPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[24]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2317,7 +2396,7 @@ func (x *EgressPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressPolicy.ProtoReflect.Descriptor instead.
 func (*EgressPolicy) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{24}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *EgressPolicy) GetName() string {
@@ -2429,7 +2508,7 @@ type PolicyList struct {
 
 func (x *PolicyList) Reset() {
 	*x = PolicyList{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[25]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2441,7 +2520,7 @@ func (x *PolicyList) String() string {
 func (*PolicyList) ProtoMessage() {}
 
 func (x *PolicyList) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[25]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2454,7 +2533,7 @@ func (x *PolicyList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyList.ProtoReflect.Descriptor instead.
 func (*PolicyList) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{25}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *PolicyList) GetPolicies() []*EgressPolicy {
@@ -2483,7 +2562,7 @@ type FlowTimeouts struct {
 
 func (x *FlowTimeouts) Reset() {
 	*x = FlowTimeouts{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[26]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2495,7 +2574,7 @@ func (x *FlowTimeouts) String() string {
 func (*FlowTimeouts) ProtoMessage() {}
 
 func (x *FlowTimeouts) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[26]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2508,7 +2587,7 @@ func (x *FlowTimeouts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlowTimeouts.ProtoReflect.Descriptor instead.
 func (*FlowTimeouts) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{26}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *FlowTimeouts) GetTcpEstablished() *durationpb.Duration {
@@ -2557,7 +2636,7 @@ type PrefixMap struct {
 
 func (x *PrefixMap) Reset() {
 	*x = PrefixMap{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[27]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2569,7 +2648,7 @@ func (x *PrefixMap) String() string {
 func (*PrefixMap) ProtoMessage() {}
 
 func (x *PrefixMap) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[27]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2582,7 +2661,7 @@ func (x *PrefixMap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrefixMap.ProtoReflect.Descriptor instead.
 func (*PrefixMap) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{27}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *PrefixMap) GetTunnels() []string {
@@ -2611,7 +2690,7 @@ var File_isthmus_v1_spec_proto protoreflect.FileDescriptor
 const file_isthmus_v1_spec_proto_rawDesc = "" +
 	"\n" +
 	"\x15isthmus/v1/spec.proto\x12\n" +
-	"isthmus.v1\x1a\x1egoogle/protobuf/duration.proto\"\xa0\x03\n" +
+	"isthmus.v1\x1a\x1egoogle/protobuf/duration.proto\"\xcf\x03\n" +
 	"\x04Spec\x12$\n" +
 	"\x04node\x18\x01 \x01(\v2\x10.isthmus.v1.NodeR\x04node\x120\n" +
 	"\bunderlay\x18\x02 \x01(\v2\x14.isthmus.v1.UnderlayR\bunderlay\x12,\n" +
@@ -2621,7 +2700,13 @@ const file_isthmus_v1_spec_proto_rawDesc = "" +
 	"\rstatic_routes\x18\x06 \x03(\v2\x17.isthmus.v1.StaticRouteR\fstaticRoutes\x12*\n" +
 	"\x06egress\x18\a \x01(\v2\x12.isthmus.v1.EgressR\x06egress\x128\n" +
 	"\vattachments\x18\b \x03(\v2\x16.isthmus.v1.AttachmentR\vattachments\x12*\n" +
-	"\x06access\x18\t \x01(\v2\x12.isthmus.v1.AccessR\x06access\"\x8d\x01\n" +
+	"\x06access\x18\t \x01(\v2\x12.isthmus.v1.AccessR\x06access\x12-\n" +
+	"\ametrics\x18\n" +
+	" \x01(\v2\x13.isthmus.v1.MetricsR\ametrics\"I\n" +
+	"\aMetrics\x12\x16\n" +
+	"\x06listen\x18\x01 \x03(\tR\x06listen\x12\x12\n" +
+	"\x04from\x18\x02 \x03(\tR\x04from\x12\x12\n" +
+	"\x04port\x18\x03 \x01(\rR\x04port\"\x8d\x01\n" +
 	"\n" +
 	"Attachment\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
@@ -2826,92 +2911,94 @@ func file_isthmus_v1_spec_proto_rawDescGZIP() []byte {
 	return file_isthmus_v1_spec_proto_rawDescData
 }
 
-var file_isthmus_v1_spec_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_isthmus_v1_spec_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_isthmus_v1_spec_proto_goTypes = []any{
 	(*Spec)(nil),                // 0: isthmus.v1.Spec
-	(*Attachment)(nil),          // 1: isthmus.v1.Attachment
-	(*AttachmentRoute)(nil),     // 2: isthmus.v1.AttachmentRoute
-	(*Access)(nil),              // 3: isthmus.v1.Access
-	(*Node)(nil),                // 4: isthmus.v1.Node
-	(*Underlay)(nil),            // 5: isthmus.v1.Underlay
-	(*Tunnel)(nil),              // 6: isthmus.v1.Tunnel
-	(*Inside)(nil),              // 7: isthmus.v1.Inside
-	(*IPsec)(nil),               // 8: isthmus.v1.IPsec
-	(*WireGuard)(nil),           // 9: isthmus.v1.WireGuard
-	(*Peer)(nil),                // 10: isthmus.v1.Peer
-	(*PrefixRule)(nil),          // 11: isthmus.v1.PrefixRule
-	(*ImportPolicy)(nil),        // 12: isthmus.v1.ImportPolicy
-	(*ExportPolicy)(nil),        // 13: isthmus.v1.ExportPolicy
-	(*StaticRoute)(nil),         // 14: isthmus.v1.StaticRoute
-	(*Egress)(nil),              // 15: isthmus.v1.Egress
-	(*Takeover)(nil),            // 16: isthmus.v1.Takeover
-	(*Zone)(nil),                // 17: isthmus.v1.Zone
-	(*DNSProxy)(nil),            // 18: isthmus.v1.DNSProxy
-	(*TranslationLog)(nil),      // 19: isthmus.v1.TranslationLog
-	(*Pool)(nil),                // 20: isthmus.v1.Pool
-	(*Probes)(nil),              // 21: isthmus.v1.Probes
-	(*Blocks)(nil),              // 22: isthmus.v1.Blocks
-	(*PoolAddress)(nil),         // 23: isthmus.v1.PoolAddress
-	(*EgressPolicy)(nil),        // 24: isthmus.v1.EgressPolicy
-	(*PolicyList)(nil),          // 25: isthmus.v1.PolicyList
-	(*FlowTimeouts)(nil),        // 26: isthmus.v1.FlowTimeouts
-	(*PrefixMap)(nil),           // 27: isthmus.v1.PrefixMap
-	(*durationpb.Duration)(nil), // 28: google.protobuf.Duration
+	(*Metrics)(nil),             // 1: isthmus.v1.Metrics
+	(*Attachment)(nil),          // 2: isthmus.v1.Attachment
+	(*AttachmentRoute)(nil),     // 3: isthmus.v1.AttachmentRoute
+	(*Access)(nil),              // 4: isthmus.v1.Access
+	(*Node)(nil),                // 5: isthmus.v1.Node
+	(*Underlay)(nil),            // 6: isthmus.v1.Underlay
+	(*Tunnel)(nil),              // 7: isthmus.v1.Tunnel
+	(*Inside)(nil),              // 8: isthmus.v1.Inside
+	(*IPsec)(nil),               // 9: isthmus.v1.IPsec
+	(*WireGuard)(nil),           // 10: isthmus.v1.WireGuard
+	(*Peer)(nil),                // 11: isthmus.v1.Peer
+	(*PrefixRule)(nil),          // 12: isthmus.v1.PrefixRule
+	(*ImportPolicy)(nil),        // 13: isthmus.v1.ImportPolicy
+	(*ExportPolicy)(nil),        // 14: isthmus.v1.ExportPolicy
+	(*StaticRoute)(nil),         // 15: isthmus.v1.StaticRoute
+	(*Egress)(nil),              // 16: isthmus.v1.Egress
+	(*Takeover)(nil),            // 17: isthmus.v1.Takeover
+	(*Zone)(nil),                // 18: isthmus.v1.Zone
+	(*DNSProxy)(nil),            // 19: isthmus.v1.DNSProxy
+	(*TranslationLog)(nil),      // 20: isthmus.v1.TranslationLog
+	(*Pool)(nil),                // 21: isthmus.v1.Pool
+	(*Probes)(nil),              // 22: isthmus.v1.Probes
+	(*Blocks)(nil),              // 23: isthmus.v1.Blocks
+	(*PoolAddress)(nil),         // 24: isthmus.v1.PoolAddress
+	(*EgressPolicy)(nil),        // 25: isthmus.v1.EgressPolicy
+	(*PolicyList)(nil),          // 26: isthmus.v1.PolicyList
+	(*FlowTimeouts)(nil),        // 27: isthmus.v1.FlowTimeouts
+	(*PrefixMap)(nil),           // 28: isthmus.v1.PrefixMap
+	(*durationpb.Duration)(nil), // 29: google.protobuf.Duration
 }
 var file_isthmus_v1_spec_proto_depIdxs = []int32{
-	4,  // 0: isthmus.v1.Spec.node:type_name -> isthmus.v1.Node
-	5,  // 1: isthmus.v1.Spec.underlay:type_name -> isthmus.v1.Underlay
-	6,  // 2: isthmus.v1.Spec.tunnels:type_name -> isthmus.v1.Tunnel
-	10, // 3: isthmus.v1.Spec.peers:type_name -> isthmus.v1.Peer
-	14, // 4: isthmus.v1.Spec.static_routes:type_name -> isthmus.v1.StaticRoute
-	15, // 5: isthmus.v1.Spec.egress:type_name -> isthmus.v1.Egress
-	1,  // 6: isthmus.v1.Spec.attachments:type_name -> isthmus.v1.Attachment
-	3,  // 7: isthmus.v1.Spec.access:type_name -> isthmus.v1.Access
-	2,  // 8: isthmus.v1.Attachment.routes:type_name -> isthmus.v1.AttachmentRoute
-	8,  // 9: isthmus.v1.Tunnel.ipsec:type_name -> isthmus.v1.IPsec
-	9,  // 10: isthmus.v1.Tunnel.wireguard:type_name -> isthmus.v1.WireGuard
-	7,  // 11: isthmus.v1.Tunnel.inside:type_name -> isthmus.v1.Inside
-	28, // 12: isthmus.v1.IPsec.ike_rekey:type_name -> google.protobuf.Duration
-	28, // 13: isthmus.v1.IPsec.child_rekey:type_name -> google.protobuf.Duration
-	28, // 14: isthmus.v1.IPsec.dpd_delay:type_name -> google.protobuf.Duration
-	28, // 15: isthmus.v1.WireGuard.keepalive:type_name -> google.protobuf.Duration
-	28, // 16: isthmus.v1.Peer.hold_time:type_name -> google.protobuf.Duration
-	28, // 17: isthmus.v1.Peer.keepalive:type_name -> google.protobuf.Duration
-	12, // 18: isthmus.v1.Peer.import:type_name -> isthmus.v1.ImportPolicy
-	13, // 19: isthmus.v1.Peer.export:type_name -> isthmus.v1.ExportPolicy
-	11, // 20: isthmus.v1.ImportPolicy.allow:type_name -> isthmus.v1.PrefixRule
-	11, // 21: isthmus.v1.ExportPolicy.allow:type_name -> isthmus.v1.PrefixRule
-	20, // 22: isthmus.v1.Egress.pools:type_name -> isthmus.v1.Pool
-	24, // 23: isthmus.v1.Egress.policies:type_name -> isthmus.v1.EgressPolicy
-	27, // 24: isthmus.v1.Egress.maps:type_name -> isthmus.v1.PrefixMap
-	19, // 25: isthmus.v1.Egress.log:type_name -> isthmus.v1.TranslationLog
-	17, // 26: isthmus.v1.Egress.zones:type_name -> isthmus.v1.Zone
-	28, // 27: isthmus.v1.Egress.name_floor:type_name -> google.protobuf.Duration
-	28, // 28: isthmus.v1.Egress.name_grace:type_name -> google.protobuf.Duration
-	18, // 29: isthmus.v1.Egress.dns_proxy:type_name -> isthmus.v1.DNSProxy
-	28, // 30: isthmus.v1.Egress.name_hold:type_name -> google.protobuf.Duration
-	28, // 31: isthmus.v1.Egress.portless_timeout:type_name -> google.protobuf.Duration
-	16, // 32: isthmus.v1.Egress.takeover:type_name -> isthmus.v1.Takeover
-	28, // 33: isthmus.v1.Takeover.interval:type_name -> google.protobuf.Duration
-	28, // 34: isthmus.v1.TranslationLog.max_age:type_name -> google.protobuf.Duration
-	23, // 35: isthmus.v1.Pool.addresses:type_name -> isthmus.v1.PoolAddress
-	22, // 36: isthmus.v1.Pool.blocks:type_name -> isthmus.v1.Blocks
-	21, // 37: isthmus.v1.Pool.probes:type_name -> isthmus.v1.Probes
-	28, // 38: isthmus.v1.Probes.interval:type_name -> google.protobuf.Duration
-	28, // 39: isthmus.v1.Probes.timeout:type_name -> google.protobuf.Duration
-	28, // 40: isthmus.v1.Probes.hold_down:type_name -> google.protobuf.Duration
-	26, // 41: isthmus.v1.EgressPolicy.timeouts:type_name -> isthmus.v1.FlowTimeouts
-	21, // 42: isthmus.v1.EgressPolicy.probes:type_name -> isthmus.v1.Probes
-	24, // 43: isthmus.v1.PolicyList.policies:type_name -> isthmus.v1.EgressPolicy
-	28, // 44: isthmus.v1.FlowTimeouts.tcp_established:type_name -> google.protobuf.Duration
-	28, // 45: isthmus.v1.FlowTimeouts.tcp_closing:type_name -> google.protobuf.Duration
-	28, // 46: isthmus.v1.FlowTimeouts.udp:type_name -> google.protobuf.Duration
-	28, // 47: isthmus.v1.FlowTimeouts.udp_stream:type_name -> google.protobuf.Duration
-	48, // [48:48] is the sub-list for method output_type
-	48, // [48:48] is the sub-list for method input_type
-	48, // [48:48] is the sub-list for extension type_name
-	48, // [48:48] is the sub-list for extension extendee
-	0,  // [0:48] is the sub-list for field type_name
+	5,  // 0: isthmus.v1.Spec.node:type_name -> isthmus.v1.Node
+	6,  // 1: isthmus.v1.Spec.underlay:type_name -> isthmus.v1.Underlay
+	7,  // 2: isthmus.v1.Spec.tunnels:type_name -> isthmus.v1.Tunnel
+	11, // 3: isthmus.v1.Spec.peers:type_name -> isthmus.v1.Peer
+	15, // 4: isthmus.v1.Spec.static_routes:type_name -> isthmus.v1.StaticRoute
+	16, // 5: isthmus.v1.Spec.egress:type_name -> isthmus.v1.Egress
+	2,  // 6: isthmus.v1.Spec.attachments:type_name -> isthmus.v1.Attachment
+	4,  // 7: isthmus.v1.Spec.access:type_name -> isthmus.v1.Access
+	1,  // 8: isthmus.v1.Spec.metrics:type_name -> isthmus.v1.Metrics
+	3,  // 9: isthmus.v1.Attachment.routes:type_name -> isthmus.v1.AttachmentRoute
+	9,  // 10: isthmus.v1.Tunnel.ipsec:type_name -> isthmus.v1.IPsec
+	10, // 11: isthmus.v1.Tunnel.wireguard:type_name -> isthmus.v1.WireGuard
+	8,  // 12: isthmus.v1.Tunnel.inside:type_name -> isthmus.v1.Inside
+	29, // 13: isthmus.v1.IPsec.ike_rekey:type_name -> google.protobuf.Duration
+	29, // 14: isthmus.v1.IPsec.child_rekey:type_name -> google.protobuf.Duration
+	29, // 15: isthmus.v1.IPsec.dpd_delay:type_name -> google.protobuf.Duration
+	29, // 16: isthmus.v1.WireGuard.keepalive:type_name -> google.protobuf.Duration
+	29, // 17: isthmus.v1.Peer.hold_time:type_name -> google.protobuf.Duration
+	29, // 18: isthmus.v1.Peer.keepalive:type_name -> google.protobuf.Duration
+	13, // 19: isthmus.v1.Peer.import:type_name -> isthmus.v1.ImportPolicy
+	14, // 20: isthmus.v1.Peer.export:type_name -> isthmus.v1.ExportPolicy
+	12, // 21: isthmus.v1.ImportPolicy.allow:type_name -> isthmus.v1.PrefixRule
+	12, // 22: isthmus.v1.ExportPolicy.allow:type_name -> isthmus.v1.PrefixRule
+	21, // 23: isthmus.v1.Egress.pools:type_name -> isthmus.v1.Pool
+	25, // 24: isthmus.v1.Egress.policies:type_name -> isthmus.v1.EgressPolicy
+	28, // 25: isthmus.v1.Egress.maps:type_name -> isthmus.v1.PrefixMap
+	20, // 26: isthmus.v1.Egress.log:type_name -> isthmus.v1.TranslationLog
+	18, // 27: isthmus.v1.Egress.zones:type_name -> isthmus.v1.Zone
+	29, // 28: isthmus.v1.Egress.name_floor:type_name -> google.protobuf.Duration
+	29, // 29: isthmus.v1.Egress.name_grace:type_name -> google.protobuf.Duration
+	19, // 30: isthmus.v1.Egress.dns_proxy:type_name -> isthmus.v1.DNSProxy
+	29, // 31: isthmus.v1.Egress.name_hold:type_name -> google.protobuf.Duration
+	29, // 32: isthmus.v1.Egress.portless_timeout:type_name -> google.protobuf.Duration
+	17, // 33: isthmus.v1.Egress.takeover:type_name -> isthmus.v1.Takeover
+	29, // 34: isthmus.v1.Takeover.interval:type_name -> google.protobuf.Duration
+	29, // 35: isthmus.v1.TranslationLog.max_age:type_name -> google.protobuf.Duration
+	24, // 36: isthmus.v1.Pool.addresses:type_name -> isthmus.v1.PoolAddress
+	23, // 37: isthmus.v1.Pool.blocks:type_name -> isthmus.v1.Blocks
+	22, // 38: isthmus.v1.Pool.probes:type_name -> isthmus.v1.Probes
+	29, // 39: isthmus.v1.Probes.interval:type_name -> google.protobuf.Duration
+	29, // 40: isthmus.v1.Probes.timeout:type_name -> google.protobuf.Duration
+	29, // 41: isthmus.v1.Probes.hold_down:type_name -> google.protobuf.Duration
+	27, // 42: isthmus.v1.EgressPolicy.timeouts:type_name -> isthmus.v1.FlowTimeouts
+	22, // 43: isthmus.v1.EgressPolicy.probes:type_name -> isthmus.v1.Probes
+	25, // 44: isthmus.v1.PolicyList.policies:type_name -> isthmus.v1.EgressPolicy
+	29, // 45: isthmus.v1.FlowTimeouts.tcp_established:type_name -> google.protobuf.Duration
+	29, // 46: isthmus.v1.FlowTimeouts.tcp_closing:type_name -> google.protobuf.Duration
+	29, // 47: isthmus.v1.FlowTimeouts.udp:type_name -> google.protobuf.Duration
+	29, // 48: isthmus.v1.FlowTimeouts.udp_stream:type_name -> google.protobuf.Duration
+	49, // [49:49] is the sub-list for method output_type
+	49, // [49:49] is the sub-list for method input_type
+	49, // [49:49] is the sub-list for extension type_name
+	49, // [49:49] is the sub-list for extension extendee
+	0,  // [0:49] is the sub-list for field type_name
 }
 
 func init() { file_isthmus_v1_spec_proto_init() }
@@ -2919,19 +3006,19 @@ func file_isthmus_v1_spec_proto_init() {
 	if File_isthmus_v1_spec_proto != nil {
 		return
 	}
-	file_isthmus_v1_spec_proto_msgTypes[6].OneofWrappers = []any{
+	file_isthmus_v1_spec_proto_msgTypes[7].OneofWrappers = []any{
 		(*Tunnel_Ipsec)(nil),
 		(*Tunnel_Wireguard)(nil),
 	}
-	file_isthmus_v1_spec_proto_msgTypes[10].OneofWrappers = []any{}
-	file_isthmus_v1_spec_proto_msgTypes[13].OneofWrappers = []any{}
+	file_isthmus_v1_spec_proto_msgTypes[11].OneofWrappers = []any{}
+	file_isthmus_v1_spec_proto_msgTypes[14].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isthmus_v1_spec_proto_rawDesc), len(file_isthmus_v1_spec_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   28,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
