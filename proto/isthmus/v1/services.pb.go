@@ -6749,7 +6749,8 @@ func (*GetStatusRequest) Descriptor() ([]byte, []int) {
 type WatchStatusRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The resume_token of the last message of a former watch, also of one before a restart of the
-	// node: the first message then comes when the status is another one. Empty: it comes at once.
+	// node: the first message then comes when the status differs otherwise than in its counters and
+	// in the times of its start and of its conditions. Empty: it comes at once.
 	ResumeToken   string `protobuf:"bytes,1,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

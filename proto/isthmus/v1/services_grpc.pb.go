@@ -1863,7 +1863,7 @@ type SystemServiceClient interface {
 	// GetStatus returns version, health and counters.
 	GetStatus(ctx context.Context, in *GetStatusRequest, opts ...grpc.CallOption) (*SystemStatus, error)
 	// WatchStatus sends the status, and then again each time it has changed otherwise than in its
-	// counters, at most once a second.
+	// counters and times, at most once a second.
 	WatchStatus(ctx context.Context, in *WatchStatusRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchStatusResponse], error)
 	// GetMachine returns the state of the machine: slots, firmware and trusted keys. The answer has
 	// no slots on a machine without them, such as one that has isthmus from a Debian package.
@@ -2010,7 +2010,7 @@ type SystemServiceServer interface {
 	// GetStatus returns version, health and counters.
 	GetStatus(context.Context, *GetStatusRequest) (*SystemStatus, error)
 	// WatchStatus sends the status, and then again each time it has changed otherwise than in its
-	// counters, at most once a second.
+	// counters and times, at most once a second.
 	WatchStatus(*WatchStatusRequest, grpc.ServerStreamingServer[WatchStatusResponse]) error
 	// GetMachine returns the state of the machine: slots, firmware and trusted keys. The answer has
 	// no slots on a machine without them, such as one that has isthmus from a Debian package.

@@ -94,6 +94,13 @@ func (r *Router) SetConditions(all ...*isthmusv1.Condition) {
 	r.changed.Ring()
 }
 
+// SetQuietly replaces the conditions, and signals no change.
+func (r *Router) SetQuietly(all ...*isthmusv1.Condition) {
+	r.mu.Lock()
+	r.status.Conditions = all
+	r.mu.Unlock()
+}
+
 // SetStuck sets whether documents are accepted and not applied.
 func (r *Router) SetStuck(stuck bool) {
 	r.mu.Lock()
