@@ -104,8 +104,9 @@ func (a *app) cloudImport() *cobra.Command {
 		Long: `Make the tunnels and peers of a document from a cloud's files about its VPN gateway, and print them with comments that name
 the source of each value. Skipped, missing and doubtful values are reported on standard error. - is standard input.
 
-aws: the configuration in XML, or the console's text for a generic device or strongSwan; the output of aws ec2
-describe-vpn-connections, and of describe-customer-gateways when the connections are without XML; an answer of the Query API.
+aws: the configuration in XML, or the console's text for a generic device, strongSwan, Cisco (IOS and ASA) or Junos; the output of
+aws ec2 describe-vpn-connections, and of describe-customer-gateways when the connections are without XML; an answer of the Query
+API.
 azure: az network vnet-gateway show, vpn-connection show and local-gateway show (or list) together, and public-ip show for a
 gateway without BGP; the same of PowerShell with ConvertTo-Json; for a hub of a virtual WAN, vpn-gateway show and vpn-site show,
 or its file for VPN sites.

@@ -106,12 +106,15 @@ var genericLine = regexp.MustCompile(`^[\s!-]*([A-Za-z][A-Za-z -]*?)\s*:\s*(\S*)
 
 // awsGeneric reads the console's text for a "generic" device as if it were the XML: the contents
 // are the same.
-func awsGeneric(data []byte) *node {
+func awsGeneric(data []byte) (*node, error) {
+	if bytes.Count(data, []byte("IPSec Tunnel #"))+bytes.Count(data, []byte("Your VPN Connection ID")) > maxObjects {
+		return nil, fmt.Errorf("has more than %d tunnels; give it in parts", maxObjects)
+	}
 	root := &node{line: 1}
 	connection := root.add("vpn_connection", &node{line: 1})
 	tunnel, where := connection, ""
 	number := 0
-	// a complete file does not end with a value, and half of an address may be another address
+	// half of an address may be another address
 	data = data[:bytes.LastIndexByte(data, '\n')+1]
 	for line := range bytes.Lines(data) {
 		text := string(line)
@@ -154,7 +157,7 @@ func awsGeneric(data []byte) *node {
 			tunnel.set(m[2], number, "vpn_gateway", "bgp", "hold_time")
 		}
 	}
-	return root
+	return root, nil
 }
 
 // awsText reads the XML of a connection, and the data around it.

@@ -143,8 +143,8 @@ func (r *Result) azureConnection(c document, a azureObjects) {
 		r.note(g, kind, "%s: its gateway %s is of type %s and not a VPN gateway; skipped", name, called(g.node), printable(short(kind.string())))
 		return
 	}
-	if sku := g.get("sku", "name"); strings.EqualFold(sku.string(), "Basic") {
-		r.note(g, sku, "%s: its gateway %s has SKU Basic, which has neither BGP nor custom policies: write static routes, and keep the proposals; change to VpnGw1AZ or larger to have both", name, called(g.node))
+	if azureBasic(g) {
+		r.note(g, g.get("sku", "name"), "%s: its gateway %s has SKU Basic, which has neither BGP nor custom policies, and whose default policy is weak (group 2, no PFS): write static routes, and keep the proposals; change to VpnGw1AZ or larger to have both", name, called(g.node))
 	}
 	r.azureTunnels(c, g, side, name, "azure", a)
 }
@@ -213,7 +213,7 @@ func (r *Result) azureTunnels(c, g, side document, name, cloud string, a azureOb
 		if len(instances) == 1 {
 			t.Name = nameOf(name)
 		}
-		r.azurePolicy(c, name, i, &t)
+		r.azurePolicy(c, g, name, i, &t)
 		if bgp {
 			t.ASN = r.asn(g, g.get("bgpSettings", "asn"), "gateway/bgpSettings/asn")
 			peer := r.azurePeer(c, g, in, i, own)

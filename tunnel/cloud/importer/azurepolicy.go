@@ -17,14 +17,17 @@ var (
 	}
 )
 
+// azureBasic reports whether a gateway has the SKU that cannot have custom policies.
+func azureBasic(g document) bool { return strings.EqualFold(g.string("sku", "name"), "Basic") }
+
 // azurePolicy turns a custom policy into proposals; without one, Azure has its default policy.
-func (r *Result) azurePolicy(c document, name string, instance int, t *Tunnel) {
+func (r *Result) azurePolicy(c, g document, name string, instance int, t *Tunnel) {
 	p := preset(t.Cloud)
 	policies := c.get("ipsecPolicies").items()
 	if len(policies) == 0 {
 		const from = "the connection has no custom policy"
 		t.IKE, t.ESP = Value[[]string]{[]string{"aes256-sha256-modp1024"}, from}, Value[[]string]{[]string{"aes256gcm16"}, from}
-		if instance == 0 {
+		if instance == 0 && !azureBasic(g) {
 			r.note(c, c.node, "%s: has the default policy, which is weak (group 2, no PFS); add a custom one as isthmus cloud show %s says, and leave the proposals out", name, t.Cloud)
 		}
 		return

@@ -178,7 +178,8 @@ type document struct {
 // parse reads a file in whatever syntax it is.
 func parse(f File) (document, error) {
 	d := document{file: f.Name, node: &node{list: true, line: 1}}
-	data := bytes.TrimSpace(utf8Text(f.Data))
+	all := utf8Text(f.Data)
+	data := bytes.TrimSpace(all)
 	if len(data) == 0 {
 		return d, errors.New("is empty")
 	}
@@ -196,12 +197,12 @@ func parse(f File) (document, error) {
 		d.values, err = parseJSON(data)
 	case bytes.Contains(data, []byte("IPSec Tunnel #1")) && bytes.Contains(data, []byte("Outside IP Addresses:")):
 		d.xml, d.from = true, "aws"
-		d.node = awsGeneric(data)
-		return d, nil
-	case isSwan(data):
+		d.node, err = awsGeneric(all)
+		return d, err
+	case isDevice(data):
 		d.xml, d.from = true, "aws"
-		d.node = awsSwan(data)
-		return d, nil
+		d.node, err = awsDevice(all)
+		return d, err
 	case terraformResource.Match(terraformColor.ReplaceAll(data[:min(len(data), 1<<16)], nil)):
 		d.node, err = parseTerraform(terraformColor.ReplaceAll(data, nil))
 		return d, err

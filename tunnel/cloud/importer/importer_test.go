@@ -1,6 +1,7 @@
 package importer
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"net/netip"
@@ -203,24 +204,35 @@ func TestTruncated(t *testing.T) {
 	}
 }
 
-// TestTruncatedText does the same with the console's text.
+// TestTruncatedText does the same with the console's texts.
 func TestTruncatedText(t *testing.T) {
-	text := genericText("vpn-1", 12, 34)
-	most := 0
-	for cut := range text {
-		r, err := Import("aws", []File{{"f", []byte(text[:cut])}})
+	for _, text := range []string{genericText("vpn-1", 12, 34), swanText, ciscoText, ciscoOther, junosText} {
+		whole, err := Import("aws", []File{{"f", []byte(text)}})
 		if err != nil {
-			continue
+			t.Fatal(err)
 		}
-		for _, tu := range r.Tunnels {
-			if a := tu.Remote.Is.String(); a != "198.51.100.12" && a != "198.51.100.34" || len(tu.Inside) > 0 && tu.Inside[0].Local.Is.Bits() != 30 {
-				t.Errorf("cut at %d: made up %+v", cut, tu)
+		tunnels := map[netip.Addr]Tunnel{}
+		for _, tu := range whole.Tunnels {
+			tunnels[tu.Remote.Is] = tu
+		}
+		most := 0
+		for cut := range text {
+			r, err := Import("aws", []File{{"f", []byte(text[:cut])}})
+			if err != nil {
+				continue
 			}
+			for _, tu := range r.Tunnels {
+				want := tunnels[tu.Remote.Is]
+				if !want.Remote.known() || len(tu.Inside) > 0 && tu.Inside[0] != want.Inside[0] || tu.ASN.known() && tu.ASN != want.ASN ||
+					tu.PSK.Is.Known() && !bytes.Equal(tu.PSK.Is.Bytes(), want.PSK.Is.Bytes()) {
+					t.Errorf("%.30q cut at %d: made up %+v", text, cut, tu)
+				}
+			}
+			most = max(most, len(r.Tunnels))
 		}
-		most = max(most, len(r.Tunnels))
-	}
-	if most != 2 {
-		t.Errorf("%d tunnels at most", most)
+		if most != len(whole.Tunnels) {
+			t.Errorf("%d tunnels at most", most)
+		}
 	}
 }
 
@@ -241,6 +253,12 @@ func TestRefused(t *testing.T) {
 		{"aws", `{"VpnConnectionId": "vpn-1", "State": "available", "CustomerGatewayConfiguration": "<vpn_connection>"}`, "f:1: vpn-1: its CustomerGatewayConfiguration: line 1: the file ends"},
 		{"aws", "[" + strings.Repeat("[],", maxNodes) + "]", "has more than 1048576 values"},
 		{"aws", "<a>" + strings.Repeat("<b/>", maxNodes/2+1) + "</a>", "has more than 1048576 values"},
+		{"aws", genericText("vpn-1") + strings.Repeat("IPSec Tunnel #1\nOutside IP Addresses:\n", maxObjects+1), "f: has more than 2000 tunnels"},
+		{"aws", ciscoText + manyLines("interface Tunnel%d\n tunnel destination 198.51.100.1\n"), "has more than 8000 tunnels, keys and sessions"},
+		{"aws", ciscoText + manyLines("pre-shared-key address 198.51.100.%d key FileKey1\n"), "has more than 8000 tunnels, keys and sessions"},
+		{"aws", ciscoText + manyLines("! Your VPN Connection ID : vpn-%d\n interface Tunnel1\n"), "has more than 8000 tunnels, keys and sessions"},
+		{"aws", junosText + manyLines("set security ike gateway g%d address 198.51.100.1\n"), "has more than 8000 tunnels, keys and sessions"},
+		{"aws", swanText + manyLines("conn Tunnel%d\n right=198.51.100.1\n"), "has more than 8000 tunnels, keys and sessions"},
 		// in linear time
 		{"aws", "resource \"aws_vpn_connection\" \"a\" {\n" + manyBlocks() + "}\n", "has no tunnels"},
 		{"azure", manyTexts(), "f: has more than 5000 texts"},
@@ -261,6 +279,15 @@ func TestRefused(t *testing.T) {
 	if _, err := Import("aws", []File{{"big.xml", make([]byte, MaxFile+1)}}); err == nil || !strings.Contains(err.Error(), "big.xml: is larger than 32 MiB") {
 		t.Errorf("a large file: %v", err)
 	}
+}
+
+// manyLines has a line so often that a device's configuration is refused.
+func manyLines(format string) string {
+	var b strings.Builder
+	for i := range maxDevice {
+		fmt.Fprintf(&b, format, i)
+	}
+	return b.String()
 }
 
 // manyBlocks has blocks of as many names.

@@ -83,6 +83,102 @@ router bgp 64631
 exit
 `
 
+// ciscoText is what AWS's console hands out for Cisco's IOS, as far as it is read, for two tunnels.
+const ciscoText = `! Amazon Web Services
+! Virtual Private Cloud
+! Your VPN Connection ID            : vpn-0abd
+! Your Virtual Private Gateway ID   : vgw-9
+! IPsec Tunnel #1
+! #1: Internet Key Exchange (IKE) Configuration
+crypto isakmp policy 200
+   encryption aes 128
+   authentication pre-share
+exit
+crypto keyring keyring-vpn-0abd-0
+   local-address 203.0.113.41
+   pre-shared-key address 198.51.100.41 key FileKeyCisco1
+exit
+interface GigabitEthernet1
+   ip address 203.0.113.41 255.255.255.0
+exit
+interface Tunnel1
+   ip address 169.254.90.2 255.255.255.252
+   tunnel source 203.0.113.41
+   tunnel destination 198.51.100.41 
+   ! This option causes the router to reduce the Maximum Segment Size
+exit
+router bgp 64641
+   neighbor 169.254.90.1 remote-as 64541
+   neighbor 169.254.90.1 timers 7 20 20
+   address-family ipv4 unicast
+      neighbor 169.254.90.1 remote-as 64541
+   exit
+exit
+crypto keyring keyring-vpn-0abd-1
+   local-address 203.0.113.41
+   pre-shared-key address 198.51.100.42 key 6 FileKeyEncrypted
+exit
+interface Tunnel2
+   ip address 169.254.90.6 255.255.255.252
+   tunnel source 203.0.113.41
+   tunnel destination 198.51.100.42
+exit
+router bgp 64641
+   neighbor 169.254.90.5 remote-as 64541
+exit
+`
+
+// ciscoOther has the forms of IKEv2 and of the ASA, with static routes, after ciscoText.
+const ciscoOther = ciscoText + `! Your VPN Connection ID            : vpn-0abe
+crypto ikev2 keyring KEYRING1
+ peer aws
+  address 198.51.100.43
+  pre-shared-key FileKeyIOSv2
+ exit
+exit
+tunnel-group 198.51.100.44 type ipsec-l2l
+tunnel-group 198.51.100.44 ipsec-attributes
+   ikev1 pre-shared-key FileKeyASA1
+exit
+interface Tunnel1
+   ip address 169.254.91.2 255.255.255.252
+   tunnel source interface outside
+   tunnel destination 198.51.100.43
+exit
+interface Tunnel2
+   ip address 169.254.91.6 255.255.255.252
+   tunnel destination 198.51.100.44
+exit
+ip route 10.0.0.0 255.255.0.0 Tunnel1 track 100
+`
+
+// junosText is what AWS's console hands out for Junos, as far as it is read.
+const junosText = `# Amazon Web Services
+# Your VPN Connection ID          : vpn-0abf
+# IPsec Tunnel #1
+set security ike proposal ike-prop-vpn-0abf-1 authentication-method pre-shared-keys 
+set security ike policy ike-pol-vpn-0abf-1 mode main 
+set security ike policy ike-pol-vpn-0abf-1 pre-shared-key ascii-text FileKeyJunos1
+set security ike gateway gw-vpn-0abf-1 ike-policy ike-pol-vpn-0abf-1
+set security ike gateway gw-vpn-0abf-1 external-interface ge-0/0/0.0
+set security ike gateway gw-vpn-0abf-1 address 198.51.100.45
+set security ike gateway gw-vpn-0abf-1 no-nat-traversal
+set security ipsec vpn vpn-0abf-1 bind-interface st0.1
+set security ipsec vpn vpn-0abf-1 ike gateway gw-vpn-0abf-1
+set interfaces st0.1 family inet address 169.254.92.2/30
+set interfaces st0.1 family inet mtu 1436
+set protocols bgp group ebgp neighbor 169.254.92.1 export EXPORT-DEFAULT 
+set protocols bgp group ebgp neighbor 169.254.92.1 peer-as 64545
+set protocols bgp group ebgp neighbor 169.254.92.1 hold-time 20
+set protocols bgp group ebgp neighbor 169.254.92.1 local-as 64645
+set security ike policy ike-pol-vpn-0abf-2 pre-shared-key ascii-text "$9$FileKeyObfuscated"
+set security ike gateway gw-vpn-0abf-2 ike-policy ike-pol-vpn-0abf-2
+set security ike gateway gw-vpn-0abf-2 address 198.51.100.46
+set security ipsec vpn vpn-0abf-2 bind-interface st0.2
+set security ipsec vpn vpn-0abf-2 ike gateway gw-vpn-0abf-2
+set interfaces st0.2 family inet address 169.254.92.6/30
+`
+
 // described is a connection as describe-vpn-connections has it.
 func described(id, state, options, config string) string {
 	return fmt.Sprintf(`{"VpnConnectionId": %q, "State": %q, "Options": %s, "CustomerGatewayConfiguration": %s}`, id, state, options, strconv.Quote(config))
@@ -123,7 +219,7 @@ var shapes = []struct {
 	name, cloud string
 	files       []string
 	tunnels     int
-	want        []string // in the document, the notes or the error
+	want        []string // in the document, the notes or the error; after "not: ", what must not be
 }{
 	{"one connection, one tunnel", "aws", []string{connectionXML("vpn-1", tunnelXML("203.0.113.9", 1))}, 1, []string{"local: 169.254.64.6/30", "remote: 169.254.64.5", "asn: 64521"}},
 	{"two files in one", "aws", []string{"<?xml version=\"1.0\"?>\n" + connectionXML("vpn-1", tunnelXML("203.0.113.9", 1)) + "\n<?xml version=\"1.0\"?>\n" + connectionXML("vpn-2", tunnelXML("203.0.113.9", 2)) + "\n%"}, 2,
@@ -171,6 +267,12 @@ var shapes = []struct {
 		[]string{"vpn-1: its customer gateway authenticates with a certificate, and this node has pre-shared keys alone"}},
 	{"the console's text for strongSwan", "aws", []string{swanText}, 2, []string{"name: vpn-0abc-1\n", "local: 169.254.80.2/30", "remote: 169.254.80.1", "remoteAddress: 198.51.100.31", "publicAddress 203.0.113.31", "node.asn 64631", "asn: 64531", "psk: vpn-0abc-2 # the name of the secret",
 		"the tunnel to 198.51.100.32 has no vpn_gateway/bgp/asn"}},
+	{"the console's text for Cisco's IOS", "aws", []string{ciscoText}, 2, []string{"name: vpn-0abd-1\n", "# vpn-0abd, tunnel to 198.51.100.41 of vgw-9", "local: 169.254.90.2/30", "remote: 169.254.90.1", "remoteAddress: 198.51.100.41", "publicAddress 203.0.113.41", "node.asn 64641", "asn: 64541",
+		"holdTime: 20s", "psk: vpn-0abd-1 # the name of the secret", "psk: vpn-0abd-2 # MISSING", "local: 169.254.90.6/30", "vpn-0abd-2: its key is not in the file"}},
+	{"the console's text for Cisco's IKEv2 and ASA", "aws", []string{ciscoOther}, 4, []string{"name: vpn-0abe-2\n", "psk: vpn-0abe-1 # the name of the secret", "psk: vpn-0abe-2 # the name of the secret", "local: 169.254.91.2/30", "remote: 169.254.91.5",
+		"vpn-0abe: is routed statically; write a static route for each VPC through vpn-0abe-1, vpn-0abe-2"}},
+	{"the console's text for Junos", "aws", []string{junosText}, 2, []string{"name: vpn-0abf-1\n", "local: 169.254.92.2/30", "remote: 169.254.92.1", "remoteAddress: 198.51.100.45", "The node needs node.asn 64645", "asn: 64545", "holdTime: 20s", "psk: vpn-0abf-1 # the name of the secret",
+		"remote: 169.254.92.5", "psk: vpn-0abf-2 # MISSING", "the tunnel to 198.51.100.46 has no vpn_gateway/bgp/asn"}},
 	{"Terraform's configuration", "aws", []string{"resource \"aws_vpn_connection\" \"a\" {\n  customer_gateway_id = aws_customer_gateway.a.id\n}\n"}, 0, []string{"f0: line 2: has an expression: this is Terraform's configuration, and its state is needed"}},
 	{"a state's text that ends early", "aws", []string{"resource \"aws_vpn_connection\" \"a\" {\n  id = \"vpn-1\"\n"}, 0, []string{"f0: line 2: the file ends before it is complete"}},
 	{"colors of a terminal", "aws", []string{"# \x1b[1maws_vpn_connection.a\x1b[0m:\nresource \"aws_vpn_connection\" \"a\" {\n    id              = \"vpn-1\"\n    tunnel1_address = \"198.51.100.1\"\n    tunnel1_inside_cidr = \"169.254.64.4/30\"\n\x1b[0m}\n"}, 1, []string{"remoteAddress: 198.51.100.1 # tunnel1_address"}},
@@ -209,7 +311,7 @@ var shapes = []struct {
 	{"a placeholder for the key", "azure", []string{azureGateway, azureLocal, azureConnection(`, "sharedKey": "<hidden>"`)}, 1, []string{"f2:2: c1: its key is not in connection/sharedKey: the text is an expression", "az network vpn-connection shared-key show --connection-name c1"}},
 	{"blanks in the key", "azure", []string{azureGateway, azureLocal, azureConnection(`, "sharedKey": "File Key"`)}, 1, []string{"the text has blanks or line ends inside; if they belong to the key, store it by hand"}},
 	{"addresses in public-ip show", "azure", []string{azureWithoutBGP, azureLocal, azureConnection(""), `{"id": "` + azureID + `publicIPAddresses/p0", "name": "p0", "ipAddress": "198.51.100.62", "publicIPAllocationMethod": "Static"}`}, 1,
-		[]string{"remoteAddress: 198.51.100.62 # publicIPAddress/ipAddress", "gw has SKU Basic, which has neither BGP nor custom policies", "remote: 10.1.255.7 # gateway/bgpSettings/bgpPeeringAddress"}},
+		[]string{"remoteAddress: 198.51.100.62 # publicIPAddress/ipAddress", "gw has SKU Basic, which has neither BGP nor custom policies", "not: add a custom one", "remote: 10.1.255.7 # gateway/bgpSettings/bgpPeeringAddress"}},
 	{"addresses that are missing", "azure", []string{azureWithoutBGP, azureLocal, azureConnection(""), `{"id": "` + azureID + `routeTables/r", "name": "r", "type": "Microsoft.Network/routeTables"}`}, 0,
 		[]string{"the address of instance 0 of the gateway gw is not among the files; give az network public-ip show --name p0 as well (the files also have Microsoft.Network/routeTables, which are not read)"}},
 	{"private addresses", "azure", []string{strings.Replace(azureGateway, `"bgpSettings"`, `"ipConfigurations": [{"name": "a", "privateIPAddress": "10.1.255.9"}], "bgpSettings"`, 1), azureLocal, azureConnection(`, "useLocalAzureIpAddress": true`)}, 1,
@@ -288,8 +390,8 @@ func TestShapes(t *testing.T) {
 					t.Errorf("%d tunnels, want %d:\n%s", len(r.Tunnels), s.tunnels, got)
 				}
 				for _, w := range s.want {
-					if !strings.Contains(got, w) {
-						t.Errorf("no %q in\n%s", w, got)
+					if w, not := strings.CutPrefix(w, "not: "); strings.Contains(got, w) == not {
+						t.Errorf("%q: there %v, in\n%s", w, not, got)
 					}
 				}
 				if s.tunnels > 0 {

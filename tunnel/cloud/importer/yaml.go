@@ -34,6 +34,13 @@ func (r *Result) YAML() string {
 			fmt.Fprintf(&b, "# The node needs underlay.publicAddress %s.\n", a)
 		}
 	}
+	asns := map[uint32]bool{}
+	for _, t := range r.Tunnels {
+		if !t.RouterPublic.known() && t.RouterASN.known() && !asns[t.RouterASN.Is] {
+			asns[t.RouterASN.Is] = true
+			fmt.Fprintf(&b, "# The node needs node.asn %d (%s).\n", t.RouterASN.Is, t.RouterASN.From)
+		}
+	}
 	b.WriteString("tunnels:\n")
 	for _, t := range r.Tunnels {
 		line(1, "# "+printable(t.About), "")
