@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"time"
 )
@@ -99,6 +100,17 @@ type Attributes struct {
 
 // NO_EXPORT and NO_ADVERTISE (RFC 1997).
 const noExport, noAdvertise = 0xffffff01, 0xffffff02
+
+// CommunityName returns a community as operators write it, such as "65010:100" (RFC 1997).
+func CommunityName(c uint32) string {
+	switch c {
+	case noExport:
+		return "NO_EXPORT"
+	case noAdvertise:
+		return "NO_ADVERTISE"
+	}
+	return fmt.Sprintf("%d:%d", c>>16, c&0xffff)
+}
 
 // Route returns the path as policies look at it.
 func (a *Attributes) Route(prefix netip.Prefix) Route {

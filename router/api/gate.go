@@ -55,6 +55,17 @@ func (g *gate) enter(ctx context.Context) (leave func(), err error) {
 	}, nil
 }
 
+// in makes a call when its turn comes. The error is a status.
+func in[T any](ctx context.Context, g *gate, call func() (T, error)) (out T, err error) {
+	leave, err := g.enter(ctx)
+	if err != nil {
+		return out, err
+	}
+	defer leave()
+	out, err = call()
+	return out, statusOf(err)
+}
+
 // join counts a call that waits, for its turn or for something else, until the returned function is
 // called. The error is a status.
 func (g *gate) join(ctx context.Context) (gone func(), err error) {

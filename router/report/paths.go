@@ -204,21 +204,10 @@ func pathMessage(e *bgp.Entry, view bgp.View) *isthmusv1.Path {
 		p.Since = stamp(e.At)
 	}
 	for _, c := range e.Communities {
-		p.Communities = append(p.Communities, communityName(c))
+		p.Communities = append(p.Communities, bgp.CommunityName(c))
 	}
 	for _, l := range e.Large {
 		p.LargeCommunities = append(p.LargeCommunities, strings.ReplaceAll(strings.Trim(fmt.Sprint(l), "[]"), " ", ":"))
 	}
 	return p
-}
-
-// communityName returns a community as operators write it (RFC 1997).
-func communityName(c uint32) string {
-	switch c {
-	case 0xffffff01:
-		return "NO_EXPORT"
-	case 0xffffff02:
-		return "NO_ADVERTISE"
-	}
-	return fmt.Sprintf("%d:%d", c>>16, c&0xffff)
 }
