@@ -118,7 +118,7 @@ func TestProductIsRefusedEverywhere(t *testing.T) {
 	told("apply", problems)
 	e := spec.Edit{}
 	e.Read([]byte("policies: [" + bomb + "]"))
-	_, _, err = r.documents.Edit(context.Background(), document.Change{Author: "tester"}, e, false)
+	_, _, err = r.documents.Edit(context.Background(), document.Change{Author: "tester"}, e)
 	problems, _ = errors.AsType[spec.Problems](err)
 	told("edit", problems)
 }

@@ -60,7 +60,7 @@ func TestEditIsApply(t *testing.T) {
 			{Text: "policies: [{name: y, sources: [10.1.0.0/16], pool: p}]"},
 			{Text: "policies: [{name: y, sources: [10.1.0.0/16], pool: p}]"}, // the same
 			{Text: "policies: [{name: a, action: no-nat, sources: [10.7.0.0/16], destinations: [10.66.0.0/17]}]"},
-			{Delete: []string{"m"}},
+			{Delete: []string{"m"}, Message: "NET-1"},
 			{Set: []*isthmusv1.EgressPolicy{{Name: "x", Action: "deny", Sources: []string{"10.0.0.0/8"}}, {Name: "0", Sources: []string{"10.4.0.0/16"}, Pool: "p"}}, Delete: []string{"y", "a"}},
 			{Text: "policies: [{name: r, action: redirect, sources: [10.8.0.0/16], to: 10.7.0.9:80, protocol: tcp, probes: {}}]"},
 			{Text: "policies: [{name: r, action: redirect, sources: [10.8.0.0/16], to: 10.7.0.8:80, protocol: tcp, probes: {interval: 9s}}]"},
@@ -77,7 +77,7 @@ func TestEditIsApply(t *testing.T) {
 			if err != nil || g != a.Generation {
 				t.Fatalf("edit %d: generation %d, %v", i, g, err)
 			}
-			b, err := whole.Apply(t.Context(), "tester", &isthmusv1.ApplyRequest{Source: text(doc)})
+			b, err := whole.Apply(t.Context(), "tester", &isthmusv1.ApplyRequest{Source: text(doc), Message: q.Message})
 			if err != nil {
 				t.Fatalf("edit %d: %v\n%s", i, err, doc)
 			}
@@ -93,6 +93,9 @@ func TestEditIsApply(t *testing.T) {
 			}
 			if got := one.taken(); len(got) != len(a.Changes) && (len(got) > 1 || len(a.Changes) == 0) || one.nat.Equal(was) != (len(a.Changes) == 0) {
 				t.Errorf("edit %d wrote %v for %v", i, got, a.Changes)
+			}
+			if h := r.o.Store.History(); len(a.Changes) > 0 && h[0].Message != q.Message {
+				t.Errorf("edit %d: the history has the reason %q", i, h[0].Message)
 			}
 			if s := status(r); s.GetAppliedGeneration() != a.Generation {
 				t.Errorf("edit %d: %v", i, s)
@@ -122,7 +125,7 @@ func TestEditRefused(t *testing.T) {
 		defer stop()
 		y := spec.Edit{}
 		y.Read([]byte("policies: [{name: y, sources: [10.1.0.0/16], pool: p}]"))
-		if _, _, err := r.documents.Edit(context.Background(), document.Change{Author: "tester"}, y, false); !errors.Is(err, api.ErrPrecondition) {
+		if _, _, err := r.documents.Edit(context.Background(), document.Change{Author: "tester"}, y); !errors.Is(err, api.ErrPrecondition) {
 			t.Errorf("without a document: %v", err)
 		}
 		g := accept(t, r, editable)
@@ -137,14 +140,14 @@ func TestEditRefused(t *testing.T) {
 			"stale":   {y, &stale, store.ErrStale, nil},
 			"unknown": {spec.Edit{Delete: []string{"y"}}, nil, nil, new(spec.Problems)},
 		} {
-			if _, _, err := r.documents.Edit(context.Background(), document.Change{Author: "tester", Expected: c.expected}, c.edit, false); c.is != nil && !errors.Is(err, c.is) || c.as != nil && !errors.As(err, c.as) {
+			if _, _, err := r.documents.Edit(context.Background(), document.Change{Author: "tester", Expected: c.expected}, c.edit); c.is != nil && !errors.Is(err, c.is) || c.as != nil && !errors.As(err, c.as) {
 				t.Errorf("%s: %v", what, err)
 			}
 		}
 		// A dry run returns the changes of the edit.
 		var said []plan.Change
 		for _, dry := range []bool{true, false} {
-			got, changes, err := r.documents.Edit(context.Background(), document.Change{Author: "tester", Expected: &g, Confirm: time.Minute}, y, dry)
+			got, changes, err := r.documents.Edit(context.Background(), document.Change{Author: "tester", Expected: &g, Confirm: time.Minute, Dry: dry}, y)
 			if err != nil || len(changes) != 1 || (got == g) != dry || !dry && fmt.Sprint(changes) != fmt.Sprint(said) {
 				t.Errorf("dry %v: generation %d, %v, %v", dry, got, changes, err)
 			}

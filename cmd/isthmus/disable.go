@@ -48,16 +48,7 @@ restarts and further changes until they are enabled. The rest of the document ke
 		if err != nil {
 			return fmt.Errorf("%s %s: %w", doing, strings.Join(args, ", "), err)
 		}
-		if *plan {
-			if err := a.showChanges(answer.Changes, answer); err != nil {
-				return err
-			}
-			return a.planned(answer.Changes, answer.Generation)
-		}
-		if err := a.applied(answer); err != nil {
-			return err
-		}
-		return a.await(ctx, conn, answer.Generation, wait())
+		return a.outcome(ctx, conn, answer, *plan, wait())
 	})
 	return cmd
 }

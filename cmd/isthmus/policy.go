@@ -55,20 +55,14 @@ func (a *app) policyDelete() *cobra.Command {
 // editFlags adds the flags of an edit and returns the function that sends it.
 func (a *app) editFlags(cmd *cobra.Command) func(ctx context.Context, conn *grpc.ClientConn, doing string, r *isthmusv1.EditPoliciesRequest) error {
 	plan := cmd.Flags().Bool("plan", false, "show the changes and make none; exit with 3 if there are any")
-	expected, confirm := expectedFlag(cmd), confirmFlag(cmd)
+	expected, confirm, message, wait := expectedFlag(cmd), confirmFlag(cmd), messageFlag(cmd), a.waitFlag(cmd)
 	a.outputFlag(cmd)
 	return func(ctx context.Context, conn *grpc.ClientConn, doing string, r *isthmusv1.EditPoliciesRequest) error {
-		r.ExpectedGeneration, r.ConfirmWithin, r.DryRun = expected(), confirm(), *plan
+		r.ExpectedGeneration, r.ConfirmWithin, r.DryRun, r.Message = expected(), confirm(), *plan, *message
 		answer, err := isthmusv1.NewSpecServiceClient(conn).EditPolicies(ctx, r)
 		if err != nil {
 			return fmt.Errorf("%s: %w", doing, err)
 		}
-		if !*plan {
-			return a.applied(answer)
-		}
-		if err := a.showChanges(answer.Changes, answer); err != nil {
-			return err
-		}
-		return a.planned(answer.Changes, answer.Generation)
+		return a.outcome(ctx, conn, answer, *plan, wait())
 	}
 }

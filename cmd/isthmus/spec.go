@@ -340,23 +340,30 @@ a change that cuts the connection to the node reverts itself.`}
 		if err != nil {
 			return fmt.Errorf("applying %s: %w", d.name(), err)
 		}
-		if err := a.applied(r); err != nil {
-			return err
-		}
-		return a.await(ctx, conn, r.Generation, wait())
+		return a.outcome(ctx, conn, r, false, wait())
 	})
 	d.flag(cmd)
 	a.outputFlag(cmd)
 	return cmd
 }
 
-func (a *app) applied(r *isthmusv1.ApplyResponse) error {
+// outcome shows the answer to a change, or to the plan of one, and waits until a change is applied.
+func (a *app) outcome(ctx context.Context, conn *grpc.ClientConn, r *isthmusv1.ApplyResponse, plan bool, wait time.Duration) error {
+	if plan {
+		if err := a.showChanges(r.Changes, r); err != nil {
+			return err
+		}
+		return a.planned(r.Changes, r.Generation)
+	}
 	if left := r.GoesBackIn; left != nil {
 		fmt.Fprintf(a.stderr, "isthmus: the node goes back in %s unless you run: isthmus confirm %d\n", short(left.AsDuration().Round(time.Second)), r.Generation)
 	}
 	a.printNotes(r.Notes)
 	a.note("generation %d, %s", r.Generation, plural(len(r.Changes), "change"))
-	return a.showChanges(r.Changes, r)
+	if err := a.showChanges(r.Changes, r); err != nil {
+		return err
+	}
+	return a.await(ctx, conn, r.Generation, wait)
 }
 
 func parseGeneration(s string) (uint64, error) {
@@ -410,16 +417,7 @@ func (a *app) rollbackCommand() *cobra.Command {
 		if err != nil {
 			return fmt.Errorf("rolling back: %w", err)
 		}
-		if dry {
-			if err := a.showChanges(r.Changes, r); err != nil {
-				return err
-			}
-			return a.planned(r.Changes, r.Generation)
-		}
-		if err := a.applied(r); err != nil {
-			return err
-		}
-		return a.await(ctx, conn, r.Generation, wait())
+		return a.outcome(ctx, conn, r, dry, wait())
 	})
 	cmd.Flags().BoolVar(&dry, "plan", false, "only show what would change; exit with 3 if there are changes")
 	cmd.Flags().Uint64Var(&to, "to", 0, "generation to go back to (default: the one before the present one)")

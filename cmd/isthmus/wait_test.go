@@ -23,18 +23,25 @@ func TestWait(t *testing.T) {
 	if out, _, _ := w.run(t.Context(), "", "get", "history"); !strings.Contains(out, "NET-1234") {
 		t.Errorf("the history has no reason:\n%s", out)
 	}
+	_, errs, code = w.run(t.Context(), "", "policy", "delete", "saas", "--wait", "1m", "-m", "NET-1235")
+	if code != exitOK || !strings.Contains(errs, "generation 2 is applied") {
+		t.Errorf("exit %d: %s", code, errs)
+	}
+	if out, _, _ := w.run(t.Context(), "", "get", "history"); !strings.Contains(out, "NET-1235") {
+		t.Errorf("the history has no reason:\n%s", out)
+	}
 	w.server.Router.SetStuck(true)
 	w.server.Router.SetConditions(&isthmusv1.Condition{Type: "NotApplied", Severity: "error", Object: "tunnel gcp-0", Message: "tunnel/gcp-0: no such interface"})
 	_, errs, code = w.run(t.Context(), "", "apply", "-f", "testdata/second.yaml", "--wait", "1s")
-	if code != exitFailed || !strings.Contains(errs, "generation 2 is not applied after 1s; the node goes on trying; tunnel/gcp-0: no such interface") {
+	if code != exitFailed || !strings.Contains(errs, "generation 3 is not applied after 1s; the node goes on trying; tunnel/gcp-0: no such interface") {
 		t.Errorf("exit %d: %s", code, errs)
 	}
 	// Neither a terminal nor --wait: it does not wait.
 	if _, errs, code = w.run(t.Context(), "", "rollback", "--message", "no good"); code != exitOK || strings.Contains(errs, "applied") {
 		t.Errorf("exit %d: %s", code, errs)
 	}
-	out, errs, code = w.run(t.Context(), "", "rollback", "--plan", "--to", "2")
-	if code != exitChanges || !strings.Contains(out, "+ add tunnel gcp-0") || !strings.Contains(errs, "to generation 3") {
+	out, errs, code = w.run(t.Context(), "", "rollback", "--plan", "--to", "3")
+	if code != exitChanges || !strings.Contains(out, "+ add tunnel gcp-0") || !strings.Contains(errs, "to generation 4") {
 		t.Errorf("exit %d: %s%s", code, out, errs)
 	}
 	if _, errs, code = w.run(t.Context(), "", "apply", "-f", "testdata/second.yaml", "-m", strings.Repeat("x", 501)); code != exitFailed || !strings.Contains(errs, "at most 500 bytes") {

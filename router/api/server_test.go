@@ -280,7 +280,7 @@ func TestAudit(t *testing.T) {
 		{Text: "aws-0\n"},
 		{Text: "aws-0\n", Delete: []string{"c"}},
 		{Text: "aws-0\n", Delete: []string{"d"}, DryRun: true},
-		{Delete: []string{"c"}, ConfirmWithin: durationpb.New(time.Minute)},
+		{Delete: []string{"c"}, ConfirmWithin: durationpb.New(time.Minute), Message: "NET-1"},
 	} {
 		if _, err := specs.EditPolicies(t.Context(), r); err != nil {
 			t.Fatal(err)
@@ -314,8 +314,8 @@ func TestAudit(t *testing.T) {
 		"end test-operator operator /isthmus.v1.SpecService/EditPolicies object=delete c digest=f6dfd224 3->4 OK ",
 		"begin test-operator operator /isthmus.v1.SpecService/EditPolicies object=dry run, delete d digest=98060c25 4->0  ",
 		"end test-operator operator /isthmus.v1.SpecService/EditPolicies object=dry run, delete d digest=98060c25 4->4 OK ",
-		"begin test-operator operator /isthmus.v1.SpecService/EditPolicies object=to be confirmed within 1m0s, delete c digest=dea1bfa5 4->0  ",
-		"end test-operator operator /isthmus.v1.SpecService/EditPolicies object=to be confirmed within 1m0s, delete c digest=dea1bfa5 4->5 OK ",
+		"begin test-operator operator /isthmus.v1.SpecService/EditPolicies object=to be confirmed within 1m0s, why: NET-1, delete c digest=dea1bfa5 4->0  ",
+		"end test-operator operator /isthmus.v1.SpecService/EditPolicies object=to be confirmed within 1m0s, why: NET-1, delete c digest=dea1bfa5 4->5 OK ",
 		"begin test-operator operator /isthmus.v1.SpecService/Apply object=to be confirmed within 1m0s digest=c973868e 5->0  ",
 		"end test-operator operator /isthmus.v1.SpecService/Apply object=to be confirmed within 1m0s digest=c973868e 5->5 OK ",
 		"begin test-operator operator /isthmus.v1.SecretService/SetSecret object=psk digest= 5->0  ",
@@ -374,6 +374,7 @@ func TestErrors(t *testing.T) {
 		_, err := specs.SetDisabled(ctx, r)
 		wantCode(t, what, err, codes.InvalidArgument)
 	}
+	edit("two lines", &isthmusv1.EditPoliciesRequest{Delete: []string{"c"}, Message: "a\nb"}, codes.InvalidArgument)
 	edit("no edit", &isthmusv1.EditPoliciesRequest{}, codes.InvalidArgument)
 	edit("set and text", &isthmusv1.EditPoliciesRequest{Set: []*isthmusv1.EgressPolicy{{Name: "a"}}, Text: "b"}, codes.InvalidArgument)
 	edit("edit of 16 MiB and a byte", &isthmusv1.EditPoliciesRequest{Text: strings.Repeat("#", 16<<20+1)}, codes.InvalidArgument)

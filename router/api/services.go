@@ -99,6 +99,9 @@ func describe(request any) auth.Subject {
 		if r.ConfirmWithin != nil {
 			parts = append(parts, trial(r.ConfirmWithin))
 		}
+		if r.Message != "" {
+			parts = append(parts, why(r.Message))
+		}
 		for _, p := range r.Set {
 			parts = append(parts, "set "+p.GetName())
 		}
@@ -213,26 +216,14 @@ func (s *services) Validate(ctx context.Context, r *isthmusv1.ValidateRequest) (
 	if err := checkSource(r.Source); err != nil {
 		return nil, err
 	}
-	leave, err := s.reading.enter(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer leave()
-	v, err := s.router.Validate(ctx, r.Source)
-	return v, statusOf(err)
+	return in(ctx, s.reading, func() (*isthmusv1.ValidateResponse, error) { return s.router.Validate(ctx, r.Source) })
 }
 
 func (s *services) Plan(ctx context.Context, r *isthmusv1.PlanRequest) (*isthmusv1.PlanResponse, error) {
 	if err := checkSource(r.Source); err != nil {
 		return nil, err
 	}
-	leave, err := s.reading.enter(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer leave()
-	p, err := s.router.Plan(ctx, r.Source)
-	return p, statusOf(err)
+	return in(ctx, s.reading, func() (*isthmusv1.PlanResponse, error) { return s.router.Plan(ctx, r.Source) })
 }
 
 func (s *services) Apply(ctx context.Context, r *isthmusv1.ApplyRequest) (*isthmusv1.ApplyResponse, error) {
@@ -242,13 +233,7 @@ func (s *services) Apply(ctx context.Context, r *isthmusv1.ApplyRequest) (*isthm
 	if err := cmp.Or(checkConfirm(r.ConfirmWithin), checkMessage(r.Message)); err != nil {
 		return nil, err
 	}
-	leave, err := s.writing.enter(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer leave()
-	a, err := s.router.Apply(ctx, author(ctx), r)
-	return a, statusOf(err)
+	return in(ctx, s.writing, func() (*isthmusv1.ApplyResponse, error) { return s.router.Apply(ctx, author(ctx), r) })
 }
 
 // maxMessage is the length of the longest reason of a change, in bytes.
@@ -277,16 +262,10 @@ func (s *services) EditPolicies(ctx context.Context, r *isthmusv1.EditPoliciesRe
 	case len(r.Text) > maxDocument:
 		return nil, reason.RequestInvalid.Errorf("text: has %d bytes, must have at most %d", len(r.Text), maxDocument)
 	}
-	if err := checkConfirm(r.ConfirmWithin); err != nil {
+	if err := cmp.Or(checkConfirm(r.ConfirmWithin), checkMessage(r.Message)); err != nil {
 		return nil, err
 	}
-	leave, err := s.writing.enter(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer leave()
-	a, err := s.router.EditPolicies(ctx, author(ctx), r)
-	return a, statusOf(err)
+	return in(ctx, s.writing, func() (*isthmusv1.ApplyResponse, error) { return s.router.EditPolicies(ctx, author(ctx), r) })
 }
 
 // maxDisabled bounds the objects of one SetDisabled.
@@ -299,13 +278,7 @@ func (s *services) SetDisabled(ctx context.Context, r *isthmusv1.SetDisabledRequ
 	if err := cmp.Or(checkConfirm(r.ConfirmWithin), checkMessage(r.Message)); err != nil {
 		return nil, err
 	}
-	leave, err := s.writing.enter(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer leave()
-	a, err := s.router.SetDisabled(ctx, author(ctx), r)
-	return a, statusOf(err)
+	return in(ctx, s.writing, func() (*isthmusv1.ApplyResponse, error) { return s.router.SetDisabled(ctx, author(ctx), r) })
 }
 
 func (s *services) Confirm(ctx context.Context, r *isthmusv1.ConfirmRequest) (*isthmusv1.ConfirmResponse, error) {
@@ -319,13 +292,7 @@ func (s *services) Rollback(ctx context.Context, r *isthmusv1.RollbackRequest) (
 	if err := cmp.Or(checkConfirm(r.ConfirmWithin), checkMessage(r.Message)); err != nil {
 		return nil, err
 	}
-	leave, err := s.writing.enter(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer leave()
-	a, err := s.router.Rollback(ctx, author(ctx), r)
-	return a, statusOf(err)
+	return in(ctx, s.writing, func() (*isthmusv1.ApplyResponse, error) { return s.router.Rollback(ctx, author(ctx), r) })
 }
 
 // WaitApplied implements SpecService.
@@ -379,23 +346,11 @@ func (s *services) WaitApplied(ctx context.Context, r *isthmusv1.WaitAppliedRequ
 }
 
 func (s *services) GetSpec(ctx context.Context, r *isthmusv1.GetSpecRequest) (*isthmusv1.GetSpecResponse, error) {
-	leave, err := s.reading.enter(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer leave()
-	g, err := s.router.Spec(ctx, r.Generation)
-	return g, statusOf(err)
+	return in(ctx, s.reading, func() (*isthmusv1.GetSpecResponse, error) { return s.router.Spec(ctx, r.Generation) })
 }
 
 func (s *services) GetEffectiveSpec(ctx context.Context, _ *isthmusv1.GetEffectiveSpecRequest) (*isthmusv1.GetSpecResponse, error) {
-	leave, err := s.reading.enter(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer leave()
-	g, err := s.router.EffectiveSpec(ctx)
-	return g, statusOf(err)
+	return in(ctx, s.reading, func() (*isthmusv1.GetSpecResponse, error) { return s.router.EffectiveSpec(ctx) })
 }
 
 func (s *services) ResetTunnel(ctx context.Context, r *isthmusv1.ResetTunnelRequest) (*isthmusv1.ResetTunnelResponse, error) {
@@ -423,23 +378,11 @@ func (s *services) ProveEgress(ctx context.Context, r *isthmusv1.ProveEgressRequ
 }
 
 func (s *services) EndFlows(ctx context.Context, r *isthmusv1.EndFlowsRequest) (*isthmusv1.EndFlowsResponse, error) {
-	leave, err := s.reading.enter(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer leave()
-	ended, err := s.router.EndFlows(ctx, r)
-	return ended, statusOf(err)
+	return in(ctx, s.reading, func() (*isthmusv1.EndFlowsResponse, error) { return s.router.EndFlows(ctx, r) })
 }
 
 func (s *services) Who(ctx context.Context, r *isthmusv1.WhoRequest) (*isthmusv1.WhoResponse, error) {
-	leave, err := s.reading.enter(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer leave()
-	w, err := s.router.Who(ctx, r)
-	return w, statusOf(err)
+	return in(ctx, s.reading, func() (*isthmusv1.WhoResponse, error) { return s.router.Who(ctx, r) })
 }
 
 func (s *services) GetStatus(context.Context, *isthmusv1.GetStatusRequest) (*isthmusv1.SystemStatus, error) {

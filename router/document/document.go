@@ -249,7 +249,7 @@ func (m *Manager) acceptMade(ctx context.Context, c Change, made func(basis) (so
 }
 
 // Edit changes single policies of the present document; with dry it only returns the changes.
-func (m *Manager) Edit(ctx context.Context, c Change, e spec.Edit, dry bool) (generation uint64, changes []plan.Change, err error) {
+func (m *Manager) Edit(ctx context.Context, c Change, e spec.Edit) (generation uint64, changes []plan.Change, err error) {
 	generation, err = m.change(func(b basis) (func() error, error) {
 		if err := b.expects(c.Expected); err != nil {
 			return nil, err
@@ -266,7 +266,7 @@ func (m *Manager) Edit(ctx context.Context, c Change, e spec.Edit, dry bool) (ge
 		}
 		target := plan.Amend(b.target, edited.Spec, edited.Names)
 		changes = m.counted(plan.DiffPolicies(b.target, target, edited.Names))
-		if dry || len(edited.Names) == 0 {
+		if c.Dry || len(edited.Names) == 0 {
 			return nil, nil
 		}
 		reason := "policies " + strings.Join(edited.Names, ", ")
@@ -277,7 +277,7 @@ func (m *Manager) Edit(ctx context.Context, c Change, e spec.Edit, dry bool) (ge
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			err := m.commit(store.Revision{Author: c.Author, Reason: reason, Changes: uint32(len(changes)), Text: edited.Text, Ledger: b.carried.Ledger}, c.Confirm)
+			err := m.commit(store.Revision{Author: c.Author, Reason: reason, Message: c.Message, Changes: uint32(len(changes)), Text: edited.Text, Ledger: b.carried.Ledger}, c.Confirm)
 			if err == nil {
 				m.use(edited.Spec, target, b.ledger)
 			}

@@ -40,7 +40,7 @@ type Documents interface {
 	Validate(ctx context.Context, src *isthmusv1.Source) (problems, noted spec.Problems, err error)
 	Preview(ctx context.Context, caller netip.Addr, src *isthmusv1.Source) (uint64, []plan.Change, spec.Problems, error)
 	Apply(ctx context.Context, c document.Change, src *isthmusv1.Source) (uint64, []plan.Change, error)
-	Edit(ctx context.Context, c document.Change, e spec.Edit, dry bool) (uint64, []plan.Change, error)
+	Edit(ctx context.Context, c document.Change, e spec.Edit) (uint64, []plan.Change, error)
 	SetDisabled(ctx context.Context, c document.Change, e spec.Disabling) (uint64, []plan.Change, error)
 	Confirm(generation uint64) error
 	Progress(generation uint64) (present, applied uint64, err error)
@@ -176,7 +176,9 @@ func (r *Report) EditPolicies(ctx context.Context, author string, q *isthmusv1.E
 	if q.GetText() != "" {
 		e.Read([]byte(q.GetText()))
 	}
-	generation, changes, err := r.Documents.Edit(ctx, change(ctx, author, q.ExpectedGeneration, q.GetConfirmWithin().AsDuration()), e, q.GetDryRun())
+	c := change(ctx, author, q.ExpectedGeneration, q.GetConfirmWithin().AsDuration())
+	c.Message, c.Dry = q.GetMessage(), q.GetDryRun()
+	generation, changes, err := r.Documents.Edit(ctx, c, e)
 	if err != nil {
 		return nil, refusal(err)
 	}

@@ -725,7 +725,9 @@ type EditPoliciesRequest struct {
 	// As in ApplyRequest.
 	ConfirmWithin *durationpb.Duration `protobuf:"bytes,5,opt,name=confirm_within,json=confirmWithin,proto3" json:"confirm_within,omitempty"`
 	// Only report what would change. The generation of the answer is the present one.
-	DryRun        bool `protobuf:"varint,6,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	DryRun bool `protobuf:"varint,6,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	// As in ApplyRequest.
+	Message       string `protobuf:"bytes,7,opt,name=message,proto3" json:"message,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -800,6 +802,13 @@ func (x *EditPoliciesRequest) GetDryRun() bool {
 		return x.DryRun
 	}
 	return false
+}
+
+func (x *EditPoliciesRequest) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
 }
 
 type SetDisabledRequest struct {
@@ -10216,14 +10225,15 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\achanges\x18\x02 \x03(\v2\x12.isthmus.v1.ChangeR\achanges\x12)\n" +
 	"\x05notes\x18\x03 \x03(\v2\x13.isthmus.v1.ProblemR\x05notes\x12;\n" +
 	"\fgoes_back_in\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\n" +
-	"goesBackIn\"\x96\x02\n" +
+	"goesBackIn\"\xb0\x02\n" +
 	"\x13EditPoliciesRequest\x12*\n" +
 	"\x03set\x18\x01 \x03(\v2\x18.isthmus.v1.EgressPolicyR\x03set\x12\x12\n" +
 	"\x04text\x18\x02 \x01(\tR\x04text\x12\x16\n" +
 	"\x06delete\x18\x03 \x03(\tR\x06delete\x124\n" +
 	"\x13expected_generation\x18\x04 \x01(\x04H\x00R\x12expectedGeneration\x88\x01\x01\x12@\n" +
 	"\x0econfirm_within\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\rconfirmWithin\x12\x17\n" +
-	"\adry_run\x18\x06 \x01(\bR\x06dryRunB\x16\n" +
+	"\adry_run\x18\x06 \x01(\bR\x06dryRun\x12\x18\n" +
+	"\amessage\x18\a \x01(\tR\amessageB\x16\n" +
 	"\x14_expected_generation\"\xa3\x02\n" +
 	"\x12SetDisabledRequest\x12\x18\n" +
 	"\atunnels\x18\x01 \x03(\tR\atunnels\x12\x14\n" +

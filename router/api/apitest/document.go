@@ -144,7 +144,9 @@ func (r *Router) EditPolicies(_ context.Context, author string, q *isthmusv1.Edi
 	if q.ConfirmWithin != nil {
 		confirm = r.now().Add(q.ConfirmWithin.AsDuration())
 	}
-	return r.acceptLocked(author, "policies", r.revisions[len(r.revisions)-1].Text, changes, confirm), nil
+	a := r.acceptLocked(author, "policies", r.revisions[len(r.revisions)-1].Text, changes, confirm)
+	r.history[0].Message = q.Message
+	return a, nil
 }
 
 // SetDisabled sets the state of tunnels and peers, and makes a generation with the same text.
