@@ -1,6 +1,7 @@
 package nat
 
 import (
+	"errors"
 	"net/netip"
 	"slices"
 )
@@ -243,4 +244,23 @@ func (c *Config) Crosses(in, out string, f Flow, opened bool) Reason {
 		}
 	}
 	return DropUnderlay
+}
+
+// Outside returns why an address is not that of a host outside of the node: what the node sends to
+// the address of an operator's choice must not reach services of the machine or of its platform.
+func Outside(a netip.Addr) error {
+	a = a.Unmap()
+	switch {
+	case !a.IsValid() || a.IsUnspecified():
+		return errors.New("is not the address of a host")
+	case a.IsLoopback():
+		return errors.New("is the node itself")
+	case PlatformOf(a).IsValid():
+		return errors.New("is a service of the cloud for the machine")
+	case a.IsLinkLocalUnicast():
+		return errors.New("is link-local")
+	case a.IsMulticast() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+		return errors.New("is not the address of one host")
+	}
+	return nil
 }

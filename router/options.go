@@ -106,6 +106,8 @@ type Options struct {
 	Callers func() []tunnel.Caller
 	// NamesFile keeps the addresses of names for the next start. Empty: they are not kept.
 	NamesFile string
+	// ExportFile keeps how far the receivers of events are.
+	ExportFile string
 	// Probe probes a target of health checks once, from an address and through an interface.
 	// Default: health.Prober.
 	Probe func(ctx context.Context, iface string, from netip.Addr, t egress.Target) error

@@ -21,6 +21,7 @@ import (
 	"github.com/isthmus-net/isthmus/router/egress/dns"
 	"github.com/isthmus-net/isthmus/router/egress/health"
 	"github.com/isthmus-net/isthmus/router/egress/takeover"
+	"github.com/isthmus-net/isthmus/router/event/export"
 	"github.com/isthmus-net/isthmus/router/fib"
 	"github.com/isthmus-net/isthmus/router/live"
 	"github.com/isthmus-net/isthmus/router/observe"
@@ -86,6 +87,11 @@ func New(o Options) (*Router, error) {
 			}}}.Capability(),
 		probes.Capability(), domains.Capability(), used.Capability(), translog.Capability(),
 	}
+	var exports func() []export.State
+	if o.Events != nil {
+		x := export.New(export.Options{Log: o.Events, File: o.ExportFile, Secrets: o.Store.Lookup, Changed: r.bell.Ring, Logger: o.Log.With("room", "export")})
+		r.capabilities, exports = append(r.capabilities, capability.Export(x)), x.States
+	}
 	if o.Metrics != nil {
 		doors := door.New(door.Options{Page: o.Metrics, Changed: r.bell.Ring, Log: o.Log.With("room", "metrics")})
 		r.capabilities = append(r.capabilities, capability.Metrics(doors))
@@ -105,7 +111,7 @@ func New(o Options) (*Router, error) {
 	r.applier = apply.New(ao)
 	r.Report = report.New(report.Options{
 		Documents: r.documents, Applied: r.applier, Observed: r.observer, Translog: translog, Capabilities: r.capabilities,
-		Pools: probes.List, Ports: used.Counted, Allowances: allowances.Counters,
+		Pools: probes.List, Ports: used.Counted, Allowances: allowances.Counters, Exports: exports,
 		Store: o.Store, Drivers: o.Drivers, BGP: o.BGP, Tables: o.Tables, FIB: o.FIB, NAT: o.NAT, Addresses: o.Addresses, Flows: o.Flows, Callers: o.Callers,
 		Resolvers: o.Resolvers, Kernel: o.Host.Capabilities, Counters: o.Counters, Notices: o.Notices, Platform: o.Platform, Version: o.Version,
 		Bell: &r.bell, Log: o.Log,

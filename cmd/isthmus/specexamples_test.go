@@ -31,6 +31,15 @@ egress:
 - {name: branch, inside: [{local: 169.254.80.1/30}], wireguard: {privateKey: wg-branch, peerPublicKey: "uxKtjSR/HgPr5/2mKg3++n6zfPx6H2aGymuvit1Nxn8=", listenPort: 51820}}
 metrics: {listen: [169.254.80.1], from: [10.20.0.0/24]}
 `,
+	"Events": `events:
+  export:
+  - {name: siem, syslog: "10.20.0.5:514"}
+`,
+	"EventTarget": `events:
+  export:
+  - {name: siem, syslog: "10.20.0.5:514", protocol: udp}
+  - {name: pager, webhook: "https://hooks.example.com/isthmus", secret: pager-key, minSeverity: warning}
+`,
 	"Attachment": `attachments:
 - {name: lan, interface: eth1, sources: [10.50.0.0/24]}
 `,
@@ -186,6 +195,8 @@ var exampleBase = map[string]string{
 var specWishes = [][3]string{
 	{"the node to be reachable by its operators", "access.api", "Access"},
 	{"Prometheus behind a spoke to read the metrics without a certificate", "metrics.listen", "Metrics"},
+	{"the node's events in a log server or a SIEM", "events.export.syslog", "EventTarget"},
+	{"the node's events as JSON at a URL of mine", "events.export.webhook", "EventTarget"},
 	{"all other ports of the node closed", "access.input: drop", "Access"},
 	{"SSH to stay open for operators", "access.ssh", "Access"},
 	{"a public address that the cloud translates to the node's", "underlay.publicAddress", "Underlay"},

@@ -280,7 +280,7 @@ func run(ctx context.Context, o options, apiFrom []netip.Prefix, log *slog.Logge
 				all = append(all, bootConditions()...)
 			}
 			return all
-		}, Charon: vpn.Conditions, Callers: vpn.Callers, Mover: mover, NamesFile: filepath.Join(o.state, "names.json"),
+		}, Charon: vpn.Conditions, Callers: vpn.Callers, Mover: mover, NamesFile: filepath.Join(o.state, "names.json"), ExportFile: filepath.Join(o.state, "export.json"),
 		Counters: func() router.Counters {
 			return router.Counters{
 				Vici: vpn.Writes(), WireGuard: wg.Writes(), NFTables: filter.Writes(), BGP: speaker.Writes(), BGPStarts: speaker.Starts(),

@@ -13,6 +13,7 @@ import (
 	"github.com/isthmus-net/isthmus/router/door"
 	"github.com/isthmus-net/isthmus/router/egress/dns"
 	"github.com/isthmus-net/isthmus/router/egress/takeover"
+	"github.com/isthmus-net/isthmus/router/event/export"
 	"github.com/isthmus-net/isthmus/router/plan"
 	"github.com/isthmus-net/isthmus/router/ports"
 )
@@ -21,7 +22,7 @@ func all() []Capability {
 	return []Capability{
 		Names{Resolver: dns.New(dns.Options{})}.Capability(), Probes{}.Capability(), Ports{Keeper: &ports.Keeper{}}.Capability(), Translog{}.Capability(),
 		Takeover{Runner: &takeover.Runner{}}.Capability(), SSH(func([]string) error { return nil }), NewAllowances(AllowanceOptions{}).Capability(),
-		Metrics(door.New(door.Options{})),
+		Metrics(door.New(door.Options{})), Export(export.New(export.Options{})),
 	}
 }
 

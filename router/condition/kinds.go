@@ -182,6 +182,12 @@ var (
 		Cause:   "The interface was removed from the machine, or has another name after a start.",
 		Remedy:  "Compare the names in the document with `ip link`, and attach the interface again, or change the document.",
 	}
+	EventExportFailing = &Kind{
+		Name: "EventExportFailing", Of: "node", Severities: []Severity{Warning},
+		Meaning: "A receiver in `events.export` does not take the events of the node. The node keeps 10,000, and sends what is missing when the receiver is back.",
+		Cause:   "The receiver or the path to it is down, it refuses the request, its name is not found, or it is an address that must not be one.",
+		Remedy:  "The message has the answer of the receiver. `ip route get` shows the path to its address.",
+	}
 	MetricsDown = &Kind{
 		Name: "MetricsDown", Of: "node", Severities: []Severity{Warning},
 		Meaning: "The node does not serve its metrics at an address of `metrics.listen`. They are still at the port of the API.",
@@ -528,6 +534,7 @@ var All = []*Kind{
 	DocumentDamaged,
 	DocumentNewer,
 	DocumentUnusable,
+	EventExportFailing,
 	EventsNotStored,
 	FactsOld,
 	FactsUnusable,

@@ -47,6 +47,7 @@ func small() *report.Snapshot {
 		Policies:   []*isthmusv1.PolicyStatus{{Name: "all", Flows: 12, Bytes: 720, Sources: []string{"10.0.0.0/8"}}},
 		Drops:      []*isthmusv1.Drop{{Reason: "guard", Packets: 2}, {Reason: "input", Packets: 5}},
 		Allowances: []report.Allowance{{Interface: "eth0", Kind: "bw_out", Packets: 12}, {Interface: "eth0", Kind: "conntrack"}},
+		Exports:    []report.Export{exported("siem", 7, 2)},
 		Pools:      []*isthmusv1.PoolStatus{{Name: "partner", Members: []*isthmusv1.PoolMember{{Health: "healthy"}, {Health: "down"}, {Health: "healthy"}}}},
 		Ports: &isthmusv1.ListPortsResponse{
 			Ports: []*isthmusv1.PortUse{
@@ -143,7 +144,7 @@ func TestEveryMetricIsThere(t *testing.T) {
 // TestLabelsAreBounded checks that the labels of all series have one of their possible values, or a
 // name of the document.
 func TestLabelsAreBounded(t *testing.T) {
-	named := []string{"aws-1", "site", "all", "partner", "192.0.2.10", "192.0.2.11", "eth0", "v1", "abc", "go1"}
+	named := []string{"aws-1", "site", "all", "partner", "192.0.2.10", "192.0.2.11", "eth0", "siem", "v1", "abc", "go1"}
 	for s := range seriesOf(scrape(t, NewHandler(options(small())))) {
 		name, labels, _ := strings.Cut(strings.TrimSuffix(s, "}"), "{")
 		m := lookup(name)
@@ -311,3 +312,9 @@ type counting struct {
 func (w *counting) Header() http.Header         { return w.header }
 func (w *counting) WriteHeader(int)             {}
 func (w *counting) Write(b []byte) (int, error) { w.bytes += len(b); return len(b), nil }
+
+func exported(name string, delivered, failed uint64) report.Export {
+	e := report.Export{Delivered: delivered, Failed: failed, Gaps: 1}
+	e.Name = name
+	return e
+}

@@ -158,6 +158,50 @@ var node = []*Metric{
 		},
 	},
 	{
+		Name: "isthmus_event_export_delivered_total", Type: Counter,
+		Help:   "Events that a receiver in `events.export` has taken.",
+		Trap:   "UDP has no answer, so that all that was sent counts.",
+		Labels: []Label{{Name: "target", Help: "name of the receiver in the document"}},
+		read: func(v *view, emit func(float64, ...string)) {
+			for _, e := range v.Exports {
+				emit(float64(e.Delivered), e.Name)
+			}
+		},
+	},
+	{
+		Name: "isthmus_event_export_failed_total", Type: Counter,
+		Help:   "Attempts to send events to a receiver in `events.export` that failed.",
+		Labels: []Label{{Name: "target", Help: "name of the receiver in the document"}},
+		read: func(v *view, emit func(float64, ...string)) {
+			for _, e := range v.Exports {
+				emit(float64(e.Failed), e.Name)
+			}
+		},
+		Rules: []Rule{{
+			Alert: "IsthmusEventExportFailing", Expr: "increase(isthmus_event_export_failed_total[10m]) > 0 and increase(isthmus_event_export_delivered_total[10m]) == 0", For: "5m", Severity: "warning",
+			Summary:     "events of {{ $labels.instance }} do not reach {{ $labels.target }}",
+			Description: "The receiver or the path to it is down, or it refuses the events. The node keeps 10,000 events, and sends what is missing when the receiver is back.",
+			See:         "isthmus describe condition EventExportFailing",
+		}},
+		Panels: []Panel{
+			{Title: "Events to receivers", Kind: "timeseries", Unit: "ops", Help: "Delivered, and attempts that failed.", Queries: []Query{
+				{`rate(isthmus_event_export_delivered_total{job=~"$job",instance=~"$instance"}[$__rate_interval])`, "{{instance}} {{target}} delivered"},
+				{`rate(isthmus_event_export_failed_total{job=~"$job",instance=~"$instance"}[$__rate_interval])`, "{{instance}} {{target}} failed"},
+			}},
+		},
+	},
+	{
+		Name: "isthmus_event_export_gaps_total", Type: Counter,
+		Help:   "Times at which a receiver in `events.export` may have missed events, because the node did not have them any more.",
+		Trap:   "A start after a loss of power counts too: the last seconds before it may be missing.",
+		Labels: []Label{{Name: "target", Help: "name of the receiver in the document"}},
+		read: func(v *view, emit func(float64, ...string)) {
+			for _, e := range v.Exports {
+				emit(float64(e.Gaps), e.Name)
+			}
+		},
+	},
+	{
 		Name: "isthmus_nic_allowance_exceeded_total", Type: Counter,
 		Help: "Packets that the cloud held back or dropped because they were beyond what it grants this type of machine.",
 		Trap: "The driver of AWS (ena) counts them, since the machine started; other drivers have no series. Azure and Google limit machines too and count nothing that the machine can read. It is read every 10 seconds, for the underlay and the attachments of the document.",

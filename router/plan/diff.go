@@ -13,6 +13,7 @@ import (
 	"github.com/isthmus-net/isthmus/nat"
 	"github.com/isthmus-net/isthmus/router/egress"
 	"github.com/isthmus-net/isthmus/router/fib"
+	"github.com/isthmus-net/isthmus/router/spec"
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
@@ -102,6 +103,7 @@ func differences(a, b Target) []Change {
 		}
 		changes = append(changes, c)
 	}
+	record(diff("export", a.Exports, b.Exports, func(e spec.Export) string { return e.Name }, anyFields[spec.Export](""), "it receives no more events"))
 	record(diff("route", a.Routes, b.Routes, func(r fib.Route) string { return r.Key.String() }, anyFields[fib.Route](""), "its traffic takes another route or none"))
 	record(diff("announcement", a.BGP.Announce, b.BGP.Announce, netip.Prefix.String, anyFields[netip.Prefix](""), "it is withdrawn from every peer"))
 	record(diff("peer", a.BGP.Peers, b.BGP.Peers, func(p bgp.Peer) string { return p.Name }, peerFields, "the session is closed, and its routes are removed"))

@@ -39,6 +39,11 @@ func Effective(m *isthmusv1.Spec, s *spec.Spec, t Target) *isthmusv1.Spec {
 	if m.Metrics != nil {
 		m.Metrics.Port = uint32(t.NAT.Metrics.Port)
 	}
+	for _, e := range m.GetEvents().GetExport() {
+		if i := slices.IndexFunc(t.Exports, func(o spec.Export) bool { return o.Name == e.Name }); i >= 0 {
+			e.Protocol, e.MinSeverity = t.Exports[i].Protocol, t.Exports[i].MinSeverity
+		}
+	}
 	for _, tu := range m.Tunnels {
 		if i, ok := t.Tunnel(tu.Name); ok {
 			effectiveTunnel(tu, t.Tunnels[i], t.NAT)

@@ -44,6 +44,8 @@ type Target struct {
 	Reason string
 	// SSHKeys may log in by SSH.
 	SSHKeys []string
+	// Exports are the receivers of events, by name.
+	Exports []spec.Export
 	// PortlessTimeout is the conntrack timeout of flows without ports; 0: the machine's.
 	PortlessTimeout time.Duration
 	// Attachments are the plain interfaces of the document, and its tunnels with sources, by name.
@@ -172,6 +174,7 @@ func Make(s *spec.Spec, former Ledger, m Machine) (Target, Ledger, spec.Problems
 	t.Health, t.Proxies = byName(s.Health), byName(s.Proxies)
 	t.proxy(s)
 	t.metrics(s)
+	t.Exports = slices.SortedFunc(slices.Values(s.Exports), func(a, b spec.Export) int { return cmp.Compare(a.Name, b.Name) })
 	t.Takeover = s.Takeover
 	t.Takeover.Paths = nil
 	for _, w := range s.Takeover.Paths {

@@ -25,6 +25,7 @@ import (
 	"github.com/isthmus-net/isthmus/router/bell"
 	"github.com/isthmus-net/isthmus/router/capability"
 	"github.com/isthmus-net/isthmus/router/document"
+	"github.com/isthmus-net/isthmus/router/event/export"
 	"github.com/isthmus-net/isthmus/router/fault"
 	"github.com/isthmus-net/isthmus/router/fib"
 	"github.com/isthmus-net/isthmus/router/observe"
@@ -115,6 +116,8 @@ type Options struct {
 	// Allowances has the counters of packets beyond the cloud's allowances, for Snapshot. Nil:
 	// there are none.
 	Allowances func() []capability.AllowanceCounter
+	// Exports has the receivers of events, for Snapshot. Nil: there are none.
+	Exports func() []export.State
 	// Capabilities are the node's other capabilities, for their conditions.
 	Capabilities []capability.Capability
 	Callers      func() []tunnel.Caller

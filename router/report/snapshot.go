@@ -5,6 +5,7 @@ import (
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/capability"
 	"github.com/isthmus-net/isthmus/router/event"
+	"github.com/isthmus-net/isthmus/router/event/export"
 )
 
 // Snapshot is the state of a node for metrics. Its messages are those of the API.
@@ -22,7 +23,11 @@ type Snapshot struct {
 	Pools      []*isthmusv1.PoolStatus
 	Ports      *isthmusv1.ListPortsResponse
 	Allowances []Allowance
+	Exports    []Export
 }
+
+// Export is the state of a receiver of events.
+type Export = export.State
 
 // Allowance is a counter of packets beyond an allowance of the cloud.
 type Allowance = capability.AllowanceCounter
@@ -43,6 +48,9 @@ func (r *Report) Snapshot() Snapshot {
 	}
 	if r.Allowances != nil {
 		s.Allowances = r.Allowances()
+	}
+	if r.Exports != nil {
+		s.Exports = r.Exports()
 	}
 	for _, p := range r.Observed.Target().BGP.Peers {
 		if p.MaxPrefixes > 0 {

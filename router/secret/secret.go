@@ -41,6 +41,7 @@ const (
 	PSK          Kind = "pre-shared key"
 	WireGuardKey Kind = "WireGuard key"
 	Password     Kind = "BGP password"
+	WebhookKey   Kind = "webhook key"
 )
 
 // placeholder matches texts that templates and examples have instead of a secret.
@@ -59,6 +60,8 @@ func (k Kind) Check(value []byte) error {
 		if key, err := base64.StdEncoding.DecodeString(text); err != nil || len(key) != 32 {
 			return fmt.Errorf("a %s must be 32 bytes in base64, as `wg genkey` prints", k)
 		}
+	case k == WebhookKey && len(text) < 16:
+		return fmt.Errorf("a %s must have 16 bytes or more, this one has %d: openssl rand -hex 32 prints one", k, len(text))
 	case k == Password && len(value) > 80:
 		return fmt.Errorf("a %s has at most 80 bytes (RFC 2385), this one %d", k, len(value))
 	}

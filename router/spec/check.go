@@ -114,6 +114,7 @@ func (c *checker) document(d Document) {
 	}
 	c.listenersAndPools()
 	c.metrics(m.GetMetrics())
+	c.exports(m.GetEvents().GetExport())
 	c.takeover(m.GetEgress())
 	for i, p := range m.GetEgress().GetMaps()[:c.limited("egress.maps", len(m.GetEgress().GetMaps()), maxMaps)] {
 		c.prefixMap(fmt.Sprintf("egress.maps[%d]", i), p)

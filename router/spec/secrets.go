@@ -30,5 +30,8 @@ func SecretUses(m *isthmusv1.Spec) (out []SecretUse) {
 	for i, p := range m.GetPeers() {
 		add(p.GetPassword(), "peers[%d].password", i, secret.Password)
 	}
+	for i, e := range m.GetEvents().GetExport() {
+		add(e.GetSecret(), "events.export[%d].secret", i, secret.WebhookKey)
+	}
 	return out
 }

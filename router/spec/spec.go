@@ -7,6 +7,7 @@ import (
 	"github.com/isthmus-net/isthmus/bgp"
 	"github.com/isthmus-net/isthmus/nat"
 	"github.com/isthmus-net/isthmus/router/egress"
+	"github.com/isthmus-net/isthmus/router/secret"
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
@@ -29,6 +30,7 @@ type Spec struct {
 	Attachments []Attachment
 	Access      Access
 	Metrics     Metrics
+	Exports     []Export
 	// Health has the pools with probes or announcements.
 	Health []egress.ProbedPool
 	// Proxies are the probed proxies of policies, by the names of the policies.
@@ -96,6 +98,17 @@ type Metrics struct {
 	Listen []netip.Addr
 	Port   uint16
 	From   []netip.Prefix
+}
+
+// Export is a receiver of events: a syslog server, or a webhook.
+type Export struct {
+	Name     string
+	Syslog   netip.AddrPort
+	Protocol string // of syslog: tcp or udp
+	Webhook  string
+	Secret   secret.Ref
+	// MinSeverity is info, warning or error.
+	MinSeverity string
 }
 
 // Tunnel is a checked tunnel. Config lacks ID, Interface and Underlay, and Inside if it is

@@ -51,7 +51,9 @@ type Spec struct {
 	// Sources that may reach the node itself.
 	Access *Access `protobuf:"bytes,9,opt,name=access,proto3" json:"access,omitempty"`
 	// Metrics without TLS at inside addresses. Default: only at the port of the API.
-	Metrics       *Metrics `protobuf:"bytes,10,opt,name=metrics,proto3" json:"metrics,omitempty"`
+	Metrics *Metrics `protobuf:"bytes,10,opt,name=metrics,proto3" json:"metrics,omitempty"`
+	// Receivers of the node's events. Default: the node keeps them, and sends them nowhere.
+	Events        *Events `protobuf:"bytes,11,opt,name=events,proto3" json:"events,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -156,6 +158,158 @@ func (x *Spec) GetMetrics() *Metrics {
 	return nil
 }
 
+func (x *Spec) GetEvents() *Events {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
+// Events says where the events of the node are sent.
+type Events struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Receivers. At most 8.
+	Export        []*EventTarget `protobuf:"bytes,1,rep,name=export,proto3" json:"export,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Events) Reset() {
+	*x = Events{}
+	mi := &file_isthmus_v1_spec_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Events) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Events) ProtoMessage() {}
+
+func (x *Events) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_spec_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Events.ProtoReflect.Descriptor instead.
+func (*Events) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Events) GetExport() []*EventTarget {
+	if x != nil {
+		return x.Export
+	}
+	return nil
+}
+
+// EventTarget is a receiver of the node's events: those that role reader sees, from the time on at
+// which the document first names it. Each event arrives at least once; what could not be delivered
+// is sent when the receiver is back, as long as the node has it (10,000 events). See
+// docs/export.md for the formats. Exactly one of `syslog` and `webhook` is required.
+type EventTarget struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name: lower case letters, digits, hyphens, 1 to 63 characters.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Address and port of a syslog server, such as 10.20.0.5:514, which receives messages of
+	// RFC 5424. Neither the node itself nor a link-local address.
+	Syslog string `protobuf:"bytes,2,opt,name=syslog,proto3" json:"syslog,omitempty"`
+	// tcp, with octet counting (RFC 6587), or udp (RFC 5426), which may lose messages unnoticed.
+	// Neither is encrypted. Default: tcp.
+	Protocol string `protobuf:"bytes,3,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	// URL that receives the events as JSON by POST: https, or http at an address. At most 2048 bytes.
+	// Redirects are not followed. Names are looked up as the machine does; those that lead to the
+	// node itself, to a link-local address or to the cloud's metadata service are refused.
+	Webhook string `protobuf:"bytes,4,opt,name=webhook,proto3" json:"webhook,omitempty"`
+	// Name of the secret that signs what a webhook receives (HMAC-SHA-256), 16 bytes or more.
+	// Default: it is not signed.
+	Secret string `protobuf:"bytes,5,opt,name=secret,proto3" json:"secret,omitempty"`
+	// The least severity that is sent: info, warning or error. Default: info.
+	MinSeverity   string `protobuf:"bytes,6,opt,name=min_severity,json=minSeverity,proto3" json:"min_severity,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EventTarget) Reset() {
+	*x = EventTarget{}
+	mi := &file_isthmus_v1_spec_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EventTarget) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EventTarget) ProtoMessage() {}
+
+func (x *EventTarget) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_spec_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EventTarget.ProtoReflect.Descriptor instead.
+func (*EventTarget) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *EventTarget) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *EventTarget) GetSyslog() string {
+	if x != nil {
+		return x.Syslog
+	}
+	return ""
+}
+
+func (x *EventTarget) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
+func (x *EventTarget) GetWebhook() string {
+	if x != nil {
+		return x.Webhook
+	}
+	return ""
+}
+
+func (x *EventTarget) GetSecret() string {
+	if x != nil {
+		return x.Secret
+	}
+	return ""
+}
+
+func (x *EventTarget) GetMinSeverity() string {
+	if x != nil {
+		return x.MinSeverity
+	}
+	return ""
+}
+
 // Metrics serves the metrics of the node to Prometheus at /metrics, over plain HTTP, without a
 // login: everyone in `from` can read the names of tunnels, peers, policies and pools, and their
 // counters. With a certificate they are also at the port of the API.
@@ -177,7 +331,7 @@ type Metrics struct {
 
 func (x *Metrics) Reset() {
 	*x = Metrics{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[1]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -189,7 +343,7 @@ func (x *Metrics) String() string {
 func (*Metrics) ProtoMessage() {}
 
 func (x *Metrics) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[1]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -202,7 +356,7 @@ func (x *Metrics) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Metrics.ProtoReflect.Descriptor instead.
 func (*Metrics) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{1}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Metrics) GetListen() []string {
@@ -248,7 +402,7 @@ type Attachment struct {
 
 func (x *Attachment) Reset() {
 	*x = Attachment{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[2]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -260,7 +414,7 @@ func (x *Attachment) String() string {
 func (*Attachment) ProtoMessage() {}
 
 func (x *Attachment) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[2]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -273,7 +427,7 @@ func (x *Attachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attachment.ProtoReflect.Descriptor instead.
 func (*Attachment) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{2}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Attachment) GetName() string {
@@ -318,7 +472,7 @@ type AttachmentRoute struct {
 
 func (x *AttachmentRoute) Reset() {
 	*x = AttachmentRoute{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[3]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -330,7 +484,7 @@ func (x *AttachmentRoute) String() string {
 func (*AttachmentRoute) ProtoMessage() {}
 
 func (x *AttachmentRoute) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[3]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -343,7 +497,7 @@ func (x *AttachmentRoute) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachmentRoute.ProtoReflect.Descriptor instead.
 func (*AttachmentRoute) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{3}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *AttachmentRoute) GetPrefix() string {
@@ -389,7 +543,7 @@ type Access struct {
 
 func (x *Access) Reset() {
 	*x = Access{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[4]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -401,7 +555,7 @@ func (x *Access) String() string {
 func (*Access) ProtoMessage() {}
 
 func (x *Access) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[4]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -414,7 +568,7 @@ func (x *Access) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Access.ProtoReflect.Descriptor instead.
 func (*Access) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{4}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Access) GetApi() []string {
@@ -462,7 +616,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[5]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -474,7 +628,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[5]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -487,7 +641,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{5}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Node) GetName() string {
@@ -534,7 +688,7 @@ type Underlay struct {
 
 func (x *Underlay) Reset() {
 	*x = Underlay{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[6]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -546,7 +700,7 @@ func (x *Underlay) String() string {
 func (*Underlay) ProtoMessage() {}
 
 func (x *Underlay) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[6]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -559,7 +713,7 @@ func (x *Underlay) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Underlay.ProtoReflect.Descriptor instead.
 func (*Underlay) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{6}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Underlay) GetInterface() string {
@@ -641,7 +795,7 @@ type Tunnel struct {
 
 func (x *Tunnel) Reset() {
 	*x = Tunnel{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[7]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -653,7 +807,7 @@ func (x *Tunnel) String() string {
 func (*Tunnel) ProtoMessage() {}
 
 func (x *Tunnel) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[7]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -666,7 +820,7 @@ func (x *Tunnel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tunnel.ProtoReflect.Descriptor instead.
 func (*Tunnel) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{7}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Tunnel) GetName() string {
@@ -784,7 +938,7 @@ type Inside struct {
 
 func (x *Inside) Reset() {
 	*x = Inside{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[8]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -796,7 +950,7 @@ func (x *Inside) String() string {
 func (*Inside) ProtoMessage() {}
 
 func (x *Inside) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[8]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -809,7 +963,7 @@ func (x *Inside) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Inside.ProtoReflect.Descriptor instead.
 func (*Inside) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{8}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Inside) GetLocal() string {
@@ -867,7 +1021,7 @@ type IPsec struct {
 
 func (x *IPsec) Reset() {
 	*x = IPsec{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[9]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -879,7 +1033,7 @@ func (x *IPsec) String() string {
 func (*IPsec) ProtoMessage() {}
 
 func (x *IPsec) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[9]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -892,7 +1046,7 @@ func (x *IPsec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IPsec.ProtoReflect.Descriptor instead.
 func (*IPsec) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{9}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *IPsec) GetRemoteAddress() string {
@@ -1008,7 +1162,7 @@ type WireGuard struct {
 
 func (x *WireGuard) Reset() {
 	*x = WireGuard{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[10]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1020,7 +1174,7 @@ func (x *WireGuard) String() string {
 func (*WireGuard) ProtoMessage() {}
 
 func (x *WireGuard) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[10]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1033,7 +1187,7 @@ func (x *WireGuard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WireGuard.ProtoReflect.Descriptor instead.
 func (*WireGuard) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{10}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *WireGuard) GetPrivateKey() string {
@@ -1134,7 +1288,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[11]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1146,7 +1300,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[11]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1159,7 +1313,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{11}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Peer) GetName() string {
@@ -1296,7 +1450,7 @@ type PrefixRule struct {
 
 func (x *PrefixRule) Reset() {
 	*x = PrefixRule{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[12]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1308,7 +1462,7 @@ func (x *PrefixRule) String() string {
 func (*PrefixRule) ProtoMessage() {}
 
 func (x *PrefixRule) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[12]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1321,7 +1475,7 @@ func (x *PrefixRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrefixRule.ProtoReflect.Descriptor instead.
 func (*PrefixRule) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{12}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *PrefixRule) GetPrefix() string {
@@ -1359,7 +1513,7 @@ type ImportPolicy struct {
 
 func (x *ImportPolicy) Reset() {
 	*x = ImportPolicy{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[13]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1371,7 +1525,7 @@ func (x *ImportPolicy) String() string {
 func (*ImportPolicy) ProtoMessage() {}
 
 func (x *ImportPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[13]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1384,7 +1538,7 @@ func (x *ImportPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportPolicy.ProtoReflect.Descriptor instead.
 func (*ImportPolicy) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{13}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ImportPolicy) GetAllow() []*PrefixRule {
@@ -1421,7 +1575,7 @@ type ExportPolicy struct {
 
 func (x *ExportPolicy) Reset() {
 	*x = ExportPolicy{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[14]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1433,7 +1587,7 @@ func (x *ExportPolicy) String() string {
 func (*ExportPolicy) ProtoMessage() {}
 
 func (x *ExportPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[14]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1446,7 +1600,7 @@ func (x *ExportPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportPolicy.ProtoReflect.Descriptor instead.
 func (*ExportPolicy) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{14}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ExportPolicy) GetAllow() []*PrefixRule {
@@ -1492,7 +1646,7 @@ type StaticRoute struct {
 
 func (x *StaticRoute) Reset() {
 	*x = StaticRoute{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[15]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1504,7 +1658,7 @@ func (x *StaticRoute) String() string {
 func (*StaticRoute) ProtoMessage() {}
 
 func (x *StaticRoute) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[15]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1517,7 +1671,7 @@ func (x *StaticRoute) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StaticRoute.ProtoReflect.Descriptor instead.
 func (*StaticRoute) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{15}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *StaticRoute) GetPrefix() string {
@@ -1590,7 +1744,7 @@ type Egress struct {
 
 func (x *Egress) Reset() {
 	*x = Egress{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[16]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1602,7 +1756,7 @@ func (x *Egress) String() string {
 func (*Egress) ProtoMessage() {}
 
 func (x *Egress) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[16]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1615,7 +1769,7 @@ func (x *Egress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Egress.ProtoReflect.Descriptor instead.
 func (*Egress) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{16}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Egress) GetPools() []*Pool {
@@ -1723,7 +1877,7 @@ type Takeover struct {
 
 func (x *Takeover) Reset() {
 	*x = Takeover{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[17]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1735,7 +1889,7 @@ func (x *Takeover) String() string {
 func (*Takeover) ProtoMessage() {}
 
 func (x *Takeover) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[17]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1748,7 +1902,7 @@ func (x *Takeover) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Takeover.ProtoReflect.Descriptor instead.
 func (*Takeover) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{17}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Takeover) GetWatch() []string {
@@ -1785,7 +1939,7 @@ type Zone struct {
 
 func (x *Zone) Reset() {
 	*x = Zone{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[18]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1797,7 +1951,7 @@ func (x *Zone) String() string {
 func (*Zone) ProtoMessage() {}
 
 func (x *Zone) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[18]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1810,7 +1964,7 @@ func (x *Zone) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Zone.ProtoReflect.Descriptor instead.
 func (*Zone) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{18}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Zone) GetName() string {
@@ -1848,7 +2002,7 @@ type DNSProxy struct {
 
 func (x *DNSProxy) Reset() {
 	*x = DNSProxy{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[19]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1860,7 +2014,7 @@ func (x *DNSProxy) String() string {
 func (*DNSProxy) ProtoMessage() {}
 
 func (x *DNSProxy) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[19]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1873,7 +2027,7 @@ func (x *DNSProxy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DNSProxy.ProtoReflect.Descriptor instead.
 func (*DNSProxy) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{19}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *DNSProxy) GetListen() []string {
@@ -1907,7 +2061,7 @@ type TranslationLog struct {
 
 func (x *TranslationLog) Reset() {
 	*x = TranslationLog{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[20]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1919,7 +2073,7 @@ func (x *TranslationLog) String() string {
 func (*TranslationLog) ProtoMessage() {}
 
 func (x *TranslationLog) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[20]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1932,7 +2086,7 @@ func (x *TranslationLog) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TranslationLog.ProtoReflect.Descriptor instead.
 func (*TranslationLog) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{20}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *TranslationLog) GetMaxAge() *durationpb.Duration {
@@ -1976,7 +2130,7 @@ type Pool struct {
 
 func (x *Pool) Reset() {
 	*x = Pool{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[21]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1988,7 +2142,7 @@ func (x *Pool) String() string {
 func (*Pool) ProtoMessage() {}
 
 func (x *Pool) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[21]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2001,7 +2155,7 @@ func (x *Pool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pool.ProtoReflect.Descriptor instead.
 func (*Pool) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{21}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Pool) GetName() string {
@@ -2079,7 +2233,7 @@ type Probes struct {
 
 func (x *Probes) Reset() {
 	*x = Probes{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[22]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2091,7 +2245,7 @@ func (x *Probes) String() string {
 func (*Probes) ProtoMessage() {}
 
 func (x *Probes) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[22]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2104,7 +2258,7 @@ func (x *Probes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Probes.ProtoReflect.Descriptor instead.
 func (*Probes) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{22}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Probes) GetTargets() []string {
@@ -2177,7 +2331,7 @@ type Blocks struct {
 
 func (x *Blocks) Reset() {
 	*x = Blocks{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[23]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2189,7 +2343,7 @@ func (x *Blocks) String() string {
 func (*Blocks) ProtoMessage() {}
 
 func (x *Blocks) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[23]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2202,7 +2356,7 @@ func (x *Blocks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Blocks.ProtoReflect.Descriptor instead.
 func (*Blocks) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{23}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Blocks) GetSize() uint32 {
@@ -2245,7 +2399,7 @@ type PoolAddress struct {
 
 func (x *PoolAddress) Reset() {
 	*x = PoolAddress{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[24]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2257,7 +2411,7 @@ func (x *PoolAddress) String() string {
 func (*PoolAddress) ProtoMessage() {}
 
 func (x *PoolAddress) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[24]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2270,7 +2424,7 @@ func (x *PoolAddress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolAddress.ProtoReflect.Descriptor instead.
 func (*PoolAddress) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{24}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *PoolAddress) GetAddress() string {
@@ -2371,7 +2525,7 @@ type EgressPolicy struct {
 
 func (x *EgressPolicy) Reset() {
 	*x = EgressPolicy{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[25]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2383,7 +2537,7 @@ func (x *EgressPolicy) String() string {
 func (*EgressPolicy) ProtoMessage() {}
 
 func (x *EgressPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[25]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2396,7 +2550,7 @@ func (x *EgressPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressPolicy.ProtoReflect.Descriptor instead.
 func (*EgressPolicy) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{25}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *EgressPolicy) GetName() string {
@@ -2508,7 +2662,7 @@ type PolicyList struct {
 
 func (x *PolicyList) Reset() {
 	*x = PolicyList{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[26]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2520,7 +2674,7 @@ func (x *PolicyList) String() string {
 func (*PolicyList) ProtoMessage() {}
 
 func (x *PolicyList) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[26]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2533,7 +2687,7 @@ func (x *PolicyList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyList.ProtoReflect.Descriptor instead.
 func (*PolicyList) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{26}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *PolicyList) GetPolicies() []*EgressPolicy {
@@ -2562,7 +2716,7 @@ type FlowTimeouts struct {
 
 func (x *FlowTimeouts) Reset() {
 	*x = FlowTimeouts{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[27]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2574,7 +2728,7 @@ func (x *FlowTimeouts) String() string {
 func (*FlowTimeouts) ProtoMessage() {}
 
 func (x *FlowTimeouts) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[27]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2587,7 +2741,7 @@ func (x *FlowTimeouts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlowTimeouts.ProtoReflect.Descriptor instead.
 func (*FlowTimeouts) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{27}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *FlowTimeouts) GetTcpEstablished() *durationpb.Duration {
@@ -2636,7 +2790,7 @@ type PrefixMap struct {
 
 func (x *PrefixMap) Reset() {
 	*x = PrefixMap{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[28]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2648,7 +2802,7 @@ func (x *PrefixMap) String() string {
 func (*PrefixMap) ProtoMessage() {}
 
 func (x *PrefixMap) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[28]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2661,7 +2815,7 @@ func (x *PrefixMap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrefixMap.ProtoReflect.Descriptor instead.
 func (*PrefixMap) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{28}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *PrefixMap) GetTunnels() []string {
@@ -2690,7 +2844,7 @@ var File_isthmus_v1_spec_proto protoreflect.FileDescriptor
 const file_isthmus_v1_spec_proto_rawDesc = "" +
 	"\n" +
 	"\x15isthmus/v1/spec.proto\x12\n" +
-	"isthmus.v1\x1a\x1egoogle/protobuf/duration.proto\"\xcf\x03\n" +
+	"isthmus.v1\x1a\x1egoogle/protobuf/duration.proto\"\xfb\x03\n" +
 	"\x04Spec\x12$\n" +
 	"\x04node\x18\x01 \x01(\v2\x10.isthmus.v1.NodeR\x04node\x120\n" +
 	"\bunderlay\x18\x02 \x01(\v2\x14.isthmus.v1.UnderlayR\bunderlay\x12,\n" +
@@ -2702,7 +2856,17 @@ const file_isthmus_v1_spec_proto_rawDesc = "" +
 	"\vattachments\x18\b \x03(\v2\x16.isthmus.v1.AttachmentR\vattachments\x12*\n" +
 	"\x06access\x18\t \x01(\v2\x12.isthmus.v1.AccessR\x06access\x12-\n" +
 	"\ametrics\x18\n" +
-	" \x01(\v2\x13.isthmus.v1.MetricsR\ametrics\"I\n" +
+	" \x01(\v2\x13.isthmus.v1.MetricsR\ametrics\x12*\n" +
+	"\x06events\x18\v \x01(\v2\x12.isthmus.v1.EventsR\x06events\"9\n" +
+	"\x06Events\x12/\n" +
+	"\x06export\x18\x01 \x03(\v2\x17.isthmus.v1.EventTargetR\x06export\"\xaa\x01\n" +
+	"\vEventTarget\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06syslog\x18\x02 \x01(\tR\x06syslog\x12\x1a\n" +
+	"\bprotocol\x18\x03 \x01(\tR\bprotocol\x12\x18\n" +
+	"\awebhook\x18\x04 \x01(\tR\awebhook\x12\x16\n" +
+	"\x06secret\x18\x05 \x01(\tR\x06secret\x12!\n" +
+	"\fmin_severity\x18\x06 \x01(\tR\vminSeverity\"I\n" +
 	"\aMetrics\x12\x16\n" +
 	"\x06listen\x18\x01 \x03(\tR\x06listen\x12\x12\n" +
 	"\x04from\x18\x02 \x03(\tR\x04from\x12\x12\n" +
@@ -2911,94 +3075,98 @@ func file_isthmus_v1_spec_proto_rawDescGZIP() []byte {
 	return file_isthmus_v1_spec_proto_rawDescData
 }
 
-var file_isthmus_v1_spec_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_isthmus_v1_spec_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_isthmus_v1_spec_proto_goTypes = []any{
 	(*Spec)(nil),                // 0: isthmus.v1.Spec
-	(*Metrics)(nil),             // 1: isthmus.v1.Metrics
-	(*Attachment)(nil),          // 2: isthmus.v1.Attachment
-	(*AttachmentRoute)(nil),     // 3: isthmus.v1.AttachmentRoute
-	(*Access)(nil),              // 4: isthmus.v1.Access
-	(*Node)(nil),                // 5: isthmus.v1.Node
-	(*Underlay)(nil),            // 6: isthmus.v1.Underlay
-	(*Tunnel)(nil),              // 7: isthmus.v1.Tunnel
-	(*Inside)(nil),              // 8: isthmus.v1.Inside
-	(*IPsec)(nil),               // 9: isthmus.v1.IPsec
-	(*WireGuard)(nil),           // 10: isthmus.v1.WireGuard
-	(*Peer)(nil),                // 11: isthmus.v1.Peer
-	(*PrefixRule)(nil),          // 12: isthmus.v1.PrefixRule
-	(*ImportPolicy)(nil),        // 13: isthmus.v1.ImportPolicy
-	(*ExportPolicy)(nil),        // 14: isthmus.v1.ExportPolicy
-	(*StaticRoute)(nil),         // 15: isthmus.v1.StaticRoute
-	(*Egress)(nil),              // 16: isthmus.v1.Egress
-	(*Takeover)(nil),            // 17: isthmus.v1.Takeover
-	(*Zone)(nil),                // 18: isthmus.v1.Zone
-	(*DNSProxy)(nil),            // 19: isthmus.v1.DNSProxy
-	(*TranslationLog)(nil),      // 20: isthmus.v1.TranslationLog
-	(*Pool)(nil),                // 21: isthmus.v1.Pool
-	(*Probes)(nil),              // 22: isthmus.v1.Probes
-	(*Blocks)(nil),              // 23: isthmus.v1.Blocks
-	(*PoolAddress)(nil),         // 24: isthmus.v1.PoolAddress
-	(*EgressPolicy)(nil),        // 25: isthmus.v1.EgressPolicy
-	(*PolicyList)(nil),          // 26: isthmus.v1.PolicyList
-	(*FlowTimeouts)(nil),        // 27: isthmus.v1.FlowTimeouts
-	(*PrefixMap)(nil),           // 28: isthmus.v1.PrefixMap
-	(*durationpb.Duration)(nil), // 29: google.protobuf.Duration
+	(*Events)(nil),              // 1: isthmus.v1.Events
+	(*EventTarget)(nil),         // 2: isthmus.v1.EventTarget
+	(*Metrics)(nil),             // 3: isthmus.v1.Metrics
+	(*Attachment)(nil),          // 4: isthmus.v1.Attachment
+	(*AttachmentRoute)(nil),     // 5: isthmus.v1.AttachmentRoute
+	(*Access)(nil),              // 6: isthmus.v1.Access
+	(*Node)(nil),                // 7: isthmus.v1.Node
+	(*Underlay)(nil),            // 8: isthmus.v1.Underlay
+	(*Tunnel)(nil),              // 9: isthmus.v1.Tunnel
+	(*Inside)(nil),              // 10: isthmus.v1.Inside
+	(*IPsec)(nil),               // 11: isthmus.v1.IPsec
+	(*WireGuard)(nil),           // 12: isthmus.v1.WireGuard
+	(*Peer)(nil),                // 13: isthmus.v1.Peer
+	(*PrefixRule)(nil),          // 14: isthmus.v1.PrefixRule
+	(*ImportPolicy)(nil),        // 15: isthmus.v1.ImportPolicy
+	(*ExportPolicy)(nil),        // 16: isthmus.v1.ExportPolicy
+	(*StaticRoute)(nil),         // 17: isthmus.v1.StaticRoute
+	(*Egress)(nil),              // 18: isthmus.v1.Egress
+	(*Takeover)(nil),            // 19: isthmus.v1.Takeover
+	(*Zone)(nil),                // 20: isthmus.v1.Zone
+	(*DNSProxy)(nil),            // 21: isthmus.v1.DNSProxy
+	(*TranslationLog)(nil),      // 22: isthmus.v1.TranslationLog
+	(*Pool)(nil),                // 23: isthmus.v1.Pool
+	(*Probes)(nil),              // 24: isthmus.v1.Probes
+	(*Blocks)(nil),              // 25: isthmus.v1.Blocks
+	(*PoolAddress)(nil),         // 26: isthmus.v1.PoolAddress
+	(*EgressPolicy)(nil),        // 27: isthmus.v1.EgressPolicy
+	(*PolicyList)(nil),          // 28: isthmus.v1.PolicyList
+	(*FlowTimeouts)(nil),        // 29: isthmus.v1.FlowTimeouts
+	(*PrefixMap)(nil),           // 30: isthmus.v1.PrefixMap
+	(*durationpb.Duration)(nil), // 31: google.protobuf.Duration
 }
 var file_isthmus_v1_spec_proto_depIdxs = []int32{
-	5,  // 0: isthmus.v1.Spec.node:type_name -> isthmus.v1.Node
-	6,  // 1: isthmus.v1.Spec.underlay:type_name -> isthmus.v1.Underlay
-	7,  // 2: isthmus.v1.Spec.tunnels:type_name -> isthmus.v1.Tunnel
-	11, // 3: isthmus.v1.Spec.peers:type_name -> isthmus.v1.Peer
-	15, // 4: isthmus.v1.Spec.static_routes:type_name -> isthmus.v1.StaticRoute
-	16, // 5: isthmus.v1.Spec.egress:type_name -> isthmus.v1.Egress
-	2,  // 6: isthmus.v1.Spec.attachments:type_name -> isthmus.v1.Attachment
-	4,  // 7: isthmus.v1.Spec.access:type_name -> isthmus.v1.Access
-	1,  // 8: isthmus.v1.Spec.metrics:type_name -> isthmus.v1.Metrics
-	3,  // 9: isthmus.v1.Attachment.routes:type_name -> isthmus.v1.AttachmentRoute
-	9,  // 10: isthmus.v1.Tunnel.ipsec:type_name -> isthmus.v1.IPsec
-	10, // 11: isthmus.v1.Tunnel.wireguard:type_name -> isthmus.v1.WireGuard
-	8,  // 12: isthmus.v1.Tunnel.inside:type_name -> isthmus.v1.Inside
-	29, // 13: isthmus.v1.IPsec.ike_rekey:type_name -> google.protobuf.Duration
-	29, // 14: isthmus.v1.IPsec.child_rekey:type_name -> google.protobuf.Duration
-	29, // 15: isthmus.v1.IPsec.dpd_delay:type_name -> google.protobuf.Duration
-	29, // 16: isthmus.v1.WireGuard.keepalive:type_name -> google.protobuf.Duration
-	29, // 17: isthmus.v1.Peer.hold_time:type_name -> google.protobuf.Duration
-	29, // 18: isthmus.v1.Peer.keepalive:type_name -> google.protobuf.Duration
-	13, // 19: isthmus.v1.Peer.import:type_name -> isthmus.v1.ImportPolicy
-	14, // 20: isthmus.v1.Peer.export:type_name -> isthmus.v1.ExportPolicy
-	12, // 21: isthmus.v1.ImportPolicy.allow:type_name -> isthmus.v1.PrefixRule
-	12, // 22: isthmus.v1.ExportPolicy.allow:type_name -> isthmus.v1.PrefixRule
-	21, // 23: isthmus.v1.Egress.pools:type_name -> isthmus.v1.Pool
-	25, // 24: isthmus.v1.Egress.policies:type_name -> isthmus.v1.EgressPolicy
-	28, // 25: isthmus.v1.Egress.maps:type_name -> isthmus.v1.PrefixMap
-	20, // 26: isthmus.v1.Egress.log:type_name -> isthmus.v1.TranslationLog
-	18, // 27: isthmus.v1.Egress.zones:type_name -> isthmus.v1.Zone
-	29, // 28: isthmus.v1.Egress.name_floor:type_name -> google.protobuf.Duration
-	29, // 29: isthmus.v1.Egress.name_grace:type_name -> google.protobuf.Duration
-	19, // 30: isthmus.v1.Egress.dns_proxy:type_name -> isthmus.v1.DNSProxy
-	29, // 31: isthmus.v1.Egress.name_hold:type_name -> google.protobuf.Duration
-	29, // 32: isthmus.v1.Egress.portless_timeout:type_name -> google.protobuf.Duration
-	17, // 33: isthmus.v1.Egress.takeover:type_name -> isthmus.v1.Takeover
-	29, // 34: isthmus.v1.Takeover.interval:type_name -> google.protobuf.Duration
-	29, // 35: isthmus.v1.TranslationLog.max_age:type_name -> google.protobuf.Duration
-	24, // 36: isthmus.v1.Pool.addresses:type_name -> isthmus.v1.PoolAddress
-	23, // 37: isthmus.v1.Pool.blocks:type_name -> isthmus.v1.Blocks
-	22, // 38: isthmus.v1.Pool.probes:type_name -> isthmus.v1.Probes
-	29, // 39: isthmus.v1.Probes.interval:type_name -> google.protobuf.Duration
-	29, // 40: isthmus.v1.Probes.timeout:type_name -> google.protobuf.Duration
-	29, // 41: isthmus.v1.Probes.hold_down:type_name -> google.protobuf.Duration
-	27, // 42: isthmus.v1.EgressPolicy.timeouts:type_name -> isthmus.v1.FlowTimeouts
-	22, // 43: isthmus.v1.EgressPolicy.probes:type_name -> isthmus.v1.Probes
-	25, // 44: isthmus.v1.PolicyList.policies:type_name -> isthmus.v1.EgressPolicy
-	29, // 45: isthmus.v1.FlowTimeouts.tcp_established:type_name -> google.protobuf.Duration
-	29, // 46: isthmus.v1.FlowTimeouts.tcp_closing:type_name -> google.protobuf.Duration
-	29, // 47: isthmus.v1.FlowTimeouts.udp:type_name -> google.protobuf.Duration
-	29, // 48: isthmus.v1.FlowTimeouts.udp_stream:type_name -> google.protobuf.Duration
-	49, // [49:49] is the sub-list for method output_type
-	49, // [49:49] is the sub-list for method input_type
-	49, // [49:49] is the sub-list for extension type_name
-	49, // [49:49] is the sub-list for extension extendee
-	0,  // [0:49] is the sub-list for field type_name
+	7,  // 0: isthmus.v1.Spec.node:type_name -> isthmus.v1.Node
+	8,  // 1: isthmus.v1.Spec.underlay:type_name -> isthmus.v1.Underlay
+	9,  // 2: isthmus.v1.Spec.tunnels:type_name -> isthmus.v1.Tunnel
+	13, // 3: isthmus.v1.Spec.peers:type_name -> isthmus.v1.Peer
+	17, // 4: isthmus.v1.Spec.static_routes:type_name -> isthmus.v1.StaticRoute
+	18, // 5: isthmus.v1.Spec.egress:type_name -> isthmus.v1.Egress
+	4,  // 6: isthmus.v1.Spec.attachments:type_name -> isthmus.v1.Attachment
+	6,  // 7: isthmus.v1.Spec.access:type_name -> isthmus.v1.Access
+	3,  // 8: isthmus.v1.Spec.metrics:type_name -> isthmus.v1.Metrics
+	1,  // 9: isthmus.v1.Spec.events:type_name -> isthmus.v1.Events
+	2,  // 10: isthmus.v1.Events.export:type_name -> isthmus.v1.EventTarget
+	5,  // 11: isthmus.v1.Attachment.routes:type_name -> isthmus.v1.AttachmentRoute
+	11, // 12: isthmus.v1.Tunnel.ipsec:type_name -> isthmus.v1.IPsec
+	12, // 13: isthmus.v1.Tunnel.wireguard:type_name -> isthmus.v1.WireGuard
+	10, // 14: isthmus.v1.Tunnel.inside:type_name -> isthmus.v1.Inside
+	31, // 15: isthmus.v1.IPsec.ike_rekey:type_name -> google.protobuf.Duration
+	31, // 16: isthmus.v1.IPsec.child_rekey:type_name -> google.protobuf.Duration
+	31, // 17: isthmus.v1.IPsec.dpd_delay:type_name -> google.protobuf.Duration
+	31, // 18: isthmus.v1.WireGuard.keepalive:type_name -> google.protobuf.Duration
+	31, // 19: isthmus.v1.Peer.hold_time:type_name -> google.protobuf.Duration
+	31, // 20: isthmus.v1.Peer.keepalive:type_name -> google.protobuf.Duration
+	15, // 21: isthmus.v1.Peer.import:type_name -> isthmus.v1.ImportPolicy
+	16, // 22: isthmus.v1.Peer.export:type_name -> isthmus.v1.ExportPolicy
+	14, // 23: isthmus.v1.ImportPolicy.allow:type_name -> isthmus.v1.PrefixRule
+	14, // 24: isthmus.v1.ExportPolicy.allow:type_name -> isthmus.v1.PrefixRule
+	23, // 25: isthmus.v1.Egress.pools:type_name -> isthmus.v1.Pool
+	27, // 26: isthmus.v1.Egress.policies:type_name -> isthmus.v1.EgressPolicy
+	30, // 27: isthmus.v1.Egress.maps:type_name -> isthmus.v1.PrefixMap
+	22, // 28: isthmus.v1.Egress.log:type_name -> isthmus.v1.TranslationLog
+	20, // 29: isthmus.v1.Egress.zones:type_name -> isthmus.v1.Zone
+	31, // 30: isthmus.v1.Egress.name_floor:type_name -> google.protobuf.Duration
+	31, // 31: isthmus.v1.Egress.name_grace:type_name -> google.protobuf.Duration
+	21, // 32: isthmus.v1.Egress.dns_proxy:type_name -> isthmus.v1.DNSProxy
+	31, // 33: isthmus.v1.Egress.name_hold:type_name -> google.protobuf.Duration
+	31, // 34: isthmus.v1.Egress.portless_timeout:type_name -> google.protobuf.Duration
+	19, // 35: isthmus.v1.Egress.takeover:type_name -> isthmus.v1.Takeover
+	31, // 36: isthmus.v1.Takeover.interval:type_name -> google.protobuf.Duration
+	31, // 37: isthmus.v1.TranslationLog.max_age:type_name -> google.protobuf.Duration
+	26, // 38: isthmus.v1.Pool.addresses:type_name -> isthmus.v1.PoolAddress
+	25, // 39: isthmus.v1.Pool.blocks:type_name -> isthmus.v1.Blocks
+	24, // 40: isthmus.v1.Pool.probes:type_name -> isthmus.v1.Probes
+	31, // 41: isthmus.v1.Probes.interval:type_name -> google.protobuf.Duration
+	31, // 42: isthmus.v1.Probes.timeout:type_name -> google.protobuf.Duration
+	31, // 43: isthmus.v1.Probes.hold_down:type_name -> google.protobuf.Duration
+	29, // 44: isthmus.v1.EgressPolicy.timeouts:type_name -> isthmus.v1.FlowTimeouts
+	24, // 45: isthmus.v1.EgressPolicy.probes:type_name -> isthmus.v1.Probes
+	27, // 46: isthmus.v1.PolicyList.policies:type_name -> isthmus.v1.EgressPolicy
+	31, // 47: isthmus.v1.FlowTimeouts.tcp_established:type_name -> google.protobuf.Duration
+	31, // 48: isthmus.v1.FlowTimeouts.tcp_closing:type_name -> google.protobuf.Duration
+	31, // 49: isthmus.v1.FlowTimeouts.udp:type_name -> google.protobuf.Duration
+	31, // 50: isthmus.v1.FlowTimeouts.udp_stream:type_name -> google.protobuf.Duration
+	51, // [51:51] is the sub-list for method output_type
+	51, // [51:51] is the sub-list for method input_type
+	51, // [51:51] is the sub-list for extension type_name
+	51, // [51:51] is the sub-list for extension extendee
+	0,  // [0:51] is the sub-list for field type_name
 }
 
 func init() { file_isthmus_v1_spec_proto_init() }
@@ -3006,19 +3174,19 @@ func file_isthmus_v1_spec_proto_init() {
 	if File_isthmus_v1_spec_proto != nil {
 		return
 	}
-	file_isthmus_v1_spec_proto_msgTypes[7].OneofWrappers = []any{
+	file_isthmus_v1_spec_proto_msgTypes[9].OneofWrappers = []any{
 		(*Tunnel_Ipsec)(nil),
 		(*Tunnel_Wireguard)(nil),
 	}
-	file_isthmus_v1_spec_proto_msgTypes[11].OneofWrappers = []any{}
-	file_isthmus_v1_spec_proto_msgTypes[14].OneofWrappers = []any{}
+	file_isthmus_v1_spec_proto_msgTypes[13].OneofWrappers = []any{}
+	file_isthmus_v1_spec_proto_msgTypes[16].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isthmus_v1_spec_proto_rawDesc), len(file_isthmus_v1_spec_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   29,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
