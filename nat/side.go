@@ -246,10 +246,17 @@ func (c *Config) Crosses(in, out string, f Flow, opened bool) Reason {
 	return DropUnderlay
 }
 
+var nat64 = netip.MustParsePrefix("64:ff9b::/96")
+
 // Outside returns why an address is not that of a host outside of the node: what the node sends to
 // the address of an operator's choice must not reach services of the machine or of its platform.
 func Outside(a netip.Addr) error {
 	a = a.Unmap()
+	if nat64.Contains(a) {
+		// A translator leads to the IPv4 address in it (RFC 6052).
+		b := a.As16()
+		a = netip.AddrFrom4([4]byte(b[12:]))
+	}
 	switch {
 	case !a.IsValid() || a.IsUnspecified():
 		return errors.New("is not the address of a host")
