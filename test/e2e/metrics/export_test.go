@@ -24,8 +24,8 @@ template(name="line" type="string" string="%%hostname%%|%%app-name%%|%%msgid%%|%
 action(type="omfile" file="%s" template="line")
 `
 
-// TestExport has rsyslog and a webhook receive the events of a node. While rsyslog is gone, the node
-// says so; when it is back it gets what it missed.
+// TestExport has rsyslog and a webhook receive the events of a node. While rsyslog is gone, the
+// node says so; when it is back it gets what it missed.
 func TestExport(t *testing.T) {
 	w := begin(t)
 	out, conf := filepath.Join(w.dir, "events.log"), filepath.Join(w.dir, "rsyslog.conf")
@@ -112,7 +112,7 @@ func TestExport(t *testing.T) {
 		return nil
 	}))
 
-	// What must not be a receiver is refused with its field.
+	// The metadata service is refused as a receiver.
 	_, err = w.hub.CLI(t.Context(), document+"events: {export: [{name: x, webhook: \"http://169.254.169.254/latest\"}]}\n", "apply", "-f", "-")
 	if err == nil || !strings.Contains(err.Error(), "events.export[0].webhook") || !strings.Contains(err.Error(), "is a service of the cloud for the machine") {
 		t.Errorf("the metadata service as a receiver: %v", err)
