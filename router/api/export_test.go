@@ -12,3 +12,6 @@ func DaysAreSeconds() func() {
 	}
 	return func() { connections = was }
 }
+
+// PauseAfter is pauseAfter.
+var PauseAfter = pauseAfter

@@ -17,8 +17,18 @@ import (
 	"github.com/isthmus-net/isthmus/router/reason"
 )
 
-// statusPause is the shortest time between two messages of WatchStatus.
-const statusPause = time.Second
+// Pace of a watch of the status. Reading the status of thousands of objects takes some ten
+// milliseconds, and a watch may use a hundredth of one processor.
+const (
+	statusPause  = time.Second // the shortest between two messages
+	statusShare  = 100
+	longestPause = 10 * time.Second
+)
+
+// pauseAfter returns the pause after a read that took some time.
+func pauseAfter(took time.Duration) time.Duration {
+	return min(max(statusPause, statusShare*took), longestPause)
+}
 
 // WatchStatus implements SystemService.
 func (s *services) WatchStatus(r *isthmusv1.WatchStatusRequest, stream grpc.ServerStreamingServer[isthmusv1.WatchStatusResponse]) error {
@@ -31,16 +41,18 @@ func (s *services) WatchStatus(r *isthmusv1.WatchStatusRequest, stream grpc.Serv
 	}
 	ctx := stream.Context()
 	for sent := r.ResumeToken; ; {
+		begun := time.Now()
 		st, changed := s.router.Status()
-		if token := statusToken(st); token != sent {
+		if token := statusToken(st); token == "" || token != sent {
 			if err := stream.Send(&isthmusv1.WatchStatusResponse{Status: st, ResumeToken: token}); err != nil {
 				return err
 			}
 			sent = token
 		}
+		pause := pauseAfter(time.Since(begun))
 		// Conditions also begin and end with time, without a change.
-		within, cancel := context.WithTimeout(ctx, statusPause+healthPeriod)
-		err := wait(within, s.stopping, time.After(statusPause))
+		within, cancel := context.WithTimeout(ctx, pause+healthPeriod)
+		err := wait(within, s.stopping, time.After(pause))
 		if err == nil {
 			err = wait(within, s.stopping, changed)
 		}
@@ -71,7 +83,7 @@ func statusToken(st *isthmusv1.SystemStatus) string {
 	})
 	data, err := proto.MarshalOptions{Deterministic: true}.Marshal(st)
 	if err != nil {
-		return "" // text that is not UTF-8; the status is then sent again
+		return "" // a text is not UTF-8: sending it fails, and the client gets that error
 	}
 	sum := sha256.Sum256(data)
 	return base64.RawURLEncoding.EncodeToString(sum[:])

@@ -7,9 +7,11 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/api"
 	"github.com/isthmus-net/isthmus/router/api/apitest"
 	"github.com/isthmus-net/isthmus/router/auth"
 	"github.com/isthmus-net/isthmus/router/reason"
@@ -87,6 +89,21 @@ func TestWatchStatus(t *testing.T) {
 	}
 }
 
+// TestWatchStatusUnsendable checks that a watch of a status that cannot be encoded ends with an
+// error, and is not silent.
+func TestWatchStatusUnsendable(t *testing.T) {
+	router := apitest.New(time.Now)
+	s := apitest.Serve(t, time.Now, router)
+	router.SetConditions(&isthmusv1.Condition{Type: "A", Message: "\xff"})
+	stream, err := isthmusv1.NewSystemServiceClient(dialRole(t, s, auth.Reader)).WatchStatus(soon(t), &isthmusv1.WatchStatusRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err = stream.Recv(); status.Code(err) != codes.Internal {
+		t.Errorf("a text that is not UTF-8: %v", err)
+	}
+}
+
 // TestWatchStatusPace checks that a node whose status changes all the time does not send it more
 // than once a second.
 func TestWatchStatusPace(t *testing.T) {
@@ -108,5 +125,16 @@ func TestWatchStatusPace(t *testing.T) {
 	}
 	if took := time.Since(first); took < 2500*time.Millisecond {
 		t.Errorf("three further messages came within %v", took)
+	}
+}
+
+// TestPauseAfter checks the pause after reads of a small node, of a large one and of a stuck one.
+func TestPauseAfter(t *testing.T) {
+	for took, want := range map[time.Duration]time.Duration{
+		0: time.Second, 9 * time.Millisecond: time.Second, 30 * time.Millisecond: 3 * time.Second, time.Minute: 10 * time.Second,
+	} {
+		if got := api.PauseAfter(took); got != want {
+			t.Errorf("after %v: %v, want %v", took, got, want)
+		}
 	}
 }

@@ -85,8 +85,8 @@ func (d *Doors) Set(m nat.Metrics) {
 	}
 }
 
-// Run serves until ctx is done. Another port or other sources close all connections: a source that
-// is no longer named reads nothing more.
+// Run serves until ctx is done. Another port or other sources close all connections, so that a
+// source that was removed from the document loses those that it has.
 func (d *Doors) Run(ctx context.Context) error {
 	type key struct {
 		nat.Inlet
