@@ -17,15 +17,7 @@ func TestFollowEvents(t *testing.T) {
 	fastWatch(t)
 	for _, format := range []string{"table", "json"} {
 		t.Run(format, func(t *testing.T) {
-			w := newWorld(t)
-			p := newProxy(t, w.server.Address)
-			ctx, stop := context.WithCancel(t.Context())
-			defer stop()
-			var out, errs syncBuffer
-			code := make(chan int, 1)
-			go func() {
-				code <- w.app(strings.NewReader(""), &out, &errs).run(ctx, []string{"get", "events", "-f", "--tunnel", "aws-0", "--tunnel", "new", "-o", format, "--address", p.address})
-			}()
+			w, p, out, errs, interrupt := follow(t, "get", "events", "-f", "--tunnel", "aws-0", "--tunnel", "new", "-o", format)
 			out.waitFor(t, "after 2m down")
 			happens := func(name, state string) {
 				w.server.Events.Look(event.Snapshot{Now: time.Now(), Started: time.Now(), Tunnels: []*isthmusv1.TunnelStatus{
@@ -43,10 +35,7 @@ func TestFollowEvents(t *testing.T) {
 			out.waitFor(t, "tunnel/new")
 			happens("new", "suspect")
 			out.waitFor(t, "because of suspect")
-			stop()
-			if c := <-code; c != 0 {
-				t.Errorf("an interrupt ends it with %d", c)
-			}
+			interrupt()
 			text := out.text()
 			for what, want := range map[string]int{"TunnelUp": 2, "TunnelDown": 3, "TunnelSuspect": 1, "another": 0, "TIME ": map[string]int{"table": 1}[format]} {
 				if got := strings.Count(text, what); got != want {

@@ -65,21 +65,34 @@ func fastWatch(t *testing.T) {
 	t.Cleanup(func() { watchPace = was })
 }
 
+// follow runs a command that follows something over a proxy. interrupt ends it, and checks that it
+// ends well.
+func follow(t *testing.T, args ...string) (w *world, p *proxy, out, errs *syncBuffer, interrupt func()) {
+	t.Helper()
+	w, out, errs = newWorld(t), &syncBuffer{}, &syncBuffer{}
+	p = newProxy(t, w.server.Address)
+	ctx, stop := context.WithCancel(t.Context())
+	t.Cleanup(stop)
+	code := make(chan int, 1)
+	go func() {
+		code <- w.app(strings.NewReader(""), out, errs).run(ctx, append(args, "--address", p.address))
+	}()
+	return w, p, out, errs, func() {
+		t.Helper()
+		stop()
+		if c := <-code; c != 0 {
+			t.Errorf("an interrupt ends it with %d", c)
+		}
+	}
+}
+
 // TestWatchConnectsAgain: after a restart of the node a watch says so, and prints only what has
 // changed.
 func TestWatchConnectsAgain(t *testing.T) {
 	fastWatch(t)
 	for _, command := range []string{"watch tunnels", "get tunnels -w", "watch tunnels -o json"} {
 		t.Run(command, func(t *testing.T) {
-			w := newWorld(t)
-			p := newProxy(t, w.server.Address)
-			ctx, stop := context.WithCancel(t.Context())
-			defer stop()
-			var out, errs syncBuffer
-			code := make(chan int, 1)
-			go func() {
-				code <- w.app(strings.NewReader(""), &out, &errs).run(ctx, append(strings.Fields(command), "--address", p.address))
-			}()
+			w, p, out, errs, interrupt := follow(t, strings.Fields(command)...)
 			out.waitFor(t, "vwan-1")
 			p.set(true)
 			errs.waitFor(t, "12:00:00 the connection to "+p.address+" is lost; connecting again\n")
@@ -93,10 +106,7 @@ func TestWatchConnectsAgain(t *testing.T) {
 			out.waitFor(t, "vwan-1") // it was removed
 			w.server.Router.SetTunnels(&isthmusv1.TunnelStatus{Name: "final", State: "up"})
 			out.waitFor(t, "final")
-			stop()
-			if c := <-code; c != 0 {
-				t.Errorf("an interrupt ends it with %d", c)
-			}
+			interrupt()
 			var events []string
 			after, _, _ := strings.Cut(strings.TrimPrefix(out.text(), before), "final")
 			for line := range strings.Lines(after) {
@@ -201,15 +211,7 @@ func TestStatusWatch(t *testing.T) {
 	fastWatch(t)
 	for _, output := range []string{"table", "json"} {
 		t.Run(output, func(t *testing.T) {
-			w := newWorld(t)
-			p := newProxy(t, w.server.Address)
-			ctx, stop := context.WithCancel(t.Context())
-			defer stop()
-			var out, errs syncBuffer
-			code := make(chan int, 1)
-			go func() {
-				code <- w.app(nil, &out, &errs).run(ctx, []string{"status", "--watch", "-o", output, "--address", p.address})
-			}()
+			w, p, out, errs, interrupt := follow(t, "status", "--watch", "-o", output)
 			out.waitFor(t, "node-1")
 			p.set(true)
 			errs.waitFor(t, "is lost; connecting again\n")
@@ -219,10 +221,7 @@ func TestStatusWatch(t *testing.T) {
 			w.server.Router.SetConditions(&isthmusv1.Condition{Type: "PoolDown", Severity: "error", Since: ago(time.Minute), Message: "no target answers"})
 			p.set(false)
 			out.waitFor(t, "no target answers")
-			stop()
-			if c := <-code; c != 0 {
-				t.Errorf("an interrupt ends it with %d", c)
-			}
+			interrupt()
 			if text := out.text(); strings.Count(text, "node-1") != 2 {
 				t.Errorf("printed\n%s", text)
 			}
