@@ -16,10 +16,18 @@ type Difference struct {
 
 // Diff returns the fields in which b differs from a, in the order of declaration.
 func Diff(a, b Config) []Difference {
-	var d differences
 	if a.Kind() != b.Kind() {
 		return []Difference{{Field: "kind", Old: a.Kind(), New: b.Kind(), Interrupts: "the tunnel is made again"}}
 	}
+	return compare(a, b)
+}
+
+// Fields returns the fields of c that are set, as the differences from an empty configuration.
+func Fields(c Config) []Difference { return compare(Config{}, c) }
+
+// compare compares two configurations of one kind. The first one may be empty.
+func compare(a, b Config) []Difference {
+	var d differences
 	if b.Disabled {
 		d.add("disabled", a.Disabled, b.Disabled, "the tunnel is shut down, and its sessions and static routes leave it")
 	} else {

@@ -51,7 +51,10 @@ func (i *IPsec) mtu(underlay int) int {
 }
 
 func (i *IPsec) diff(former carrier) (d differences) {
-	x := former.(*IPsec) // Diff has compared the kinds
+	x, is := former.(*IPsec)
+	if !is { // nothing
+		x = &IPsec{}
+	}
 	const renegotiated = "the IKE SA is negotiated again"
 	d.add("ipsec.localAddress", x.LocalAddress, i.LocalAddress, renegotiated)
 	d.add("ipsec.remoteAddress", x.RemoteAddress, i.RemoteAddress, renegotiated)

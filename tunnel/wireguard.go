@@ -34,7 +34,10 @@ func (*WireGuard) lane() bool { return true }
 func (w *WireGuard) mtu(underlay int) int { return underlay - outerHeader(w.Endpoint.Addr()) - 8 - 32 }
 
 func (w *WireGuard) diff(former carrier) (d differences) {
-	x := former.(*WireGuard) // Diff has compared the kinds
+	x, is := former.(*WireGuard)
+	if !is { // nothing
+		x = &WireGuard{}
+	}
 	const rekeyed = "a new handshake is needed"
 	d.add("wireguard.privateKey", x.PrivateKey, w.PrivateKey, rekeyed)
 	d.add("wireguard.peerPublicKey", keyText(x.PeerPublicKey), keyText(w.PeerPublicKey), rekeyed)

@@ -46,7 +46,7 @@ func withBeaten(changes []Change, c nat.Config) []Change {
 		own, ownErr := (&nat.Config{Policies: []nat.Policy{*p}}).Rules()
 		names, whole := beats(own, rules, &steps)
 		if !whole || err != nil || ownErr != nil {
-			ch.Fields = append(ch.Fields, "there are too many rules to find other policies that win over it")
+			ch.Fields = slices.Insert(ch.Fields, 0, "there are too many rules to find other policies that win over it")
 			return changes
 		}
 		if len(names) > 0 {
@@ -54,7 +54,7 @@ func withBeaten(changes []Change, c nat.Config) []Change {
 			if more := len(names) - maxBeatenNames; more > 0 {
 				said += fmt.Sprintf(" and %d more", more)
 			}
-			ch.Fields = append(ch.Fields, "does not apply everywhere: more specific policies let some of its flows pass: "+said)
+			ch.Fields = slices.Insert(ch.Fields, 0, "does not apply everywhere: more specific policies let some of its flows pass: "+said)
 		}
 	}
 	return changes

@@ -13,6 +13,7 @@ import (
 	"github.com/isthmus-net/isthmus/nat"
 	"github.com/isthmus-net/isthmus/router/egress"
 	"github.com/isthmus-net/isthmus/router/fib"
+	"github.com/isthmus-net/isthmus/router/secret"
 	"github.com/isthmus-net/isthmus/router/spec"
 	"github.com/isthmus-net/isthmus/tunnel"
 )
@@ -34,9 +35,11 @@ type Change struct {
 	// Kind is "node", "underlay", "tunnel", "attachment", "access", "peer", "announcement",
 	// "route", "pool", "zone", "health", "names", "takeover", "proxy", "egress", "policy", "map" or
 	// "log".
-	Kind   string
-	Name   string
-	Fields []string // "field: old -> new"
+	Kind string
+	Name string
+	// Fields are "field: old -> new", "- field: element" and "+ field: element". Those of an object
+	// that is added are "field: value"; after 100 objects of its kind it has none.
+	Fields []string
 	// Interrupts is the temporary or lasting interruption, except for the flows of Ends; empty:
 	// none.
 	Interrupts string
@@ -54,27 +57,27 @@ func differences(a, b Target) []Change {
 		changes = append(changes, c...)
 		removals = append(r, removals...)
 	}
-	modify := Modify
-	if a.Node.Name == "" {
-		modify = Add // the first document
+	modify, differ := Modify, fields
+	if a.Node.Name == "" { // the first document
+		modify, differ = Add, func(_, b reflect.Value) []string { return given(b) }
 	}
-	if f := fields(reflect.ValueOf(a.Node), reflect.ValueOf(b.Node)); len(f) > 0 {
+	if f := differ(reflect.ValueOf(a.Node), reflect.ValueOf(b.Node)); len(f) > 0 {
 		c := Change{Action: modify, Kind: "node", Name: b.Node.Name, Fields: f}
 		if a.Node.ASN != b.Node.ASN || a.Node.RouterID != b.Node.RouterID {
 			c.Interrupts = interrupted(len(a.BGP.Peers) > 0, "every BGP session is closed and opened again")
 		}
 		changes = append(changes, c)
 	}
-	if f := fields(reflect.ValueOf(a.Underlay), reflect.ValueOf(b.Underlay)); len(f) > 0 {
+	if f := differ(reflect.ValueOf(a.Underlay), reflect.ValueOf(b.Underlay)); len(f) > 0 {
 		changes = append(changes, Change{Action: modify, Kind: "underlay", Name: b.Underlay.Interface, Fields: f})
 	}
 	record(diff("pool", a.NAT.Pools, b.NAT.Pools, func(p nat.Pool) string { return p.Name }, anyFields[nat.Pool](""), ""))
 	record(diff("zone", a.NAT.Zones, b.NAT.Zones, func(z nat.Zone) string { return z.Name }, anyFields[nat.Zone](""), ""))
 	record(diff("health", a.Health, b.Health, func(p egress.ProbedPool) string { return p.Name }, anyFields[egress.ProbedPool](""), "all addresses of the pool count as healthy, and its announcements are withdrawn"))
-	if f := fields(reflect.ValueOf(a.Takeover), reflect.ValueOf(b.Takeover)); len(f) > 0 && (modify != Add || len(b.Takeover.Paths) > 0) {
+	if f := differ(reflect.ValueOf(a.Takeover), reflect.ValueOf(b.Takeover)); len(f) > 0 && (modify != Add || len(b.Takeover.Paths) > 0) {
 		changes = append(changes, Change{Action: modify, Kind: "takeover", Name: "takeover", Fields: f})
 	}
-	if f := fields(reflect.ValueOf(a.Names), reflect.ValueOf(b.Names)); len(f) > 0 && (modify != Add || len(b.Names.Resolvers)+len(b.Names.Proxy) > 0) {
+	if f := differ(reflect.ValueOf(a.Names), reflect.ValueOf(b.Names)); len(f) > 0 && (modify != Add || len(b.Names.Resolvers)+len(b.Names.Proxy) > 0) {
 		changes = append(changes, Change{Action: modify, Kind: "names", Name: "names", Fields: f})
 	}
 	if a.PortlessTimeout != b.PortlessTimeout {
@@ -84,7 +87,7 @@ func differences(a, b Target) []Change {
 		c := Change{Action: Modify, Kind: "log", Name: "log", Fields: f}
 		switch {
 		case !a.Log.Enabled:
-			c.Action, c.Fields = Add, nil
+			c.Action, c.Fields = Add, given(reflect.ValueOf(b.Log))
 		case !b.Log.Enabled:
 			c = Change{Action: Remove, Kind: "log", Name: "log", Interrupts: "flows that end are not recorded any more"}
 		}
@@ -174,7 +177,7 @@ func accessChanges(a, b nat.Config) (changes []Change) {
 		c := Change{Action: Modify, Kind: "metrics", Name: "metrics", Fields: f}
 		switch lost := uncovered(a.Metrics.From, b.Metrics.From); {
 		case a.Metrics.Port == 0:
-			c.Action = Add
+			c.Action, c.Fields = Add, given(reflect.ValueOf(b.Metrics))
 		case b.Metrics.Port == 0:
 			c = Change{Action: Remove, Kind: "metrics", Name: "metrics", Interrupts: "Prometheus reads them no more over plain HTTP"}
 		case len(lost) > 0:
@@ -229,6 +232,9 @@ func interrupted(yes bool, why string) string {
 	return ""
 }
 
+// maxDetailed bounds the objects of one kind whose fields are listed when they are added.
+const maxDetailed = 100
+
 // diff compares two lists of named objects. differ returns the fields that differ and the
 // interruption that their change causes.
 func diff[T any](kind string, a, b []T, name func(T) string, differ func(a, b T) ([]string, string), removal string) (changes, removals []Change) {
@@ -236,11 +242,16 @@ func diff[T any](kind string, a, b []T, name func(T) string, differ func(a, b T)
 	for _, x := range a {
 		had[name(x)] = x
 	}
+	added := 0
 	for _, y := range b {
 		x, ok := had[name(y)]
 		delete(had, name(y))
 		if !ok {
-			changes = append(changes, Change{Action: Add, Kind: kind, Name: name(y)})
+			c := Change{Action: Add, Kind: kind, Name: name(y)}
+			if added++; added <= maxDetailed {
+				c.Fields = settings(y)
+			}
+			changes = append(changes, c)
 			continue
 		}
 		if f, why := differ(x, y); len(f) > 0 {
@@ -309,6 +320,18 @@ func fieldName(name string) string {
 	return b.String()
 }
 
+// settings returns the fields of a new object that are set.
+func settings(object any) (f []string) {
+	c, is := object.(tunnel.Config)
+	if !is {
+		return given(reflect.ValueOf(object))
+	}
+	for _, d := range tunnel.Fields(c) {
+		f = append(f, values(d.Field, reflect.Value{}, reflect.ValueOf(d.New))...)
+	}
+	return f
+}
+
 func anyFields[T any](why string) func(a, b T) ([]string, string) {
 	return func(a, b T) ([]string, string) {
 		f := fields(reflect.ValueOf(a), reflect.ValueOf(b))
@@ -327,7 +350,20 @@ var words = map[string][2]string{"exhausted": {"reject", "drop"}, "whenDown": {"
 
 // fields returns the exported fields in which two structs of one type differ, nested ones with
 // their path.
-func fields(a, b reflect.Value) (f []string) {
+func fields(a, b reflect.Value) []string { return compare(a, b, changes) }
+
+// given returns the exported fields of a struct that are set, except those that name the object.
+func given(v reflect.Value) []string {
+	return slices.DeleteFunc(compare(reflect.Zero(v.Type()), v, values), func(f string) bool {
+		return strings.HasPrefix(f, "name: ") || strings.HasPrefix(f, "key: ")
+	})
+}
+
+// compare compares two structs, and describes each field in which they differ.
+func compare(a, b reflect.Value, describe func(name string, x, y reflect.Value) []string) (f []string) {
+	if a.Kind() != reflect.Struct {
+		return nil
+	}
 	for i := range a.NumField() {
 		t, x, y := a.Type().Field(i), a.Field(i), b.Field(i)
 		if !t.IsExported() || reflect.DeepEqual(x.Interface(), y.Interface()) {
@@ -341,12 +377,12 @@ func fields(a, b reflect.Value) (f []string) {
 			x, y = x.Elem(), y.Elem()
 		}
 		if _, has := x.Interface().(fmt.Stringer); x.Kind() == reflect.Struct && (!has || t.Type.Kind() == reflect.Pointer) {
-			for _, within := range fields(x, y) {
+			for _, within := range compare(x, y, describe) {
 				f = append(f, below(name, within))
 			}
 			continue
 		}
-		f = append(f, changes(name, x, y)...)
+		f = append(f, describe(name, x, y)...)
 	}
 	return f
 }
@@ -403,8 +439,29 @@ func changes(name string, x, y reflect.Value) (f []string) {
 	return f
 }
 
+// values describes a field that was not there before.
+func values(name string, _, v reflect.Value) []string {
+	if r, is := v.Interface().(secret.Ref); is { // the fingerprint is for changes
+		return []string{name + ": " + r.Name}
+	}
+	if v.Kind() != reflect.Slice {
+		return []string{name + ": " + text(name, v)}
+	}
+	var elements []string
+	for i := range min(v.Len(), maxElements) {
+		elements = append(elements, text(name, v.Index(i)))
+	}
+	if more := v.Len() - maxElements; more > 0 {
+		elements = append(elements, fmt.Sprintf("%d more", more))
+	}
+	return []string{name + ": " + strings.Join(elements, ", ")}
+}
+
 // text returns a value as in the document.
 func text(name string, v reflect.Value) string {
+	if _, has := v.Interface().(fmt.Stringer); v.Kind() == reflect.Pointer && !v.IsNil() && !has {
+		v = v.Elem()
+	}
 	switch x := v.Interface().(type) {
 	case bool:
 		if w, ok := words[name]; ok && x {

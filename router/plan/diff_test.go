@@ -10,6 +10,7 @@ import (
 
 	"github.com/isthmus-net/isthmus/nat"
 	"github.com/isthmus-net/isthmus/router/spec"
+	"github.com/isthmus-net/isthmus/test/golden"
 )
 
 // TestEditedForward checks that removing a forward ends flows for which another policy, which is
@@ -48,12 +49,12 @@ func TestBeatenDeny(t *testing.T) {
 	before, after := target(all, api, elsewhere, denied), target(all, api, elsewhere, denied, deny)
 	const want = "does not apply everywhere: more specific policies let some of its flows pass: api"
 	for what, changes := range map[string][]Change{"document": Diff(before, after), "edit": DiffPolicies(before, after, []string{"quarantine"})} {
-		if len(changes) != 1 || len(changes[0].Fields) != 1 || changes[0].Fields[0] != want {
+		if len(changes) != 1 || changes[0].Fields[0] != want {
 			t.Errorf("%s: %+v", what, changes)
 		}
 	}
 	deny.Destinations = p("198.51.100.0/24", "0.0.0.0/0")
-	if changes := Diff(before, target(all, api, elsewhere, denied, deny)); len(changes) != 1 || len(changes[0].Fields) != 0 {
+	if changes := Diff(before, target(all, api, elsewhere, denied, deny)); len(changes) != 1 || changes[0].Fields[0] != "action: deny" {
 		t.Errorf("a source that is longer wins: %+v", changes)
 	}
 
@@ -75,6 +76,43 @@ func TestBeatenDeny(t *testing.T) {
 	}
 	if changes := Diff(Target{}, target(large...)); len(changes) != 13 || !strings.Contains(changes[0].Fields[0], "too many rules to find other policies") {
 		t.Errorf("%+v", changes[0].Fields)
+	}
+}
+
+// TestAdded checks that a plan shows the fields of new objects as the document has them, none of
+// them with the value of before, and those of the first hundred objects of a kind.
+func TestAdded(t *testing.T) {
+	doc := `node: {name: n, asn: 64620}
+underlay: {interface: eth0, address: 10.9.0.4}
+tunnels:
+- {name: a, cloud: aws, inside: [{local: 169.254.21.2/30, remote: 169.254.21.1}], ipsec: {remoteAddress: 198.51.100.1, psk: k}}
+- {name: b, inside: [{local: 169.254.22.2/30, remote: 169.254.22.1}], wireguard: {privateKey: w, listenPort: 51820, peerPublicKey: bmOXLzJnsXqCGUN0mVAw3WYkY/xj4qzv3ZmJTA4uiTo=}}
+peers:
+- {name: a, tunnel: a, asn: 64512, import: {allow: [{prefix: 10.0.0.0/8, le: 24}]}, export: {allow: [{prefix: 0.0.0.0/0}], med: 10}}
+staticRoutes: [{prefix: 10.5.0.0/16, tunnels: [b]}]
+announce: [10.6.0.0/16]
+egress:
+  log: {}
+  pools: [{name: p, addresses: [{address: 10.9.0.4}, {address: 10.9.0.5, publicAddress: 203.0.113.5}]}]
+  policies: [{name: x, sources: [10.0.0.0/28, 10.1.0.0/28], pool: p, protocol: tcp, ports: ["443", 8000-8010]}]
+`
+	target, _ := mustMake(t, parse(t, doc), Ledger{})
+	var b strings.Builder
+	for _, c := range Diff(Target{}, target) {
+		fmt.Fprintf(&b, "%s %s %s\n", c.Action, c.Kind, c.Name)
+		for _, f := range c.Fields {
+			fmt.Fprintf(&b, "    %s\n", f)
+		}
+	}
+	golden.Check(t, "testdata/added.golden", b.String())
+
+	var many Target
+	for i := range maxDetailed + 1 {
+		many.NAT.Pools = append(many.NAT.Pools, nat.Pool{Name: fmt.Sprintf("p%03d", i), Silent: true})
+	}
+	changes := Diff(Target{}, many)
+	if n := len(changes); n != maxDetailed+1 || len(changes[n-2].Fields) == 0 || len(changes[n-1].Fields) > 0 {
+		t.Errorf("%d changes, the last ones %+v", n, changes[max(0, n-2):])
 	}
 }
 

@@ -459,12 +459,12 @@ func TestDiffOfFields(t *testing.T) {
 	base := document("a-1") + "egress: {log: {maxAge: 48h}, pools: [{name: p, addresses: [{address: 10.9.0.5}]}], policies: [{name: x, sources: [10.0.0.0/28], pool: p}]}\n"
 	first, ledger := mustMake(t, parse(t, base), Ledger{})
 	for _, test := range []struct{ from, to, want string }{
-		{"", "", "node: name: - -> n; asn: 0 -> 64620; routerId: - -> 10.9.0.4"},
+		{"", "", "node: asn: 64620; routerId: 10.9.0.4"},
 		{"maxAge: 48h", "maxAge: 72h", "log: maxAge: 48h -> 72h"},
 		{"log: {maxAge: 48h}, ", "", "remove log: "},
 		{"{name: a-1, ipsec", "{name: a-1, mss: 1200, ipsec", "tunnel: mss: 1398, IPv6 1378 -> 1200, IPv6 1200"},
 		{"10.9.0.5}]", "10.9.0.5}], blocks: {size: 1000, sources: [10.0.0.0/28]}", "pool: blocks: - -> 1000 ports from 1024 for [10.0.0.0/28]"},
-		{"name: p,", "name: p, announce: [0.0.0.0/0],", "add health: "},
+		{"name: p,", "name: p, announce: [0.0.0.0/0],", "health: addresses: 10.9.0.5; announce: 0.0.0.0/0"},
 		{"name: p,", "name: p, exhausted: drop,", "pool: exhausted: reject -> drop"},
 		{"address: 10.9.0.5}", "address: 10.9.0.5, publicAddress: 203.0.113.5, weight: 3}", "pool: - addresses: 10.9.0.5; + addresses: 10.9.0.5 (203.0.113.5, weight 3)"},
 		{"pool: p}", "pool: p, timeouts: {udp: 90s}}", "policy: timeouts.udp: - -> 1m30s"},
@@ -472,6 +472,7 @@ func TestDiffOfFields(t *testing.T) {
 		{"pools:", "nameHold: 2h, pools:", "names: nameHold: - -> 2h"},
 		{"sources: [10.0.0.0/28]", "sources: [10.0.0.0/28, 10.1.0.0/28]", "policy: + sources: 10.1.0.0/28"},
 		{"a-1, ipsec", "a-1, inside: [{local: 169.254.65.2/30}], ipsec", "tunnel: - inside: 169.254.64.2/30 to 169.254.64.1; + inside: 169.254.65.2/30 to 169.254.65.1"},
+		{"asn: 65000}", "asn: 65000, export: {med: 10}}", "peer: export.med: - -> 10"},
 		{"asn: 65000}", "asn: 65000, import: {allow: [{prefix: 10.0.0.0/8, le: 24}]}}", "peer: + import.allow: 10.0.0.0/8 le 24"},
 	} {
 		a := first

@@ -426,7 +426,9 @@ type Change struct {
 	Kind string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
 	// Name of the object.
 	Name string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
-	// Fields that differ, such as "ipsec.psk: fingerprint 1a2b… -> 3c4d…".
+	// Fields that differ, such as "mtu: 1400 -> 1500", "- sources: 10.1.0.0/16" or
+	// "+ sources: 10.2.0.0/16". Those of an object that is added are "mtu: 1400"; only the first 100
+	// added objects of each kind have them.
 	Fields []string `protobuf:"bytes,4,rep,name=fields,proto3" json:"fields,omitempty"`
 	// Whether traffic through this object stops briefly or permanently, and why. Empty: it does not.
 	// Flows that end are counted at the time of the call, as "3,214 flows from 203.0.113.9 end".
