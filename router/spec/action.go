@@ -107,7 +107,7 @@ func (c *checker) poolOf(path string, out *nat.Policy) (*poolFacts, bool) {
 	}
 	f, ok := c.poolNamed(out.Pool)
 	if !ok {
-		c.Problem(path+".pool", out.Pool, "is not a pool of this document", "give the name of one of `egress.pools`")
+		c.Reference(path+".pool", out.Pool, "egress.pools", "pool")
 	}
 	return f, ok
 }
@@ -158,7 +158,7 @@ func (c *checker) forward(path string, p *isthmusv1.EgressPolicy, out *nat.Polic
 		return
 	}
 	for i, dst := range out.Destinations {
-		if !dst.IsSingleIP() || !pool.known[dst.Addr()] {
+		if !dst.IsSingleIP() || pool.whole && !pool.known[dst.Addr()] {
 			c.Problem(fmt.Sprintf("%s.destinations[%d]", path, i), dst.String(), "is not an address of pool "+out.Pool, "give addresses of the pool, such as 192.0.2.11/32, or leave it out for all")
 		}
 	}

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"strconv"
 	"strings"
 	"time"
@@ -176,7 +175,7 @@ func (d *decoder) message(n *yaml.Node, path string, m protoreflect.Message) {
 		return
 	}
 	if n.Kind != yaml.MappingNode {
-		d.problem(n, path, n.Value, "must be a group of fields", "write `field: value` lines below it")
+		d.problem(n, path, n.Value, "must be a group of fields", grouped(n, m.Descriptor().Fields()))
 		return
 	}
 	fields := m.Descriptor().Fields()
@@ -186,7 +185,12 @@ func (d *decoder) message(n *yaml.Node, path string, m protoreflect.Message) {
 		field := fields.ByJSONName(key.Value)
 		at := join(path, key.Value)
 		if field == nil {
-			d.problem(key, at, "", "is not a field here", suggest(key.Value, fields))
+			near, remedy := suggest(key.Value, fields)
+			p := Problem{Path: at, Rule: "is not a field here", Remedy: remedy, Line: key.Line}
+			if near != "" && !hasKey(n, near) {
+				p.Meant = join(path, near)
+			}
+			d.problems.add(p)
 			continue
 		}
 		if seen[key.Value] {
@@ -271,11 +275,8 @@ func (d *decoder) scalar(n *yaml.Node, path string, field protoreflect.FieldDesc
 		if tag == "!!int" && err == nil && !octal {
 			return v, true
 		}
-		limit := uint64(math.MaxUint64)
-		if bits == 32 {
-			limit = math.MaxUint32
-		}
-		d.problem(n, path, n.Value, fmt.Sprintf("must be a whole number from 0 to %d", limit), "write it in decimal digits, without quotes and leading zeros")
+		// Each field has a range of its own, which the check of a number that is read names.
+		d.problem(n, path, n.Value, "must be a whole number", "write it in decimal digits, without quotes and leading zeros")
 		return 0, false
 	}
 	switch field.Kind() {
@@ -283,7 +284,11 @@ func (d *decoder) scalar(n *yaml.Node, path string, field protoreflect.FieldDesc
 		if tag == "!!str" {
 			return protoreflect.ValueOfString(n.Value), true
 		}
-		d.problem(n, path, n.Value, "must be text", "put it in quotes")
+		if tag == "" {
+			d.problem(n, path, "", "must be text", "write the text itself, not a list or a group of fields")
+		} else {
+			d.problem(n, path, n.Value, "must be text", "put it in quotes")
+		}
 	case protoreflect.BoolKind:
 		if tag == "!!bool" {
 			return protoreflect.ValueOfBool(strings.EqualFold(n.Value, "true")), true
@@ -309,8 +314,28 @@ func join(path, name string) string {
 	return path + "." + name
 }
 
-// suggest names the most similar field, or all fields.
-func suggest(name string, fields protoreflect.FieldDescriptors) string {
+// hasKey reports whether a group of fields has a key.
+func hasKey(n *yaml.Node, key string) bool {
+	for i := 0; i < len(n.Content); i += 2 {
+		if n.Content[i].Value == key {
+			return true
+		}
+	}
+	return false
+}
+
+// grouped returns the remedy for a value in the place of a group of fields. If it can be that of
+// the first field, which is the main one, it is shown there.
+func grouped(n *yaml.Node, fields protoreflect.FieldDescriptors) string {
+	if first := fields.Get(0); n.Kind == yaml.ScalarNode && first.Kind() == protoreflect.StringKind && !first.IsList() {
+		return fmt.Sprintf("write `{%s: %s}`", first.JSONName(), shorten(n.Value))
+	}
+	return fmt.Sprintf("write `field: value` lines below it, such as `%s: ...`", fields.Get(0).JSONName())
+}
+
+// suggest returns the most similar field, if one is similar, and the remedy, which names it or all
+// fields.
+func suggest(name string, fields protoreflect.FieldDescriptors) (near, remedy string) {
 	best, distance := "", 4
 	name = name[:min(len(name), 64)] // longer than the name of any field
 	var all []string
@@ -322,9 +347,9 @@ func suggest(name string, fields protoreflect.FieldDescriptors) string {
 		}
 	}
 	if best != "" {
-		return fmt.Sprintf("did you mean %q?", best)
+		return best, fmt.Sprintf("did you mean %q?", best)
 	}
-	return "take one of " + strings.Join(all, ", ")
+	return "", "take one of " + strings.Join(all, ", ")
 }
 
 // edits returns the Levenshtein distance of two short words.

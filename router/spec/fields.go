@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -38,13 +39,63 @@ func (f *Fields) take(problems Problems) {
 // others.
 func (f *Fields) Problems() Problems { return f.problems.problems() }
 
-// Problem records a problem on the line of its field. It ignores fields that could not be decoded:
-// they already have a problem, and only seem to be missing.
+// Problem records a problem on the line of its field. It ignores fields that could not be decoded,
+// and those within them: they already have a problem, and only seem to be missing.
 func (f *Fields) Problem(path, value, rule, remedy string) {
-	if f.unread[""] || f.unread[path] {
+	if f.lost(path) {
 		return
 	}
 	f.problems.add(Problem{Path: path, Value: value, Rule: rule, Remedy: remedy, Line: f.lines.line(path)})
+}
+
+// lost reports whether a value, or one that contains it, could not be decoded.
+func (f *Fields) lost(path string) bool {
+	for at := path; at != ""; at = parent(at) {
+		if f.unread[at] {
+			return true
+		}
+	}
+	return f.unread[""]
+}
+
+// within reports whether a path is that of a value, or of a part of it.
+func within(path, value string) bool {
+	rest, is := strings.CutPrefix(path, value)
+	return is && (rest == "" || rest[0] == '.' || rest[0] == '[')
+}
+
+// faulty reports whether a value, or a part of it, could not be decoded or has a problem. Checks
+// that depend on all of it would only report consequences of that.
+func (f *Fields) faulty(value string) bool {
+	if f.lost(value) || slices.ContainsFunc(f.problems.found, func(p Problem) bool { return within(p.Path, value) }) {
+		return true
+	}
+	for p := range f.unread {
+		if within(p, value) {
+			return true
+		}
+	}
+	return false
+}
+
+var itemName = regexp.MustCompile(`^\[\d+\](\.name)?$`)
+
+// unnamed reports whether the name of an item of a list could not be decoded.
+func (f *Fields) unnamed(list string) bool {
+	for p := range f.unread {
+		if rest, is := strings.CutPrefix(p, list); is && itemName.MatchString(rest) {
+			return true
+		}
+	}
+	return f.lost(list)
+}
+
+// Reference records that a field names something that a list of the document does not have, unless
+// not all of its names are known.
+func (f *Fields) Reference(path, name, list, what string) {
+	if !f.unnamed(list) {
+		f.Problem(path, name, "is not a "+what+" of this document", "give the name of one of `"+list+"`")
+	}
 }
 
 // line returns the line of a field, or of the nearest enclosing one of the text; 0: none.

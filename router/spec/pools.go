@@ -60,7 +60,7 @@ func (c *checker) pool(path string, p *isthmusv1.Pool) {
 		}
 		c.sources[addr], c.publics[public] = at, at
 		if z := a.GetZone(); z != "" && !c.zoneNames[z] {
-			c.Problem(at+".zone", z, "is not a zone of this document", "give the name of one of `egress.zones`")
+			c.Reference(at+".zone", z, "egress.zones", "zone")
 		}
 		weight := c.Number(at+".weight", a.GetWeight(), 1, 1, 100)
 		out.Addresses = append(out.Addresses, nat.PoolAddress{Address: addr, Public: public, Zone: a.GetZone(), Weight: weight})
@@ -106,6 +106,7 @@ type poolFacts struct {
 	pool  *nat.Pool
 	has   [2]bool // IPv4 addresses, and IPv6 addresses
 	known map[netip.Addr]bool
+	whole bool // all of its addresses are known
 }
 
 // poolNamed returns the facts of a pool of the document, and false when no pool has the name.
@@ -118,6 +119,7 @@ func (c *checker) poolNamed(name string) (*poolFacts, bool) {
 				continue
 			}
 			f := &poolFacts{pool: p, known: map[netip.Addr]bool{}}
+			f.whole = !c.faulty(fmt.Sprintf("egress.pools[%d].addresses", i))
 			for _, a := range p.Addresses {
 				f.known[a.Address], f.known[a.Public] = true, true
 				if a.Address.Is4() {
@@ -133,8 +135,11 @@ func (c *checker) poolNamed(name string) (*poolFacts, bool) {
 	return f, ok
 }
 
-// hasFamily reports whether the pool has an address of the family of a.
+// hasFamily reports whether the pool has an address of the family of a, or may have one.
 func (f *poolFacts) hasFamily(a netip.Addr) bool {
+	if !f.whole {
+		return true
+	}
 	if a.Is4() {
 		return f.has[0]
 	}

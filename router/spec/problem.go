@@ -19,6 +19,9 @@ type Problem struct {
 	Rule   string // that is broken
 	Remedy string // how to fix it
 	Line   int    // in the text, from 1; 0 when the document was not text
+	// Meant is the path of the field that an unknown field is a misspelling of, empty if there is
+	// none. Checks take it for unread instead of missing.
+	Meant string
 	// More counts the problems that are not listed, in the last of Problems. It is 0 in all others.
 	More int
 }
@@ -132,6 +135,9 @@ func (ps Problems) paths() map[string]bool {
 	out := make(map[string]bool, len(ps))
 	for _, p := range ps {
 		out[p.Path] = true
+		if p.Meant != "" {
+			out[p.Meant] = true
+		}
 	}
 	return out
 }

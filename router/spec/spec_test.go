@@ -140,6 +140,35 @@ func TestOffline(t *testing.T) {
 	}
 }
 
+// TestNoConsequences checks that a mistake is one problem: not one more for the field that was
+// meant, for a field within a value that could not be read, or for what refers to it.
+func TestNoConsequences(t *testing.T) {
+	const head = "node: {name: n, asn: 64620}\nunderlay: {interface: eth0, address: 10.9.0.4}\n"
+	for text, want := range map[string]string{
+		"egress: {pools: [{name: p, addresses: [10.9.0.4]}], policies: [{name: a, sources: [10.0.0.0/8], pool: p}]}":           "egress.pools[0].addresses[0]: \"10.9.0.4\" must be a group of fields; write `{address: 10.9.0.4}`",
+		"egress: {pools: [{name: p, addresses: [{address: 10.9.0}]}], policies: [{name: a, sources: [10.0.0.0/8], pool: p}]}":  `egress.pools[0].addresses[0].address: "10.9.0" is not an IP address`,
+		"egress: {pools: [{name: p, addresses: [{address: 10.9.0.4}]}], policies: [{name: a, source: [10.0.0.0/8], pool: p}]}": `egress.policies[0].source: is not a field here; did you mean "sources"?`,
+		"egress: {pools: {name: p}, policies: [{name: a, sources: [10.0.0.0/8], pool: p}]}":                                    `egress.pools: must be a list`,
+		"egress: {pools: [{nam: p, addresses: [{address: 10.9.0.4}]}], policies: [{name: a, sources: [10.0.0.0/8], pool: p}]}": `egress.pools[0].nam: is not a field here; did you mean "name"?`,
+		"egress: {zones: z, pools: [{name: p, addresses: [{address: 10.9.0.4, zone: z}]}]}":                                    `egress.zones: "z" must be a list`,
+		"tunnels: {name: x}\npeers: [{name: x, tunnel: x, asn: 65000}]":                                                        `tunnels: must be a list`,
+		"announce: [{prefix: 10.0.0.0/8}]": `announce[0]: must be text; write the text itself, not a list or a group of fields`,
+		"egress: {pools: [{name: p, addresses: [{address: 10.9.0.4}]}], policies: [{name: a, sources: [\"fd00::/8\"], pool: p}]}": `egress.policies[0].sources[0]: "fd00::/8" is of a family without an address in pool p`,
+		"egress: {pool: [], pools: [{name: p, addresses: []}]}":                                                                   "egress.pool: is not a field here; did you mean \"pools\"?\negress.pools[0].addresses: is required",
+	} {
+		var got []string
+		_, problems := parse(head + text)
+		for _, p := range problems {
+			_, without, _ := strings.Cut(p.String(), ": ") // the line
+			got = append(got, without)
+		}
+		wants := strings.Split(want, "\n")
+		if !slices.EqualFunc(got, wants, strings.HasPrefix) {
+			t.Errorf("%s\ngot  %q\nwant %q", text, got, wants)
+		}
+	}
+}
+
 func TestEveryMistakeIsReported(t *testing.T) {
 	_, problems := parse(string(read(t, "fifteen.yaml")))
 	for _, want := range []string{
@@ -387,12 +416,12 @@ func TestNothingFollows(t *testing.T) {
 	good := string(read(t, "clouds.yaml"))
 	for _, c := range []struct{ text, want string }{
 		{"", "is empty; write at least `node` and `underlay`"},
-		{"- a", "line 1: must be a group of fields; write `field: value` lines below it"},
+		{"- a", "line 1: must be a group of fields; write `field: value` lines below it, such as `node: ...`"},
 		{"node:\n\tname: a\n", "line 2: is not valid YAML: found character that cannot start any token; fix the syntax"},
 		{"node: {name: a}\nunderlay: {\n", "line 3: is not valid YAML: did not find expected node content; fix the syntax"},
 		{"node: {name: a}\nannounce: [\"10.0.0.0/8\" x]\n", "line 2: is not valid YAML: did not find expected ',' or ']'; fix the syntax"},
-		{strings.Replace(good, "asn: 64620", `asn: "64620"`, 1), `line 2: node.asn: "64620" must be a whole number from 0 to 4294967295; write it in decimal digits, without quotes and leading zeros`},
-		{strings.Replace(good, "asn: 64620", "asn: 064620", 1), `line 2: node.asn: "064620" must be a whole number from 0 to 4294967295; write it in decimal digits, without quotes and leading zeros`},
+		{strings.Replace(good, "asn: 64620", `asn: "64620"`, 1), `line 2: node.asn: "64620" must be a whole number; write it in decimal digits, without quotes and leading zeros`},
+		{strings.Replace(good, "asn: 64620", "asn: 064620", 1), `line 2: node.asn: "064620" must be a whole number; write it in decimal digits, without quotes and leading zeros`},
 	} {
 		if _, problems := parse(c.text); problems.Error() != c.want {
 			t.Errorf("%.40q: got\n%v\nwant\n%s", c.text, problems, c.want)

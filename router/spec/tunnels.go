@@ -203,7 +203,7 @@ func (c *checker) tunnelRef(path, name string) (Tunnel, bool) {
 	}
 	t, ok := c.tunnels[name]
 	if !ok {
-		c.Problem(path, name, "is not a tunnel of this document", "give the name of one of `tunnels`")
+		c.Reference(path, name, "tunnels", "tunnel")
 	}
 	return t, ok
 }
