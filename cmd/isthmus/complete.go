@@ -66,7 +66,7 @@ func (a *app) generations() cobra.CompletionFunc {
 		})(cmd, args, toComplete)
 		var out []string
 		for _, r := range all {
-			out = append(out, fmt.Sprintf("%d\t%s by %s, %s ago", r.Generation, clean(r.Reason), clean(r.Author), a.since(r.Time)))
+			out = append(out, fmt.Sprintf("%d\t%s by %s, %s ago", r.Generation, clean(r.Reason), clean(r.Author), a.age(r.Time)))
 		}
 		return out, directive | cobra.ShellCompDirectiveKeepOrder
 	}

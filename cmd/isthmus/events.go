@@ -65,7 +65,7 @@ and continues where it was. It prints a warning if events are missing.`}
 	f.BoolVarP(&q.follow, "follow", "f", false, "then print each event as it happens")
 	f.StringVar(&q.since, "since", "", "only events since this time: 1h ago as 1h, 11:20 of the last 24 hours, 2026-11-20 11:20:05 in local time, or RFC 3339")
 	f.IntVar(&q.limit, "limit", 100, "print at most the last so many events, 1 to 10000 (default 10000 with --since, else 100)")
-	f.Lookup("limit").DefValue = "" // the text has it
+	f.Lookup("limit").DefValue = "0" // the text has it
 	f.StringArrayVar(&q.tunnels, "tunnel", nil, "only events of this tunnel (may be repeated)")
 	f.StringArrayVar(&q.peers, "peer", nil, "only events of the BGP session with this peer (may be repeated)")
 	f.StringArrayVar(&q.pools, "pool", nil, "only events of this pool (may be repeated)")
@@ -301,7 +301,7 @@ against root. A container, or a machine without pam_loginuid, has no login user.
 	f.StringVar(&request.Who, "who", "", `only calls of this caller: the name in the certificate, root, or alice for "root (alice)"`)
 	f.StringVar(&request.Method, "method", "", "only calls of this method, such as Apply")
 	f.IntVar(&limit, "limit", 100, "print at most the last so many calls, 1 to 100000 (default 100000 with --since, else 100)")
-	f.Lookup("limit").DefValue = ""
+	f.Lookup("limit").DefValue = "0"
 	cmd.RunE = a.call(func(ctx context.Context, conn *grpc.ClientConn, _ []string) error {
 		const most = 100_000
 		if since != "" {

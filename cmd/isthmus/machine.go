@@ -54,7 +54,7 @@ func slotState(a *app, s *isthmusv1.Slot) string {
 	}
 	switch {
 	case s.Trial && s.Running:
-		words = append(words, "on trial, given up in "+a.until(s.Deadline))
+		words = append(words, "on trial, given up in "+a.left(s.Deadline))
 	case s.Trial:
 		words = append(words, fmt.Sprintf("on trial, %d boots left", s.Tries))
 	}

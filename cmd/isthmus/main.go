@@ -142,16 +142,22 @@ var refusals = []struct{ cause, text string }{
 }
 
 func (a *app) printError(err error) {
-	fmt.Fprintf(a.stderr, "isthmus: %s\n", clean(a.words(err)))
-	s, ok := status.FromError(err)
-	if !ok {
-		return
-	}
-	for _, d := range s.Details() {
-		if p, ok := d.(*isthmusv1.Problems); ok {
-			printProblems(a.stderr, a.document, p.Problems)
+	text := a.words(err)
+	var problems []*isthmusv1.Problem
+	if s, ok := status.FromError(err); ok {
+		for _, d := range s.Details() {
+			if p, ok := d.(*isthmusv1.Problems); ok {
+				problems = append(problems, p.Problems...)
+			}
 		}
 	}
+	if len(problems) == 1 { // the message has it for other clients; here it follows with its remedy
+		if short, is := strings.CutSuffix(text, ": "+problems[0].Path+": "+problems[0].Rule); is {
+			text = short + ": 1 problem"
+		}
+	}
+	fmt.Fprintf(a.stderr, "isthmus: %s\n", clean(text))
+	printProblems(a.stderr, a.document, problems)
 }
 
 // words returns an error for the user, without the words of grpc.
@@ -236,7 +242,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the plan has changes.`,
 	watch := a.group("watch", "Follow changes of objects until interrupted")
 	root.AddCommand(get, describe, watch)
 	for _, add := range []func(root, get, describe, watch *cobra.Command){
-		a.addSpec, a.addTunnels, a.addPeers, a.addDisable, a.addRoutes, a.addPolicies, a.addPolicy, a.addEgress, a.addWho, a.addFlows, a.addPorts, a.addPools, a.addNames, a.addConditions, a.addEvents, a.addAudit, a.addStatus, a.addNode, a.addSecrets, a.addClients,
+		a.addSpec, a.addTunnels, a.addPeers, a.addDisable, a.addRoutes, a.addPolicies, a.addPolicy, a.addEgress, a.addWho, a.addFlows, a.addPorts, a.addPools, a.addNames, a.addConditions, a.addEvents, a.addAudit, a.addStatus, a.addSupport, a.addNode, a.addSecrets, a.addClients,
 		a.addContext, a.addCloud, a.addTopology,
 	} {
 		add(root, get, describe, watch)

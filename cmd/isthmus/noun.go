@@ -347,6 +347,12 @@ func describeCommand[T proto.Message](a *app, use, short string, pick func(conte
 				if err := a.describeMessage(m); err != nil {
 					return err
 				}
+				if !a.tables() {
+					continue
+				}
+				if err := a.showRelated(ctx, conn, m); err != nil {
+					return err
+				}
 			}
 			return missing
 		})}

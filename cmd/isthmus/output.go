@@ -315,16 +315,32 @@ func relative(d time.Duration) string {
 	return short(-d) + " ago"
 }
 
-// since returns the age of a time, as "3h12m".
-func (a *app) since(t *timestamppb.Timestamp) string {
+// age returns the age of a time, as "3h12m".
+func (a *app) age(t *timestamppb.Timestamp) string {
 	if t == nil {
 		return ""
 	}
 	return short(a.now().Sub(t.AsTime()))
 }
 
-// until returns the time left until t, or "now" when it has passed.
+// since is age for a column: with -o wide it has the time as well.
+func (a *app) since(t *timestamppb.Timestamp) string {
+	if t != nil && a.output == "wide" {
+		return a.age(t) + ", " + a.localTime(t)
+	}
+	return a.age(t)
+}
+
+// until is left for a column: with -o wide it has the time as well.
 func (a *app) until(t *timestamppb.Timestamp) string {
+	if t != nil && a.output == "wide" {
+		return a.left(t) + ", " + a.localTime(t)
+	}
+	return a.left(t)
+}
+
+// left returns the time left until t, or "now" when it has passed.
+func (a *app) left(t *timestamppb.Timestamp) string {
 	switch {
 	case t == nil:
 		return ""

@@ -84,7 +84,7 @@ var nameColumns = []column[*isthmusv1.NameStatus]{
 			if len(out) == 2 && a.output != "wide" {
 				return fmt.Sprintf("%s and %d more", strings.Join(out, ","), i+1)
 			}
-			out = append(out, fmt.Sprintf("%s (%s)", g.Address, a.since(g.Since)))
+			out = append(out, fmt.Sprintf("%s (%s)", g.Address, a.age(g.Since)))
 		}
 		return strings.Join(out, ",")
 	}, brief: func(n *isthmusv1.NameStatus) string { return many(len(n.Gone), "addresses") }},

@@ -37,7 +37,6 @@ var revisionColumns = []column[*isthmusv1.Revision]{
 	{header: "REASON", value: func(_ *app, r *isthmusv1.Revision) string { return r.Reason }},
 	{header: "CHANGES", style: number, value: func(_ *app, r *isthmusv1.Revision) string { return count(uint64(r.Changes)) }},
 	{header: "MESSAGE", value: func(_ *app, r *isthmusv1.Revision) string { return r.Message }},
-	{header: "TIME", wide: true, value: func(_ *app, r *isthmusv1.Revision) string { return r.Time.AsTime().UTC().Format(time.RFC3339) }},
 }
 
 // document is the -f flag of the commands that send one.
@@ -274,7 +273,7 @@ const waitDefault = time.Minute
 // waitFlag adds --wait, and returns what gives its value: 0 does not wait.
 func (a *app) waitFlag(cmd *cobra.Command) func() time.Duration {
 	v := cmd.Flags().Duration("wait", waitDefault, "wait until the change is applied, at most this long; 0s does not wait (default 1m on a terminal, else 0s)")
-	cmd.Flags().Lookup("wait").DefValue = "" // the text has it
+	cmd.Flags().Lookup("wait").DefValue = "0s" // the text has it
 	return func() time.Duration {
 		if !cmd.Flags().Changed("wait") && (a.terminal == nil || a.terminal() == 0) {
 			return 0
@@ -398,7 +397,7 @@ func (a *app) waiting(ctx context.Context, conn *grpc.ClientConn) error {
 	if s.ConfirmUntil == nil {
 		return usageError{errors.New("GENERATION is missing, and no generation waits for a confirmation")}
 	}
-	when := a.until(s.ConfirmUntil)
+	when := a.left(s.ConfirmUntil)
 	if when != "now" {
 		when = "in " + when
 	}

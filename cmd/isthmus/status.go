@@ -193,11 +193,11 @@ func (a *app) printStatus(s *isthmusv1.SystemStatus) error {
 	if node == "" {
 		node = "(no document)"
 	}
-	fmt.Fprintf(&b, "%s: %s (%s, up %s)\n", clean(node), verdict, clean(s.Version), a.since(s.Started))
+	fmt.Fprintf(&b, "%s: %s (%s, up %s)\n", clean(node), verdict, clean(s.Version), a.age(s.Started))
 	for _, c := range worstFirst(s.Conditions) {
 		since := ""
 		if c.Since != nil {
-			since = fmt.Sprintf(" for %s, since %s", a.since(c.Since), c.Since.AsTime().In(a.now().Location()).Format(time.DateTime))
+			since = fmt.Sprintf(" for %s, since %s", a.age(c.Since), c.Since.AsTime().In(a.now().Location()).Format(time.DateTime))
 		}
 		fmt.Fprintf(&b, "\n%-8s%s%s\n        %s\n", c.Severity, clean(subject(c)), since, clean(c.Message))
 		if k, ok := condition.Lookup(c.Type); ok {
@@ -222,7 +222,7 @@ func (a *app) printStatus(s *isthmusv1.SystemStatus) error {
 		document = fmt.Sprintf("generation %d, not yet applied (last: %d)", s.Generation, s.AppliedGeneration)
 	}
 	if s.ConfirmUntil != nil {
-		document += fmt.Sprintf("; reverts in %s unless `isthmus confirm %d` is called", a.until(s.ConfirmUntil), s.Generation)
+		document += fmt.Sprintf("; reverts in %s unless `isthmus confirm %d` is called", a.left(s.ConfirmUntil), s.Generation)
 	}
 	line("document", "%s", document)
 	disabled := func(n uint32) string {

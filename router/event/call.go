@@ -70,7 +70,11 @@ func called(a Call) (Event, bool) {
 	case a.Event != "end":
 		return e, false
 	case a.Result != "OK":
-		return use(CallFailed, "%s failed: %s: %s", strings.TrimSpace(method+" "+a.Object), a.Result, cmp.Or(a.Error, "no reason"))
+		object := a.Object
+		if strings.Contains(object, " ") { // no name, such as "why: NET-1234"
+			object = "(" + object + ")"
+		}
+		return use(CallFailed, "%s failed: %s: %s", strings.TrimSpace(method+" "+object), a.Result, cmp.Or(a.Error, "no reason"))
 	}
 	c, ok := calls[method]
 	if !ok {
