@@ -153,10 +153,11 @@ var below = map[string][]string{
 	"router/machine":     {"proto/isthmus/v1", "router/condition", "router/api", "router/store", "image/helper", "image/slot"},
 	"cmd/isthmus-system": {"image/helper", "image/slot", "image/tpm"},
 	"router/noun":        {},
-	"router/api":         {"proto/isthmus/v1", "router/auth", "router/event", "router/fault", "router/noun", "router/reason", "router/store", "router/secret", "bgp"},
+	"router/logs":        {"router/bell"},
+	"router/api":         {"proto/isthmus/v1", "router/auth", "router/event", "router/fault", "router/logs", "router/noun", "router/reason", "router/store", "router/secret", "bgp"},
 	"proto/isthmus/v1":   {},
 	// Presets, importers and topologies are data and pure functions, which work without a node.
-	"cmd/isthmus": {"proto/isthmus/v1", "router/condition", "router/event", "router/noun", "tunnel/cloud", "tunnel/cloud/importer", "router/topology", "router/spec", "router/disk"},
+	"cmd/isthmus": {"proto/isthmus/v1", "router/condition", "router/event", "router/logs", "router/noun", "tunnel/cloud", "tunnel/cloud/importer", "router/topology", "router/spec", "router/disk"},
 }
 
 func TestArrowsPointDown(t *testing.T) {

@@ -101,6 +101,7 @@ var plain = []string{
 	"router/link",
 	"router/link/linktest",
 	"router/live",
+	"router/logs",
 	"router/machine",
 	"router/metrics",
 	"router/noun",
