@@ -2,12 +2,27 @@ package main
 
 import (
 	"context"
+	"io"
 	"log/slog"
 	"sync"
 	"time"
 
 	"golang.org/x/time/rate"
+
+	"github.com/isthmus-net/isthmus/router/logs"
 )
+
+// newLog returns the daemon's logger, which writes to w, and the log with its last lines. The same
+// lines are omitted in both.
+func newLog(w io.Writer, debug bool, now func() time.Time) (*slog.Logger, *logs.Log) {
+	level := slog.LevelInfo
+	if debug {
+		level = slog.LevelDebug
+	}
+	kept := logs.New()
+	text := slog.NewTextHandler(w, &slog.HandlerOptions{Level: level, ReplaceAttr: logs.Hide})
+	return slog.New(newSparing(kept.Handler(text), now)), kept
+}
 
 // Peers, spokes and callers determine how often some events happen that are logged. Each message
 // may have logBurst lines at once and then one in each logEvery; the next line has the number of

@@ -43,6 +43,7 @@ import (
 	"github.com/isthmus-net/isthmus/router/firstboot"
 	"github.com/isthmus-net/isthmus/router/host"
 	"github.com/isthmus-net/isthmus/router/link"
+	"github.com/isthmus-net/isthmus/router/logs"
 	"github.com/isthmus-net/isthmus/router/machine"
 	"github.com/isthmus-net/isthmus/router/metrics"
 	"github.com/isthmus-net/isthmus/router/platform"
@@ -131,18 +132,14 @@ func main() {
 		fmt.Fprintf(os.Stderr, "isthmusd: -hosts %s: a certificate has only names in ASCII: write xn--... for others\n", o.hosts)
 		os.Exit(2)
 	}
-	level := slog.LevelInfo
-	if o.debug {
-		level = slog.LevelDebug
-	}
-	log := slog.New(newSparing(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}), time.Now))
+	log, kept := newLog(os.Stderr, o.debug, time.Now)
 	if err := protect(); err != nil {
 		log.Error("isthmusd ends", "err", err)
 		os.Exit(1)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	work := func(ctx context.Context, o options, log *slog.Logger) error { return run(ctx, o, apiFrom, log) }
+	work := func(ctx context.Context, o options, log *slog.Logger) error { return run(ctx, o, apiFrom, log, kept) }
 	if o.clean {
 		work = func(ctx context.Context, o options, log *slog.Logger) error { return clean(ctx, o, os.Stdout, log) }
 	}
@@ -153,7 +150,7 @@ func main() {
 }
 
 // run wires everything from the bottom up, and runs it until ctx is done.
-func run(ctx context.Context, o options, apiFrom []netip.Prefix, log *slog.Logger) (err error) {
+func run(ctx context.Context, o options, apiFrom []netip.Prefix, log *slog.Logger, kept *logs.Log) (err error) {
 	started := time.Now()
 	if err := os.MkdirAll(o.runtime, 0o755); err != nil {
 		return fmt.Errorf("making the runtime directory: %w", err)
@@ -297,7 +294,7 @@ func run(ctx context.Context, o options, apiFrom []netip.Prefix, log *slog.Logge
 		Serves: func(ctx context.Context) error { return api.Ping(ctx, socket) },
 	})
 	shown = metrics.NewHandler(metrics.Options{Source: r, Expiries: authority.Expiries, Version: version, Revision: revision(), Go: runtime.Version(), Log: log.With("room", "metrics")})
-	server, err := api.Listen(api.Options{Router: r, Machine: beneath, Authority: authority, Events: events, Address: o.listen, Socket: socket, Metrics: shown, Log: log})
+	server, err := api.Listen(api.Options{Router: r, Machine: beneath, Authority: authority, Events: events, Logs: kept, Address: o.listen, Socket: socket, Metrics: shown, Log: log})
 	if err != nil {
 		return err
 	}

@@ -15,3 +15,9 @@ func DaysAreSeconds() func() {
 
 // PauseAfter is pauseAfter.
 var PauseAfter = pauseAfter
+
+// Bounds of watches of the log.
+const (
+	MaxLogWatches          = maxLogWatches
+	MaxLogWatchesPerClient = maxLogWatchesPerClient
+)

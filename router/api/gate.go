@@ -23,6 +23,8 @@ const (
 type gate struct {
 	what string        // describes the calls
 	turn chan struct{} // holds one token
+	// most bounds the calls, and each those of one client.
+	most, each int
 
 	mu sync.Mutex
 	// waiting counts the calls by the serial of the client, including the one that is in. The empty
@@ -31,8 +33,10 @@ type gate struct {
 	total   int
 }
 
-func newGate(what string) *gate {
-	g := &gate{what: what, turn: make(chan struct{}, 1), waiting: map[string]int{}}
+func newGate(what string) *gate { return newGateFor(what, maxWaiting, maxWaitingPerClient) }
+
+func newGateFor(what string, most, each int) *gate {
+	g := &gate{what: what, turn: make(chan struct{}, 1), most: most, each: each, waiting: map[string]int{}}
 	g.turn <- struct{}{}
 	return g
 }
@@ -73,8 +77,8 @@ func (g *gate) join(ctx context.Context) (gone func(), err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	// Root on the node is exempt from the total, so that clients cannot lock it out.
-	if g.waiting[who] >= maxWaitingPerClient || who != "" && g.total >= maxWaiting {
-		return nil, reason.TooManyCalls.Errorf("too many calls %s are waiting (at most %d of one client, %d of all clients); try again later", g.what, maxWaitingPerClient, maxWaiting)
+	if g.waiting[who] >= g.each || who != "" && g.total >= g.most {
+		return nil, reason.TooManyCalls.Errorf("too many calls %s are waiting (at most %d of one client, %d of all clients); try again later", g.what, g.each, g.most)
 	}
 	g.waiting[who]++
 	g.total++

@@ -25,6 +25,7 @@ import (
 
 	"github.com/isthmus-net/isthmus/router/auth"
 	"github.com/isthmus-net/isthmus/router/event"
+	"github.com/isthmus-net/isthmus/router/logs"
 )
 
 // Options are the listeners of a Server and the parts that it serves.
@@ -33,6 +34,8 @@ type Options struct {
 	Authority *auth.Authority
 	// Events is the log of the node's events. Nil: its methods are UNIMPLEMENTED.
 	Events *event.Log
+	// Logs has the last lines of the daemon's log. Nil: its methods are UNIMPLEMENTED.
+	Logs *logs.Log
 	// Machine is the machine that the router runs on. Nil: its methods are UNIMPLEMENTED.
 	Machine Machine
 	// Address is the host and port for mutual TLS. Empty: none.
@@ -72,7 +75,7 @@ const stopTimeout = 3 * time.Second
 func Listen(o Options) (*Server, error) {
 	s := &Server{
 		health:   health.NewServer(),
-		services: &services{router: o.Router, machine: o.Machine, authority: o.Authority, events: o.Events, stopping: make(chan struct{}), reading: newGate("with documents"), writing: newGate("with documents"), listing: newGate("for BGP paths"), applying: newGate("for a generation")},
+		services: &services{router: o.Router, machine: o.Machine, authority: o.Authority, events: o.Events, logs: o.Logs, stopping: make(chan struct{}), reading: newGate("with documents"), writing: newGate("with documents"), listing: newGate("for BGP paths"), applying: newGate("for a generation"), watchingLogs: newGateFor("for lines of the log", maxLogWatches, maxLogWatchesPerClient)},
 	}
 	if o.Log == nil {
 		o.Log = slog.Default()

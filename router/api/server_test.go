@@ -212,7 +212,7 @@ func TestHandshake(t *testing.T) {
 func TestRoles(t *testing.T) {
 	s := apitest.Serve(t, time.Now, apitest.New(time.Now))
 	minimum := map[string]auth.Role{}
-	for _, m := range []string{"Apply", "EditPolicies", "SetDisabled", "Confirm", "Rollback", "ResetPeer", "ResetTunnel", "SetSecret", "AddSecret", "RollbackSecret", "DeleteSecret", "ProveEgress", "Who", "EndFlows"} {
+	for _, m := range []string{"Apply", "EditPolicies", "SetDisabled", "Confirm", "Rollback", "ResetPeer", "ResetTunnel", "SetSecret", "AddSecret", "RollbackSecret", "DeleteSecret", "ProveEgress", "Who", "EndFlows", "ListLogs"} {
 		minimum[m] = auth.Operator
 	}
 	for _, m := range []string{"IssueClient", "ListClients", "ListAudit", "RevokeClient", "RenewAuthority", "RollbackSlot", "Reboot", "PowerOff", "Seal", "Unseal"} {
@@ -810,7 +810,7 @@ func TestHealthAndReflection(t *testing.T) {
 		t.Fatal(err)
 	}
 	list, err := info.Recv()
-	if err != nil || len(list.GetListServicesResponse().GetService()) != 15 {
+	if err != nil || len(list.GetListServicesResponse().GetService()) != 16 {
 		t.Errorf("reflection: %v, %v", list, err)
 	}
 }

@@ -21,6 +21,7 @@ import (
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/auth"
 	"github.com/isthmus-net/isthmus/router/event"
+	"github.com/isthmus-net/isthmus/router/logs"
 	"github.com/isthmus-net/isthmus/router/reason"
 	"github.com/isthmus-net/isthmus/router/store"
 )
@@ -34,10 +35,11 @@ type services struct {
 	machine   Machine // nil: none
 	authority *auth.Authority
 	events    *event.Log
+	logs      *logs.Log
 	stopping  chan struct{} // closed when the server stops
 
 	reading, writing, listing *gate
-	applying                  *gate // only counts: WaitApplied takes no turn
+	applying, watchingLogs    *gate // these only count: their calls take no turn
 
 	isthmusv1.UnimplementedSpecServiceServer
 	isthmusv1.UnimplementedTunnelServiceServer
@@ -48,6 +50,7 @@ type services struct {
 	isthmusv1.UnimplementedSecretServiceServer
 	isthmusv1.UnimplementedAccessServiceServer
 	isthmusv1.UnimplementedEventServiceServer
+	isthmusv1.UnimplementedLogServiceServer
 }
 
 func (s *services) register(server *grpc.Server) {
@@ -61,6 +64,7 @@ func (s *services) register(server *grpc.Server) {
 	isthmusv1.RegisterSecretServiceServer(r, s)
 	isthmusv1.RegisterAccessServiceServer(r, s)
 	isthmusv1.RegisterEventServiceServer(r, s)
+	isthmusv1.RegisterLogServiceServer(r, s)
 	r.registerRest()
 }
 

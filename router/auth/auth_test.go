@@ -59,6 +59,8 @@ func TestRules(t *testing.T) {
 	want := map[string]rule{
 		v1 + "AccessService/ListClients": {Admin, false},
 		v1 + "AccessService/ListAudit":   {Admin, false},
+		v1 + "LogService/ListLogs":       {Operator, false},
+		v1 + "LogService/WatchLogs":      {Operator, false},
 		v1 + "AccessService/RenewClient": {Reader, true}, // only the caller's own certificate
 	}
 	for role, methods := range map[Role]string{

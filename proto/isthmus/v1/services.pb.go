@@ -10174,6 +10174,412 @@ func (x *Event) GetGeneration() uint64 {
 	return 0
 }
 
+// LogFilter selects entries of the log. An entry must match each field that is set.
+type LogFilter struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only entries not before this time.
+	Since *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=since,proto3" json:"since,omitempty"`
+	// Only entries of this level or a higher one: "debug", "info", "warn" or "error". The log has
+	// entries of level "debug" only when isthmusd runs with -debug.
+	MinLevel string `protobuf:"bytes,2,opt,name=min_level,json=minLevel,proto3" json:"min_level,omitempty"`
+	// Only entries of this part of the daemon: the value of the attribute "room", such as "ipsec".
+	Room          string `protobuf:"bytes,3,opt,name=room,proto3" json:"room,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LogFilter) Reset() {
+	*x = LogFilter{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[141]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LogFilter) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LogFilter) ProtoMessage() {}
+
+func (x *LogFilter) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[141]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LogFilter.ProtoReflect.Descriptor instead.
+func (*LogFilter) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{141}
+}
+
+func (x *LogFilter) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *LogFilter) GetMinLevel() string {
+	if x != nil {
+		return x.MinLevel
+	}
+	return ""
+}
+
+func (x *LogFilter) GetRoom() string {
+	if x != nil {
+		return x.Room
+	}
+	return ""
+}
+
+type ListLogsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At most so many, 1 to 1000. Default: 100.
+	PageSize      uint32     `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	PageToken     string     `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	Filter        *LogFilter `protobuf:"bytes,3,opt,name=filter,proto3" json:"filter,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListLogsRequest) Reset() {
+	*x = ListLogsRequest{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[142]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListLogsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListLogsRequest) ProtoMessage() {}
+
+func (x *ListLogsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[142]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListLogsRequest.ProtoReflect.Descriptor instead.
+func (*ListLogsRequest) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{142}
+}
+
+func (x *ListLogsRequest) GetPageSize() uint32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListLogsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+func (x *ListLogsRequest) GetFilter() *LogFilter {
+	if x != nil {
+		return x.Filter
+	}
+	return nil
+}
+
+type ListLogsResponse struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Entries []*LogEntry            `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
+	// Empty on the last page.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// Token with which WatchLogs sends the entries that follow those of the log at the time of this
+	// call.
+	ResumeToken   string `protobuf:"bytes,3,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListLogsResponse) Reset() {
+	*x = ListLogsResponse{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[143]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListLogsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListLogsResponse) ProtoMessage() {}
+
+func (x *ListLogsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[143]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListLogsResponse.ProtoReflect.Descriptor instead.
+func (*ListLogsResponse) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{143}
+}
+
+func (x *ListLogsResponse) GetEntries() []*LogEntry {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
+func (x *ListLogsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+func (x *ListLogsResponse) GetResumeToken() string {
+	if x != nil {
+		return x.ResumeToken
+	}
+	return ""
+}
+
+type WatchLogsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Continue after the entry that had this token, or after a list. The watch first sends the
+	// entries since.
+	ResumeToken string `protobuf:"bytes,1,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
+	// Without a token, the watch first sends the stored entries from filter.since on, and none if
+	// that is not set.
+	Filter        *LogFilter `protobuf:"bytes,2,opt,name=filter,proto3" json:"filter,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchLogsRequest) Reset() {
+	*x = WatchLogsRequest{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[144]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchLogsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchLogsRequest) ProtoMessage() {}
+
+func (x *WatchLogsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[144]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchLogsRequest.ProtoReflect.Descriptor instead.
+func (*WatchLogsRequest) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{144}
+}
+
+func (x *WatchLogsRequest) GetResumeToken() string {
+	if x != nil {
+		return x.ResumeToken
+	}
+	return ""
+}
+
+func (x *WatchLogsRequest) GetFilter() *LogFilter {
+	if x != nil {
+		return x.Filter
+	}
+	return nil
+}
+
+// LogEntry is one line of the daemon's log. Its texts have no control characters.
+type LogEntry struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Time  *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
+	// "debug", "info", "warn" or "error".
+	Level   string `protobuf:"bytes,2,opt,name=level,proto3" json:"level,omitempty"`
+	Message string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
+	// In the order of the line. An entry of more than 8 KiB is cut, and its last attribute is "cut".
+	Attributes []*LogAttribute `protobuf:"bytes,4,rep,name=attributes,proto3" json:"attributes,omitempty"`
+	// Ascending without gaps in one run of the daemon, from 1.
+	Sequence uint64 `protobuf:"varint,5,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	// Token to continue after this entry. Only in a watch.
+	ResumeToken string `protobuf:"bytes,6,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
+	// Reason why entries before this one are missing in the watch: it was too slow, or the daemon has
+	// started again. Empty: none are missing.
+	Lost string `protobuf:"bytes,7,opt,name=lost,proto3" json:"lost,omitempty"`
+	// How many are missing, with those that the filter does not select; 0 with a reason: unknown.
+	LostEntries   uint64 `protobuf:"varint,8,opt,name=lost_entries,json=lostEntries,proto3" json:"lost_entries,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LogEntry) Reset() {
+	*x = LogEntry{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[145]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LogEntry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LogEntry) ProtoMessage() {}
+
+func (x *LogEntry) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[145]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LogEntry.ProtoReflect.Descriptor instead.
+func (*LogEntry) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{145}
+}
+
+func (x *LogEntry) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *LogEntry) GetLevel() string {
+	if x != nil {
+		return x.Level
+	}
+	return ""
+}
+
+func (x *LogEntry) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *LogEntry) GetAttributes() []*LogAttribute {
+	if x != nil {
+		return x.Attributes
+	}
+	return nil
+}
+
+func (x *LogEntry) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *LogEntry) GetResumeToken() string {
+	if x != nil {
+		return x.ResumeToken
+	}
+	return ""
+}
+
+func (x *LogEntry) GetLost() string {
+	if x != nil {
+		return x.Lost
+	}
+	return ""
+}
+
+func (x *LogEntry) GetLostEntries() uint64 {
+	if x != nil {
+		return x.LostEntries
+	}
+	return 0
+}
+
+// LogAttribute is a key of a log entry with its value.
+type LogAttribute struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LogAttribute) Reset() {
+	*x = LogAttribute{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[146]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LogAttribute) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LogAttribute) ProtoMessage() {}
+
+func (x *LogAttribute) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[146]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LogAttribute.ProtoReflect.Descriptor instead.
+func (*LogAttribute) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{146}
+}
+
+func (x *LogAttribute) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *LogAttribute) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
 var File_isthmus_v1_services_proto protoreflect.FileDescriptor
 
 const file_isthmus_v1_services_proto_rawDesc = "" +
@@ -10984,7 +11390,37 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\n" +
 	"generation\x18\n" +
 	" \x01(\x04R\n" +
-	"generation*\x87\x01\n" +
+	"generation\"n\n" +
+	"\tLogFilter\x120\n" +
+	"\x05since\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x1b\n" +
+	"\tmin_level\x18\x02 \x01(\tR\bminLevel\x12\x12\n" +
+	"\x04room\x18\x03 \x01(\tR\x04room\"|\n" +
+	"\x0fListLogsRequest\x12\x1b\n" +
+	"\tpage_size\x18\x01 \x01(\rR\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x02 \x01(\tR\tpageToken\x12-\n" +
+	"\x06filter\x18\x03 \x01(\v2\x15.isthmus.v1.LogFilterR\x06filter\"\x8d\x01\n" +
+	"\x10ListLogsResponse\x12.\n" +
+	"\aentries\x18\x01 \x03(\v2\x14.isthmus.v1.LogEntryR\aentries\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12!\n" +
+	"\fresume_token\x18\x03 \x01(\tR\vresumeToken\"d\n" +
+	"\x10WatchLogsRequest\x12!\n" +
+	"\fresume_token\x18\x01 \x01(\tR\vresumeToken\x12-\n" +
+	"\x06filter\x18\x02 \x01(\v2\x15.isthmus.v1.LogFilterR\x06filter\"\x9a\x02\n" +
+	"\bLogEntry\x12.\n" +
+	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
+	"\x05level\x18\x02 \x01(\tR\x05level\x12\x18\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\x128\n" +
+	"\n" +
+	"attributes\x18\x04 \x03(\v2\x18.isthmus.v1.LogAttributeR\n" +
+	"attributes\x12\x1a\n" +
+	"\bsequence\x18\x05 \x01(\x04R\bsequence\x12!\n" +
+	"\fresume_token\x18\x06 \x01(\tR\vresumeToken\x12\x12\n" +
+	"\x04lost\x18\a \x01(\tR\x04lost\x12!\n" +
+	"\flost_entries\x18\b \x01(\x04R\vlostEntries\"6\n" +
+	"\fLogAttribute\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value*\x87\x01\n" +
 	"\bPathView\x12\x19\n" +
 	"\x15PATH_VIEW_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12PATH_VIEW_RECEIVED\x10\x01\x12\x16\n" +
@@ -11067,7 +11503,11 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\fEventService\x12Q\n" +
 	"\n" +
 	"ListEvents\x12\x1d.isthmus.v1.ListEventsRequest\x1a\x1e.isthmus.v1.ListEventsResponse\"\x04\xd0\xd3\x18\x01\x12V\n" +
-	"\vWatchEvents\x12\x1e.isthmus.v1.WatchEventsRequest\x1a\x1f.isthmus.v1.WatchEventsResponse\"\x04\xd0\xd3\x18\x010\x01B;Z9github.com/isthmus-net/isthmus/proto/isthmus/v1;isthmusv1b\x06proto3"
+	"\vWatchEvents\x12\x1e.isthmus.v1.WatchEventsRequest\x1a\x1f.isthmus.v1.WatchEventsResponse\"\x04\xd0\xd3\x18\x010\x012\xa2\x01\n" +
+	"\n" +
+	"LogService\x12K\n" +
+	"\bListLogs\x12\x1b.isthmus.v1.ListLogsRequest\x1a\x1c.isthmus.v1.ListLogsResponse\"\x04\xd0\xd3\x18\x02\x12G\n" +
+	"\tWatchLogs\x12\x1c.isthmus.v1.WatchLogsRequest\x1a\x14.isthmus.v1.LogEntry\"\x04\xd0\xd3\x18\x020\x01B;Z9github.com/isthmus-net/isthmus/proto/isthmus/v1;isthmusv1b\x06proto3"
 
 var (
 	file_isthmus_v1_services_proto_rawDescOnce sync.Once
@@ -11082,7 +11522,7 @@ func file_isthmus_v1_services_proto_rawDescGZIP() []byte {
 }
 
 var file_isthmus_v1_services_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 141)
+var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 147)
 var file_isthmus_v1_services_proto_goTypes = []any{
 	(PathView)(0),                   // 0: isthmus.v1.PathView
 	(Change_Action)(0),              // 1: isthmus.v1.Change.Action
@@ -11227,269 +11667,285 @@ var file_isthmus_v1_services_proto_goTypes = []any{
 	(*WatchEventsRequest)(nil),      // 140: isthmus.v1.WatchEventsRequest
 	(*WatchEventsResponse)(nil),     // 141: isthmus.v1.WatchEventsResponse
 	(*Event)(nil),                   // 142: isthmus.v1.Event
-	(*Spec)(nil),                    // 143: isthmus.v1.Spec
-	(*Problem)(nil),                 // 144: isthmus.v1.Problem
-	(*durationpb.Duration)(nil),     // 145: google.protobuf.Duration
-	(*EgressPolicy)(nil),            // 146: isthmus.v1.EgressPolicy
-	(*timestamppb.Timestamp)(nil),   // 147: google.protobuf.Timestamp
-	(*Condition)(nil),               // 148: isthmus.v1.Condition
-	(EventType)(0),                  // 149: isthmus.v1.EventType
-	(*Inside)(nil),                  // 150: isthmus.v1.Inside
+	(*LogFilter)(nil),               // 143: isthmus.v1.LogFilter
+	(*ListLogsRequest)(nil),         // 144: isthmus.v1.ListLogsRequest
+	(*ListLogsResponse)(nil),        // 145: isthmus.v1.ListLogsResponse
+	(*WatchLogsRequest)(nil),        // 146: isthmus.v1.WatchLogsRequest
+	(*LogEntry)(nil),                // 147: isthmus.v1.LogEntry
+	(*LogAttribute)(nil),            // 148: isthmus.v1.LogAttribute
+	(*Spec)(nil),                    // 149: isthmus.v1.Spec
+	(*Problem)(nil),                 // 150: isthmus.v1.Problem
+	(*durationpb.Duration)(nil),     // 151: google.protobuf.Duration
+	(*EgressPolicy)(nil),            // 152: isthmus.v1.EgressPolicy
+	(*timestamppb.Timestamp)(nil),   // 153: google.protobuf.Timestamp
+	(*Condition)(nil),               // 154: isthmus.v1.Condition
+	(EventType)(0),                  // 155: isthmus.v1.EventType
+	(*Inside)(nil),                  // 156: isthmus.v1.Inside
 }
 var file_isthmus_v1_services_proto_depIdxs = []int32{
-	143, // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
-	144, // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
+	149, // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
+	150, // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
 	2,   // 2: isthmus.v1.ValidateRequest.source:type_name -> isthmus.v1.Source
-	144, // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
-	144, // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
+	150, // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
+	150, // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
 	2,   // 5: isthmus.v1.PlanRequest.source:type_name -> isthmus.v1.Source
 	1,   // 6: isthmus.v1.Change.action:type_name -> isthmus.v1.Change.Action
 	7,   // 7: isthmus.v1.PlanResponse.changes:type_name -> isthmus.v1.Change
-	144, // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
+	150, // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
 	2,   // 9: isthmus.v1.ApplyRequest.source:type_name -> isthmus.v1.Source
-	145, // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
+	151, // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
 	7,   // 11: isthmus.v1.ApplyResponse.changes:type_name -> isthmus.v1.Change
-	144, // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
-	145, // 13: isthmus.v1.ApplyResponse.goes_back_in:type_name -> google.protobuf.Duration
-	146, // 14: isthmus.v1.EditPoliciesRequest.set:type_name -> isthmus.v1.EgressPolicy
-	145, // 15: isthmus.v1.EditPoliciesRequest.confirm_within:type_name -> google.protobuf.Duration
-	145, // 16: isthmus.v1.SetDisabledRequest.confirm_within:type_name -> google.protobuf.Duration
-	143, // 17: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
+	150, // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
+	151, // 13: isthmus.v1.ApplyResponse.goes_back_in:type_name -> google.protobuf.Duration
+	152, // 14: isthmus.v1.EditPoliciesRequest.set:type_name -> isthmus.v1.EgressPolicy
+	151, // 15: isthmus.v1.EditPoliciesRequest.confirm_within:type_name -> google.protobuf.Duration
+	151, // 16: isthmus.v1.SetDisabledRequest.confirm_within:type_name -> google.protobuf.Duration
+	149, // 17: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
 	20,  // 18: isthmus.v1.ListHistoryResponse.revisions:type_name -> isthmus.v1.Revision
-	147, // 19: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
-	145, // 20: isthmus.v1.RollbackRequest.confirm_within:type_name -> google.protobuf.Duration
-	145, // 21: isthmus.v1.WaitAppliedRequest.max_wait:type_name -> google.protobuf.Duration
-	148, // 22: isthmus.v1.WaitAppliedResponse.conditions:type_name -> isthmus.v1.Condition
+	153, // 19: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
+	151, // 20: isthmus.v1.RollbackRequest.confirm_within:type_name -> google.protobuf.Duration
+	151, // 21: isthmus.v1.WaitAppliedRequest.max_wait:type_name -> google.protobuf.Duration
+	154, // 22: isthmus.v1.WaitAppliedResponse.conditions:type_name -> isthmus.v1.Condition
 	31,  // 23: isthmus.v1.ListTunnelsResponse.tunnels:type_name -> isthmus.v1.TunnelStatus
 	34,  // 24: isthmus.v1.ListTunnelsResponse.strays:type_name -> isthmus.v1.StrayTunnel
-	149, // 25: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
+	155, // 25: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
 	31,  // 26: isthmus.v1.TunnelEvent.tunnel:type_name -> isthmus.v1.TunnelStatus
-	147, // 27: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
-	150, // 28: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
-	147, // 29: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
-	147, // 30: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
-	147, // 31: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
-	148, // 32: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
+	153, // 27: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
+	156, // 28: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
+	153, // 29: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
+	153, // 30: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
+	153, // 31: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
+	154, // 32: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
 	33,  // 33: isthmus.v1.TunnelStatus.explanation:type_name -> isthmus.v1.Explanation
-	147, // 34: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
-	147, // 35: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
-	147, // 36: isthmus.v1.TunnelStatus.last_error_since:type_name -> google.protobuf.Timestamp
-	147, // 37: isthmus.v1.TunnelStatus.data_received:type_name -> google.protobuf.Timestamp
+	153, // 34: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
+	153, // 35: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
+	153, // 36: isthmus.v1.TunnelStatus.last_error_since:type_name -> google.protobuf.Timestamp
+	153, // 37: isthmus.v1.TunnelStatus.data_received:type_name -> google.protobuf.Timestamp
 	32,  // 38: isthmus.v1.TunnelStatus.wireguard:type_name -> isthmus.v1.WireGuardStatus
-	147, // 39: isthmus.v1.WireGuardStatus.last_handshake:type_name -> google.protobuf.Timestamp
-	145, // 40: isthmus.v1.WireGuardStatus.keepalive:type_name -> google.protobuf.Duration
-	147, // 41: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
-	147, // 42: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
-	147, // 43: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
+	153, // 39: isthmus.v1.WireGuardStatus.last_handshake:type_name -> google.protobuf.Timestamp
+	151, // 40: isthmus.v1.WireGuardStatus.keepalive:type_name -> google.protobuf.Duration
+	153, // 41: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
+	153, // 42: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
+	153, // 43: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
 	42,  // 44: isthmus.v1.ListPeersResponse.peers:type_name -> isthmus.v1.PeerStatus
-	149, // 45: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
+	155, // 45: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
 	42,  // 46: isthmus.v1.PeerEvent.peer:type_name -> isthmus.v1.PeerStatus
-	147, // 47: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
-	145, // 48: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
-	148, // 49: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
-	147, // 50: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
+	153, // 47: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
+	151, // 48: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
+	154, // 49: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
+	153, // 50: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
 	43,  // 51: isthmus.v1.PeerStatus.filter:type_name -> isthmus.v1.PeerFilter
-	147, // 52: isthmus.v1.PeerStatus.last_error_time:type_name -> google.protobuf.Timestamp
+	153, // 52: isthmus.v1.PeerStatus.last_error_time:type_name -> google.protobuf.Timestamp
 	44,  // 53: isthmus.v1.PeerFilter.discarded:type_name -> isthmus.v1.DiscardedAttribute
 	49,  // 54: isthmus.v1.ListRoutesResponse.routes:type_name -> isthmus.v1.Route
-	149, // 55: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
+	155, // 55: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
 	49,  // 56: isthmus.v1.RouteEvent.route:type_name -> isthmus.v1.Route
 	50,  // 57: isthmus.v1.Route.next_hops:type_name -> isthmus.v1.NextHop
-	147, // 58: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
-	148, // 59: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
+	153, // 58: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
+	154, // 59: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
 	0,   // 60: isthmus.v1.ListPathsRequest.view:type_name -> isthmus.v1.PathView
 	49,  // 61: isthmus.v1.ListPathsResponse.route:type_name -> isthmus.v1.Route
 	54,  // 62: isthmus.v1.ListPathsResponse.paths:type_name -> isthmus.v1.Path
 	53,  // 63: isthmus.v1.ListPathsResponse.offers:type_name -> isthmus.v1.PathOffer
-	147, // 64: isthmus.v1.Path.since:type_name -> google.protobuf.Timestamp
+	153, // 64: isthmus.v1.Path.since:type_name -> google.protobuf.Timestamp
 	65,  // 65: isthmus.v1.ListPoliciesResponse.policies:type_name -> isthmus.v1.PolicyStatus
 	57,  // 66: isthmus.v1.ListPoliciesResponse.drops:type_name -> isthmus.v1.Drop
-	149, // 67: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
+	155, // 67: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
 	65,  // 68: isthmus.v1.PolicyEvent.policy:type_name -> isthmus.v1.PolicyStatus
 	62,  // 69: isthmus.v1.ProveEgressResponse.proof:type_name -> isthmus.v1.EgressProof
-	147, // 70: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
+	153, // 70: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
 	63,  // 71: isthmus.v1.EgressProof.states:type_name -> isthmus.v1.EgressProofState
 	64,  // 72: isthmus.v1.EgressProof.canaries:type_name -> isthmus.v1.CanaryResult
 	71,  // 73: isthmus.v1.ListPoolsResponse.pools:type_name -> isthmus.v1.PoolStatus
-	149, // 74: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
+	155, // 74: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
 	71,  // 75: isthmus.v1.PoolEvent.pool:type_name -> isthmus.v1.PoolStatus
 	72,  // 76: isthmus.v1.PoolStatus.members:type_name -> isthmus.v1.PoolMember
-	147, // 77: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
+	153, // 77: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
 	73,  // 78: isthmus.v1.PoolMember.targets:type_name -> isthmus.v1.ProbeTarget
-	147, // 79: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
-	147, // 80: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
+	153, // 79: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
+	153, // 80: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
 	78,  // 81: isthmus.v1.ListNamesResponse.names:type_name -> isthmus.v1.NameStatus
-	149, // 82: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
+	155, // 82: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
 	78,  // 83: isthmus.v1.NameEvent.name:type_name -> isthmus.v1.NameStatus
-	147, // 84: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
-	147, // 85: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
+	153, // 84: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
+	153, // 85: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
 	79,  // 86: isthmus.v1.NameStatus.gone:type_name -> isthmus.v1.GoneAddress
-	147, // 87: isthmus.v1.NameStatus.differs:type_name -> google.protobuf.Timestamp
-	147, // 88: isthmus.v1.GoneAddress.since:type_name -> google.protobuf.Timestamp
+	153, // 87: isthmus.v1.NameStatus.differs:type_name -> google.protobuf.Timestamp
+	153, // 88: isthmus.v1.GoneAddress.since:type_name -> google.protobuf.Timestamp
 	86,  // 89: isthmus.v1.Machine.slots:type_name -> isthmus.v1.Slot
-	147, // 90: isthmus.v1.Slot.deadline:type_name -> google.protobuf.Timestamp
+	153, // 90: isthmus.v1.Slot.deadline:type_name -> google.protobuf.Timestamp
 	88,  // 91: isthmus.v1.UpgradeRequest.header:type_name -> isthmus.v1.UpgradeHeader
 	99,  // 92: isthmus.v1.WatchStatusResponse.status:type_name -> isthmus.v1.SystemStatus
-	147, // 93: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
-	147, // 94: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
-	148, // 95: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
+	153, // 93: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
+	153, // 94: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
+	154, // 95: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
 	103, // 96: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
 	101, // 97: isthmus.v1.SystemStatus.platform:type_name -> isthmus.v1.PlatformStatus
 	100, // 98: isthmus.v1.SystemStatus.summary:type_name -> isthmus.v1.Summary
 	129, // 99: isthmus.v1.Summary.ports:type_name -> isthmus.v1.PortUse
 	102, // 100: isthmus.v1.PlatformStatus.interfaces:type_name -> isthmus.v1.PlatformInterface
-	147, // 101: isthmus.v1.PlatformStatus.read:type_name -> google.protobuf.Timestamp
+	153, // 101: isthmus.v1.PlatformStatus.read:type_name -> google.protobuf.Timestamp
 	108, // 102: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
-	147, // 103: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
-	147, // 104: isthmus.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
-	147, // 105: isthmus.v1.ListAuditRequest.until:type_name -> google.protobuf.Timestamp
+	153, // 103: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
+	153, // 104: isthmus.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
+	153, // 105: isthmus.v1.ListAuditRequest.until:type_name -> google.protobuf.Timestamp
 	113, // 106: isthmus.v1.ListAuditResponse.entries:type_name -> isthmus.v1.AuditEntry
-	147, // 107: isthmus.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
-	147, // 108: isthmus.v1.RenewAuthorityResponse.former_until:type_name -> google.protobuf.Timestamp
-	145, // 109: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
+	153, // 107: isthmus.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
+	153, // 108: isthmus.v1.RenewAuthorityResponse.former_until:type_name -> google.protobuf.Timestamp
+	151, // 109: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
 	122, // 110: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
 	122, // 111: isthmus.v1.RenewClientResponse.client:type_name -> isthmus.v1.Client
 	122, // 112: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
-	147, // 113: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
-	147, // 114: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
+	153, // 113: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
+	153, // 114: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
 	129, // 115: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
 	130, // 116: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
 	131, // 117: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
-	147, // 118: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
-	149, // 119: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
+	153, // 118: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
+	155, // 119: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
 	129, // 120: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
-	145, // 121: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
-	147, // 122: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
-	145, // 123: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
+	151, // 121: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
+	153, // 122: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
+	151, // 123: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
 	136, // 124: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
-	147, // 125: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
-	147, // 126: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
-	147, // 127: isthmus.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
-	147, // 128: isthmus.v1.EventFilter.until:type_name -> google.protobuf.Timestamp
+	153, // 125: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
+	153, // 126: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
+	153, // 127: isthmus.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
+	153, // 128: isthmus.v1.EventFilter.until:type_name -> google.protobuf.Timestamp
 	137, // 129: isthmus.v1.ListEventsRequest.filter:type_name -> isthmus.v1.EventFilter
 	142, // 130: isthmus.v1.ListEventsResponse.events:type_name -> isthmus.v1.Event
 	137, // 131: isthmus.v1.WatchEventsRequest.filter:type_name -> isthmus.v1.EventFilter
-	149, // 132: isthmus.v1.WatchEventsResponse.type:type_name -> isthmus.v1.EventType
+	155, // 132: isthmus.v1.WatchEventsResponse.type:type_name -> isthmus.v1.EventType
 	142, // 133: isthmus.v1.WatchEventsResponse.event:type_name -> isthmus.v1.Event
-	147, // 134: isthmus.v1.Event.time:type_name -> google.protobuf.Timestamp
-	145, // 135: isthmus.v1.Event.lasted:type_name -> google.protobuf.Duration
-	4,   // 136: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
-	6,   // 137: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
-	9,   // 138: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
-	11,  // 139: isthmus.v1.SpecService.EditPolicies:input_type -> isthmus.v1.EditPoliciesRequest
-	12,  // 140: isthmus.v1.SpecService.SetDisabled:input_type -> isthmus.v1.SetDisabledRequest
-	13,  // 141: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
-	15,  // 142: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
-	16,  // 143: isthmus.v1.SpecService.GetEffectiveSpec:input_type -> isthmus.v1.GetEffectiveSpecRequest
-	18,  // 144: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
-	21,  // 145: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
-	22,  // 146: isthmus.v1.SpecService.WaitApplied:input_type -> isthmus.v1.WaitAppliedRequest
-	24,  // 147: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
-	26,  // 148: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
-	27,  // 149: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
-	28,  // 150: isthmus.v1.TunnelService.ResetTunnel:input_type -> isthmus.v1.ResetTunnelRequest
-	35,  // 151: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
-	37,  // 152: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
-	38,  // 153: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
-	40,  // 154: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
-	45,  // 155: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
-	47,  // 156: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
-	51,  // 157: isthmus.v1.RouteService.ListPaths:input_type -> isthmus.v1.ListPathsRequest
-	55,  // 158: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
-	58,  // 159: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
-	60,  // 160: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
-	134, // 161: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
-	132, // 162: isthmus.v1.NATService.EndFlows:input_type -> isthmus.v1.EndFlowsRequest
-	66,  // 163: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
-	68,  // 164: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
-	69,  // 165: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
-	74,  // 166: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
-	76,  // 167: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
-	96,  // 168: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
-	97,  // 169: isthmus.v1.SystemService.WatchStatus:input_type -> isthmus.v1.WatchStatusRequest
-	84,  // 170: isthmus.v1.SystemService.GetMachine:input_type -> isthmus.v1.GetMachineRequest
-	87,  // 171: isthmus.v1.SystemService.Upgrade:input_type -> isthmus.v1.UpgradeRequest
-	90,  // 172: isthmus.v1.SystemService.RollbackSlot:input_type -> isthmus.v1.RollbackSlotRequest
-	92,  // 173: isthmus.v1.SystemService.Reboot:input_type -> isthmus.v1.RebootRequest
-	94,  // 174: isthmus.v1.SystemService.PowerOff:input_type -> isthmus.v1.PowerOffRequest
-	80,  // 175: isthmus.v1.SystemService.Seal:input_type -> isthmus.v1.SealRequest
-	82,  // 176: isthmus.v1.SystemService.Unseal:input_type -> isthmus.v1.UnsealRequest
-	104, // 177: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
-	104, // 178: isthmus.v1.SecretService.AddSecret:input_type -> isthmus.v1.SetSecretRequest
-	105, // 179: isthmus.v1.SecretService.RollbackSecret:input_type -> isthmus.v1.RollbackSecretRequest
-	106, // 180: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
-	109, // 181: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
-	116, // 182: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
-	120, // 183: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
-	123, // 184: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
-	118, // 185: isthmus.v1.AccessService.RenewClient:input_type -> isthmus.v1.RenewClientRequest
-	114, // 186: isthmus.v1.AccessService.RenewAuthority:input_type -> isthmus.v1.RenewAuthorityRequest
-	111, // 187: isthmus.v1.AccessService.ListAudit:input_type -> isthmus.v1.ListAuditRequest
-	125, // 188: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
-	127, // 189: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
-	138, // 190: isthmus.v1.EventService.ListEvents:input_type -> isthmus.v1.ListEventsRequest
-	140, // 191: isthmus.v1.EventService.WatchEvents:input_type -> isthmus.v1.WatchEventsRequest
-	5,   // 192: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
-	8,   // 193: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
-	10,  // 194: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
-	10,  // 195: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
-	10,  // 196: isthmus.v1.SpecService.SetDisabled:output_type -> isthmus.v1.ApplyResponse
-	14,  // 197: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
-	17,  // 198: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
-	17,  // 199: isthmus.v1.SpecService.GetEffectiveSpec:output_type -> isthmus.v1.GetSpecResponse
-	19,  // 200: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
-	10,  // 201: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
-	23,  // 202: isthmus.v1.SpecService.WaitApplied:output_type -> isthmus.v1.WaitAppliedResponse
-	25,  // 203: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
-	31,  // 204: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
-	30,  // 205: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
-	29,  // 206: isthmus.v1.TunnelService.ResetTunnel:output_type -> isthmus.v1.ResetTunnelResponse
-	36,  // 207: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
-	42,  // 208: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
-	39,  // 209: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
-	41,  // 210: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
-	46,  // 211: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
-	48,  // 212: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
-	52,  // 213: isthmus.v1.RouteService.ListPaths:output_type -> isthmus.v1.ListPathsResponse
-	56,  // 214: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
-	59,  // 215: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
-	61,  // 216: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
-	135, // 217: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
-	133, // 218: isthmus.v1.NATService.EndFlows:output_type -> isthmus.v1.EndFlowsResponse
-	67,  // 219: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
-	71,  // 220: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
-	70,  // 221: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
-	75,  // 222: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
-	77,  // 223: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
-	99,  // 224: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
-	98,  // 225: isthmus.v1.SystemService.WatchStatus:output_type -> isthmus.v1.WatchStatusResponse
-	85,  // 226: isthmus.v1.SystemService.GetMachine:output_type -> isthmus.v1.Machine
-	89,  // 227: isthmus.v1.SystemService.Upgrade:output_type -> isthmus.v1.UpgradeResponse
-	91,  // 228: isthmus.v1.SystemService.RollbackSlot:output_type -> isthmus.v1.RollbackSlotResponse
-	93,  // 229: isthmus.v1.SystemService.Reboot:output_type -> isthmus.v1.RebootResponse
-	95,  // 230: isthmus.v1.SystemService.PowerOff:output_type -> isthmus.v1.PowerOffResponse
-	81,  // 231: isthmus.v1.SystemService.Seal:output_type -> isthmus.v1.SealResponse
-	83,  // 232: isthmus.v1.SystemService.Unseal:output_type -> isthmus.v1.UnsealResponse
-	108, // 233: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
-	108, // 234: isthmus.v1.SecretService.AddSecret:output_type -> isthmus.v1.SecretInfo
-	108, // 235: isthmus.v1.SecretService.RollbackSecret:output_type -> isthmus.v1.SecretInfo
-	107, // 236: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
-	110, // 237: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
-	117, // 238: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
-	121, // 239: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
-	124, // 240: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
-	119, // 241: isthmus.v1.AccessService.RenewClient:output_type -> isthmus.v1.RenewClientResponse
-	115, // 242: isthmus.v1.AccessService.RenewAuthority:output_type -> isthmus.v1.RenewAuthorityResponse
-	112, // 243: isthmus.v1.AccessService.ListAudit:output_type -> isthmus.v1.ListAuditResponse
-	126, // 244: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
-	128, // 245: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
-	139, // 246: isthmus.v1.EventService.ListEvents:output_type -> isthmus.v1.ListEventsResponse
-	141, // 247: isthmus.v1.EventService.WatchEvents:output_type -> isthmus.v1.WatchEventsResponse
-	192, // [192:248] is the sub-list for method output_type
-	136, // [136:192] is the sub-list for method input_type
-	136, // [136:136] is the sub-list for extension type_name
-	136, // [136:136] is the sub-list for extension extendee
-	0,   // [0:136] is the sub-list for field type_name
+	153, // 134: isthmus.v1.Event.time:type_name -> google.protobuf.Timestamp
+	151, // 135: isthmus.v1.Event.lasted:type_name -> google.protobuf.Duration
+	153, // 136: isthmus.v1.LogFilter.since:type_name -> google.protobuf.Timestamp
+	143, // 137: isthmus.v1.ListLogsRequest.filter:type_name -> isthmus.v1.LogFilter
+	147, // 138: isthmus.v1.ListLogsResponse.entries:type_name -> isthmus.v1.LogEntry
+	143, // 139: isthmus.v1.WatchLogsRequest.filter:type_name -> isthmus.v1.LogFilter
+	153, // 140: isthmus.v1.LogEntry.time:type_name -> google.protobuf.Timestamp
+	148, // 141: isthmus.v1.LogEntry.attributes:type_name -> isthmus.v1.LogAttribute
+	4,   // 142: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
+	6,   // 143: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
+	9,   // 144: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
+	11,  // 145: isthmus.v1.SpecService.EditPolicies:input_type -> isthmus.v1.EditPoliciesRequest
+	12,  // 146: isthmus.v1.SpecService.SetDisabled:input_type -> isthmus.v1.SetDisabledRequest
+	13,  // 147: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
+	15,  // 148: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
+	16,  // 149: isthmus.v1.SpecService.GetEffectiveSpec:input_type -> isthmus.v1.GetEffectiveSpecRequest
+	18,  // 150: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
+	21,  // 151: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
+	22,  // 152: isthmus.v1.SpecService.WaitApplied:input_type -> isthmus.v1.WaitAppliedRequest
+	24,  // 153: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
+	26,  // 154: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
+	27,  // 155: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
+	28,  // 156: isthmus.v1.TunnelService.ResetTunnel:input_type -> isthmus.v1.ResetTunnelRequest
+	35,  // 157: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
+	37,  // 158: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
+	38,  // 159: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
+	40,  // 160: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
+	45,  // 161: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
+	47,  // 162: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
+	51,  // 163: isthmus.v1.RouteService.ListPaths:input_type -> isthmus.v1.ListPathsRequest
+	55,  // 164: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
+	58,  // 165: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
+	60,  // 166: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
+	134, // 167: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
+	132, // 168: isthmus.v1.NATService.EndFlows:input_type -> isthmus.v1.EndFlowsRequest
+	66,  // 169: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
+	68,  // 170: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
+	69,  // 171: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
+	74,  // 172: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
+	76,  // 173: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
+	96,  // 174: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
+	97,  // 175: isthmus.v1.SystemService.WatchStatus:input_type -> isthmus.v1.WatchStatusRequest
+	84,  // 176: isthmus.v1.SystemService.GetMachine:input_type -> isthmus.v1.GetMachineRequest
+	87,  // 177: isthmus.v1.SystemService.Upgrade:input_type -> isthmus.v1.UpgradeRequest
+	90,  // 178: isthmus.v1.SystemService.RollbackSlot:input_type -> isthmus.v1.RollbackSlotRequest
+	92,  // 179: isthmus.v1.SystemService.Reboot:input_type -> isthmus.v1.RebootRequest
+	94,  // 180: isthmus.v1.SystemService.PowerOff:input_type -> isthmus.v1.PowerOffRequest
+	80,  // 181: isthmus.v1.SystemService.Seal:input_type -> isthmus.v1.SealRequest
+	82,  // 182: isthmus.v1.SystemService.Unseal:input_type -> isthmus.v1.UnsealRequest
+	104, // 183: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
+	104, // 184: isthmus.v1.SecretService.AddSecret:input_type -> isthmus.v1.SetSecretRequest
+	105, // 185: isthmus.v1.SecretService.RollbackSecret:input_type -> isthmus.v1.RollbackSecretRequest
+	106, // 186: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
+	109, // 187: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
+	116, // 188: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
+	120, // 189: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
+	123, // 190: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
+	118, // 191: isthmus.v1.AccessService.RenewClient:input_type -> isthmus.v1.RenewClientRequest
+	114, // 192: isthmus.v1.AccessService.RenewAuthority:input_type -> isthmus.v1.RenewAuthorityRequest
+	111, // 193: isthmus.v1.AccessService.ListAudit:input_type -> isthmus.v1.ListAuditRequest
+	125, // 194: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
+	127, // 195: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
+	138, // 196: isthmus.v1.EventService.ListEvents:input_type -> isthmus.v1.ListEventsRequest
+	140, // 197: isthmus.v1.EventService.WatchEvents:input_type -> isthmus.v1.WatchEventsRequest
+	144, // 198: isthmus.v1.LogService.ListLogs:input_type -> isthmus.v1.ListLogsRequest
+	146, // 199: isthmus.v1.LogService.WatchLogs:input_type -> isthmus.v1.WatchLogsRequest
+	5,   // 200: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
+	8,   // 201: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
+	10,  // 202: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
+	10,  // 203: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
+	10,  // 204: isthmus.v1.SpecService.SetDisabled:output_type -> isthmus.v1.ApplyResponse
+	14,  // 205: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
+	17,  // 206: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
+	17,  // 207: isthmus.v1.SpecService.GetEffectiveSpec:output_type -> isthmus.v1.GetSpecResponse
+	19,  // 208: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
+	10,  // 209: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
+	23,  // 210: isthmus.v1.SpecService.WaitApplied:output_type -> isthmus.v1.WaitAppliedResponse
+	25,  // 211: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
+	31,  // 212: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
+	30,  // 213: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
+	29,  // 214: isthmus.v1.TunnelService.ResetTunnel:output_type -> isthmus.v1.ResetTunnelResponse
+	36,  // 215: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
+	42,  // 216: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
+	39,  // 217: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
+	41,  // 218: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
+	46,  // 219: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
+	48,  // 220: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
+	52,  // 221: isthmus.v1.RouteService.ListPaths:output_type -> isthmus.v1.ListPathsResponse
+	56,  // 222: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
+	59,  // 223: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
+	61,  // 224: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
+	135, // 225: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
+	133, // 226: isthmus.v1.NATService.EndFlows:output_type -> isthmus.v1.EndFlowsResponse
+	67,  // 227: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
+	71,  // 228: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
+	70,  // 229: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
+	75,  // 230: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
+	77,  // 231: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
+	99,  // 232: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
+	98,  // 233: isthmus.v1.SystemService.WatchStatus:output_type -> isthmus.v1.WatchStatusResponse
+	85,  // 234: isthmus.v1.SystemService.GetMachine:output_type -> isthmus.v1.Machine
+	89,  // 235: isthmus.v1.SystemService.Upgrade:output_type -> isthmus.v1.UpgradeResponse
+	91,  // 236: isthmus.v1.SystemService.RollbackSlot:output_type -> isthmus.v1.RollbackSlotResponse
+	93,  // 237: isthmus.v1.SystemService.Reboot:output_type -> isthmus.v1.RebootResponse
+	95,  // 238: isthmus.v1.SystemService.PowerOff:output_type -> isthmus.v1.PowerOffResponse
+	81,  // 239: isthmus.v1.SystemService.Seal:output_type -> isthmus.v1.SealResponse
+	83,  // 240: isthmus.v1.SystemService.Unseal:output_type -> isthmus.v1.UnsealResponse
+	108, // 241: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
+	108, // 242: isthmus.v1.SecretService.AddSecret:output_type -> isthmus.v1.SecretInfo
+	108, // 243: isthmus.v1.SecretService.RollbackSecret:output_type -> isthmus.v1.SecretInfo
+	107, // 244: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
+	110, // 245: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
+	117, // 246: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
+	121, // 247: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
+	124, // 248: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
+	119, // 249: isthmus.v1.AccessService.RenewClient:output_type -> isthmus.v1.RenewClientResponse
+	115, // 250: isthmus.v1.AccessService.RenewAuthority:output_type -> isthmus.v1.RenewAuthorityResponse
+	112, // 251: isthmus.v1.AccessService.ListAudit:output_type -> isthmus.v1.ListAuditResponse
+	126, // 252: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
+	128, // 253: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
+	139, // 254: isthmus.v1.EventService.ListEvents:output_type -> isthmus.v1.ListEventsResponse
+	141, // 255: isthmus.v1.EventService.WatchEvents:output_type -> isthmus.v1.WatchEventsResponse
+	145, // 256: isthmus.v1.LogService.ListLogs:output_type -> isthmus.v1.ListLogsResponse
+	147, // 257: isthmus.v1.LogService.WatchLogs:output_type -> isthmus.v1.LogEntry
+	200, // [200:258] is the sub-list for method output_type
+	142, // [142:200] is the sub-list for method input_type
+	142, // [142:142] is the sub-list for extension type_name
+	142, // [142:142] is the sub-list for extension extendee
+	0,   // [0:142] is the sub-list for field type_name
 }
 
 func init() { file_isthmus_v1_services_proto_init() }
@@ -11514,9 +11970,9 @@ func file_isthmus_v1_services_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isthmus_v1_services_proto_rawDesc), len(file_isthmus_v1_services_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   141,
+			NumMessages:   147,
 			NumExtensions: 0,
-			NumServices:   12,
+			NumServices:   13,
 		},
 		GoTypes:           file_isthmus_v1_services_proto_goTypes,
 		DependencyIndexes: file_isthmus_v1_services_proto_depIdxs,

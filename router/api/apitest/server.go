@@ -3,6 +3,7 @@ package apitest
 import (
 	"context"
 	"io"
+	"log/slog"
 	"net/http"
 	"path/filepath"
 	"sync"
@@ -13,6 +14,7 @@ import (
 	"github.com/isthmus-net/isthmus/router/api"
 	"github.com/isthmus-net/isthmus/router/auth"
 	"github.com/isthmus-net/isthmus/router/event"
+	"github.com/isthmus-net/isthmus/router/logs"
 	"github.com/isthmus-net/isthmus/router/store"
 )
 
@@ -27,8 +29,13 @@ type Server struct {
 	Context   string // file of the first admin
 	Audit     string // file
 	Events    *event.Log
+	// Logs has the lines that tests write with Log.
+	Logs *logs.Log
+	Log  *slog.Logger
 	// Metrics answers /metrics.
 	Metrics *Page
+	// Restart stops the server and starts another one, with an empty Logs, at another Address.
+	Restart func()
 	// Stop stops the server before the end of the test, and waits for it.
 	Stop func()
 }
@@ -76,19 +83,32 @@ func Serve(t testing.TB, now func() time.Time, router *Router) *Server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server, err := api.Listen(api.Options{Router: s.Router, Machine: s.Machine, Authority: s.Authority, Events: s.Events, Address: "127.0.0.1:0", Socket: s.Socket, Metrics: s.Metrics})
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.Address = server.Address().String()
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- server.Serve(ctx) }()
-	s.Stop = sync.OnceFunc(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Errorf("serving: %v", err)
+	var stop func()
+	start := func() {
+		s.Logs = logs.New()
+		s.Log = slog.New(s.Logs.Handler(slog.NewTextHandler(io.Discard, nil)))
+		server, err := api.Listen(api.Options{Router: s.Router, Machine: s.Machine, Authority: s.Authority, Events: s.Events, Logs: s.Logs, Address: "127.0.0.1:0", Socket: s.Socket, Metrics: s.Metrics})
+		if err != nil {
+			t.Fatal(err)
 		}
+		s.Address = server.Address().String()
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan error, 1)
+		go func() { done <- server.Serve(ctx) }()
+		stop = func() {
+			cancel()
+			if err := <-done; err != nil {
+				t.Errorf("serving: %v", err)
+			}
+		}
+	}
+	start()
+	s.Restart = func() {
+		stop()
+		start()
+	}
+	s.Stop = sync.OnceFunc(func() {
+		stop()
 		audit.Close()
 		s.Events.Close()
 		st.Close()
