@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -133,6 +135,33 @@ func fillEvents(l *event.Log) {
 	at(10*time.Minute, "up")
 }
 
+// fillLogs has the daemon write lines of several levels and rooms.
+func fillLogs(t *testing.T, log *slog.Logger) {
+	t.Helper()
+	for _, l := range []struct {
+		ago     time.Duration
+		level   slog.Level
+		message string
+		attrs   []any
+	}{
+		{24 * time.Hour, slog.LevelInfo, "serving", []any{"address", ":7443", "version", "v1"}},
+		{2 * time.Hour, slog.LevelWarn, "GoBGP: received NOTIFICATION 6/4", []any{"room", "bgp", "peer", "aws-0"}},
+		{90 * time.Minute, slog.LevelInfo, "connected to charon", []any{"room", "ipsec"}},
+		{30 * time.Minute, slog.LevelWarn, "no proposal chosen", []any{"room", "ipsec", "tunnel", "aws-0", "text", "strange \x1b[31m\n= \"text\"", "empty", ""}},
+		{time.Minute, slog.LevelError, "writing routes", []any{"room", "fib", "err", errors.New("no buffer space available")}},
+		{time.Second, slog.LevelDebug, "never printed", nil},
+	} {
+		if !log.Enabled(t.Context(), l.level) {
+			continue
+		}
+		r := slog.NewRecord(noon.Add(-l.ago), l.level, l.message, 0)
+		r.Add(l.attrs...)
+		if err := log.Handler().Handle(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 type world struct {
 	t       *testing.T
 	server  *apitest.Server
@@ -146,6 +175,7 @@ func newWorld(t *testing.T) *world {
 	fill(r)
 	s := apitest.Serve(t, time.Now, r)
 	fillEvents(s.Events)
+	fillLogs(t, s.Log)
 	w := &world{t: t, server: s, home: t.TempDir()}
 	// The context names the address that other machines use; here it is another one.
 	data, err := os.ReadFile(s.Context)

@@ -110,6 +110,10 @@ isthmus get events
 isthmus get events --since 1h --tunnel aws-0
 isthmus get events --follow --severity warning
 isthmus get events --type PoolAddressDown --type PoolDown -o json`,
+	"get logs": `
+isthmus get logs
+isthmus get logs --since 1h --level warn
+isthmus get logs --follow --room ipsec`,
 	"get spec": `
 isthmus get spec > hub.yaml
 isthmus get spec --generation 7

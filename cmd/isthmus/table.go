@@ -21,10 +21,11 @@ const (
 	moments // a date and a time
 	kind    // of an event, coloured by its severity
 	object  // as tunnel/aws-0
+	level   // of a line of the log, coloured when it is bad
 )
 
 // reserved is the least width of a column of a watch, so that later rows keep to the columns.
-var reserved = map[style]int{number: 5, size: 10, age: 6, state: 12, change: 7, moments: 19, kind: 16, object: 16}
+var reserved = map[style]int{number: 5, size: 10, age: 6, state: 12, change: 7, moments: 19, kind: 16, object: 16, level: 5}
 
 // look is the head of a column.
 type look struct {
@@ -168,7 +169,7 @@ func (t *table) write(b *strings.Builder, row []cell, heads bool) {
 			text, n = string([]rune(text)[:t.widths[i]-1])+"…", t.widths[i]
 		}
 		space := strings.Repeat(" ", t.widths[i]-n)
-		if t.colour && !heads && t.columns[i].style == state {
+		if s := t.columns[i].style; t.colour && !heads && (s == state || s == level) {
 			text = coloured(text)
 		}
 		if k, ok := event.Lookup(text); ok && t.colour && !heads && t.columns[i].style == kind {
@@ -204,7 +205,7 @@ func coloured(word string) string {
 	switch first, _, _ := strings.Cut(word, " "); first {
 	case "down", "dead", "error", "refused", "exhausted", "revoked", "expired", "quarantined", "prefix-limit", "no":
 		return red + word + end
-	case "connecting", "suspect", "warning", "low", "returning", "unknown", "idle", "connect", "active", "opensent", "openconfirm":
+	case "connecting", "suspect", "warning", "warn", "low", "returning", "unknown", "idle", "connect", "active", "opensent", "openconfirm":
 		return yellow + word + end
 	}
 	return word

@@ -17,8 +17,10 @@ import (
 type proxy struct {
 	address string
 	mu      sync.Mutex
+	to      string
 	conns   []net.Conn
 	away    bool
+	count   int // of connections that were led on
 }
 
 func newProxy(t *testing.T, to string) *proxy {
@@ -27,19 +29,20 @@ func newProxy(t *testing.T, to string) *proxy {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { l.Close() })
-	p := &proxy{address: l.Addr().String()}
+	p := &proxy{address: l.Addr().String(), to: to}
 	go func() {
 		for {
 			c, err := l.Accept()
 			if err != nil {
 				return
 			}
-			far, err := net.Dial("tcp", to)
 			p.mu.Lock()
+			far, err := net.Dial("tcp", p.to)
 			if err != nil || p.away {
 				c.Close()
 			} else {
 				p.conns = append(p.conns, c, far)
+				p.count++
 				go func() { io.Copy(c, far); c.Close() }()
 				go func() { io.Copy(far, c); far.Close() }()
 			}
@@ -57,6 +60,20 @@ func (p *proxy) set(away bool) {
 		c.Close()
 	}
 	p.conns, p.away = nil, away
+}
+
+// accepted returns how many connections were led on.
+func (p *proxy) accepted() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.count
+}
+
+// lead has later connections lead to another address.
+func (p *proxy) lead(to string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.to = to
 }
 
 func fastWatch(t *testing.T) {
