@@ -114,8 +114,10 @@ func TestFollowLogsAmongOthers(t *testing.T) {
 	}
 	dials := p.accepted()
 	p.set(false)
-	for p.accepted() < dials+3 { // it is refused at least once
-		time.Sleep(5 * time.Millisecond)
+	for deadline := time.Now().Add(30 * time.Second); p.accepted() < dials+3; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("it does not try again after it was refused: %s", errs.text())
+		}
 	}
 	w.server.Log.Info("meanwhile")
 	stop()
