@@ -63,7 +63,7 @@ and continues with the first line of the new daemon. It prints a warning if line
 	f.StringVar(&q.level, "level", "", "only lines of this level or a higher one: "+orList(logs.Levels))
 	f.StringVar(&q.room, "room", "", "only lines of this part of the daemon, the value of room= in a line, such as ipsec")
 	f.IntVar(&q.limit, "limit", 100, "print at most the last so many lines, 1 to 5000 (default 5000 with --since, else 100)")
-	f.Lookup("limit").DefValue = "" // the text has it
+	f.Lookup("limit").DefValue = "0" // the text has it
 	completeFlag(cmd, "level", oneOf(logs.Levels...))
 	completeFlag(cmd, "room", a.rooms)
 	cmd.RunE = runs(func(cmd *cobra.Command, _ []string) error {

@@ -45,6 +45,7 @@ var supportLines = []struct{ file, line string }{
 	{"names.json", "get names -o json"},
 	{"history.txt", "get history -o wide"},
 	{"events.txt", "get events -o wide --limit 10000"},
+	{"logs.txt", "get logs --limit 5000"},
 	{"document.yaml", "get spec"},
 	{"effective.yaml", "get spec --effective"},
 }
@@ -63,8 +64,8 @@ func fileName(name string) string { return unfitForFile.ReplaceAllString(name, "
 func (a *app) addSupport(root, _, _, _ *cobra.Command) {
 	var file string
 	cmd := &cobra.Command{Use: "support", Short: "Write an archive with the node's state, for a report of a problem", Args: cobra.NoArgs,
-		Long: `Write an archive (tar.gz) with what the node shows: its status, tunnels, peers and the routes of each, policies, pools, ports, events
-and documents, each as the output of a command of isthmus. The file "commands" names them.
+		Long: `Write an archive (tar.gz) with what the node shows: its status, tunnels, peers and the routes of each, policies, pools, ports, events,
+log and documents, each as the output of a command of isthmus. The file "commands" names them.
 
 The archive has addresses, names and the text of the document, and no secret. Look at it before you pass it on. Parts that the
 node or the role of the client refuses are left out, and the file "errors" says why.`,
