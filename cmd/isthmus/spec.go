@@ -327,7 +327,7 @@ func (a *app) applyCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "apply -f FILE", Short: "Apply a document to the node", Args: cobra.NoArgs,
 		Long: `Apply a document to the node, as a whole or not at all.
 
-With --confirm-within the node goes back to the former document by itself unless "isthmus confirm" reaches it in time:
+With --confirm-within the node reverts to the former document by itself unless "isthmus confirm" reaches it in time:
 a change that cuts the connection to the node reverts itself.`}
 	expected, confirm, message, wait := expectedFlag(cmd), confirmFlag(cmd), messageFlag(cmd), a.waitFlag(cmd)
 	cmd.RunE = a.call(func(ctx context.Context, conn *grpc.ClientConn, _ []string) error {
@@ -355,7 +355,7 @@ func (a *app) outcome(ctx context.Context, conn *grpc.ClientConn, r *isthmusv1.A
 		return a.planned(r.Changes, r.Generation)
 	}
 	if left := r.GoesBackIn; left != nil {
-		fmt.Fprintf(a.stderr, "isthmus: the node goes back in %s unless you run: isthmus confirm %d\n", short(left.AsDuration().Round(time.Second)), r.Generation)
+		fmt.Fprintf(a.stderr, "isthmus: the node reverts in %s unless you run: isthmus confirm %d\n", short(left.AsDuration().Round(time.Second)), r.Generation)
 	}
 	a.printNotes(r.Notes)
 	a.note("generation %d, %s", r.Generation, plural(len(r.Changes), "change"))
@@ -419,7 +419,7 @@ func (a *app) rollbackCommand() *cobra.Command {
 		return a.outcome(ctx, conn, r, dry, wait())
 	})
 	cmd.Flags().BoolVar(&dry, "plan", false, "only show what would change; exit with 3 if there are changes")
-	cmd.Flags().Uint64Var(&to, "to", 0, "generation to go back to (default: the one before the present one)")
+	cmd.Flags().Uint64Var(&to, "to", 0, "generation to revert to (default: the one before the present one)")
 	completeFlag(cmd, "to", a.generations())
 	a.outputFlag(cmd)
 	return cmd

@@ -256,7 +256,7 @@ var (
 	}
 	NotConfirmed = &Kind{
 		Name: "NotConfirmed", Of: "node", Severities: []Severity{Error, Warning},
-		Meaning: "The node goes back to the former document by itself unless the present one is confirmed. With severity error, going back has failed or could not be stored.",
+		Meaning: "The node reverts to the former document by itself unless the present one is confirmed. With severity error, going back has failed or could not be stored.",
 		Cause:   "The document was applied with `--confirm-within`.",
 		Remedy:  "Run `isthmus confirm GENERATION` to keep it. If going back failed, correct the cause in the message.",
 	}

@@ -96,7 +96,7 @@ func Parse(data []byte) (*UserData, spec.Problems) {
 	case u.URL == "" && u.SHA256 != "":
 		f.Missing("documentURL", "say where the document with this digest is, or leave documentSHA256 out")
 	case u.URL != "" && u.Document != "":
-		f.Problem("documentURL", "", "excludes `document`, which is given as well", "keep one of them")
+		f.Problem("documentURL", "", "conflicts with `document`, which is given as well", "keep one of them")
 	case u.URL != "":
 		if p, err := url.Parse(u.URL); err != nil || p.Scheme != "https" && p.Scheme != "http" || p.Host == "" || p.User != nil || len(u.URL) > maxURL {
 			f.Problem("documentURL", "", "is not a URL of https or http", fmt.Sprintf("give one without a user and a password, of at most %d bytes", maxURL))

@@ -93,7 +93,7 @@ func (r *Report) nodeConditions() (out []*isthmusv1.Condition) {
 	}
 	if !d.Present.ConfirmBy.IsZero() {
 		generation, former := d.Present.Generation, formerly(d.Present.RevertTo)
-		c := condition.NotConfirmed.Warning(d.Present.Time, "generation %d goes back to %s at %s unless `isthmus confirm %[1]d` is called", generation, former, d.Present.ConfirmBy.UTC().Format(time.RFC3339))
+		c := condition.NotConfirmed.Warning(d.Present.Time, "generation %d reverts to %s at %s unless `isthmus confirm %[1]d` is called", generation, former, d.Present.ConfirmBy.UTC().Format(time.RFC3339))
 		switch {
 		case d.Reverted:
 			c = condition.NotConfirmed.Error(d.Present.Time, "generation %d was not confirmed, and %s is carried out again, but cannot be stored: %v", generation, former, d.Stuck)

@@ -186,7 +186,7 @@ func (d *decoder) message(n *yaml.Node, path string, m protoreflect.Message) {
 		at := join(path, key.Value)
 		if field == nil {
 			near, remedy := suggest(key.Value, fields)
-			p := Problem{Path: at, Rule: "is not a field here", Remedy: remedy, Line: key.Line}
+			p := Problem{Path: at, Rule: "is an unknown field", Remedy: remedy, Line: key.Line}
 			if near != "" && !hasKey(n, near) {
 				p.Meant = join(path, near)
 			}
@@ -199,7 +199,7 @@ func (d *decoder) message(n *yaml.Node, path string, m protoreflect.Message) {
 		}
 		seen[key.Value] = true
 		if one := field.ContainingOneof(); one != nil && !one.IsSynthetic() && m.WhichOneof(one) != nil {
-			d.problem(key, at, "", fmt.Sprintf("excludes %q, which is given as well", m.WhichOneof(one).JSONName()), "keep one of them")
+			d.problem(key, at, "", fmt.Sprintf("conflicts with %q, which is given as well", m.WhichOneof(one).JSONName()), "keep one of them")
 			continue
 		}
 		d.lines[at] = key.Line

@@ -327,8 +327,8 @@ func TestEditMistakes(t *testing.T) {
 	}{
 		"policies: [{name: y, sources: [10.1.0.0/33], action: deny}]":         {nil, `line 1: policies[0].sources[0]: "10.1.0.0/33" is not a valid prefix`},
 		"policies:\n- {name: y, sources: [10.1.0.0/24]}":                      {nil, "line 2: policies[0].pool: is required"},
-		"policies:\n- {name: y, sources: [10.9.0.0/16], pool: p, source: []}": {nil, `line 2: policies[0].source: is not a field here; did you mean "sources"?`},
-		"policy: {}":   {nil, "policy: is not a field here"},
+		"policies:\n- {name: y, sources: [10.9.0.0/16], pool: p, source: []}": {nil, `line 2: policies[0].source: is an unknown field; did you mean "sources"?`},
+		"policy: {}":   {nil, "policy: is an unknown field"},
 		"policies: []": {nil, "policies: is required"},
 		"{":            {nil, "is not valid YAML"},
 		"":             {nil, "is empty; write at least `policies`"},

@@ -175,7 +175,7 @@ func (f *Fields) Prefix(path, text string) (netip.Prefix, bool) {
 	case err != nil || p.Addr().Is4In6():
 		f.Problem(path, text, "is not a valid prefix", `write it as "10.0.0.0/8" or "2001:db8::/32"`)
 	case p != p.Masked():
-		f.Problem(path, text, "has bits set behind its length", "write "+p.Masked().String())
+		f.Problem(path, text, "has host bits set", "write "+p.Masked().String())
 	case p.Addr().IsMulticast():
 		f.Problem(path, text, "is a multicast prefix", "give a unicast prefix")
 	default:

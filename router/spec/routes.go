@@ -25,7 +25,7 @@ func (c *checker) route(path string, r *isthmusv1.StaticRoute) {
 	c.routable(path+".prefix", p)
 	switch {
 	case r.GetBlackhole() && len(r.GetTunnels()) > 0:
-		c.Problem(path+".blackhole", "true", "excludes `tunnels`", "keep one of them")
+		c.Problem(path+".blackhole", "true", "conflicts with `tunnels`", "keep one of them")
 	case !r.GetBlackhole() && len(r.GetTunnels()) == 0:
 		c.Missing(path+".tunnels", "name the tunnels to use, or say `blackhole: true`")
 	}

@@ -147,14 +147,14 @@ func TestNoConsequences(t *testing.T) {
 	for text, want := range map[string]string{
 		"egress: {pools: [{name: p, addresses: [10.9.0.4]}], policies: [{name: a, sources: [10.0.0.0/8], pool: p}]}":           "egress.pools[0].addresses[0]: \"10.9.0.4\" must be a group of fields; write `{address: 10.9.0.4}`",
 		"egress: {pools: [{name: p, addresses: [{address: 10.9.0}]}], policies: [{name: a, sources: [10.0.0.0/8], pool: p}]}":  `egress.pools[0].addresses[0].address: "10.9.0" is not an IP address`,
-		"egress: {pools: [{name: p, addresses: [{address: 10.9.0.4}]}], policies: [{name: a, source: [10.0.0.0/8], pool: p}]}": `egress.policies[0].source: is not a field here; did you mean "sources"?`,
+		"egress: {pools: [{name: p, addresses: [{address: 10.9.0.4}]}], policies: [{name: a, source: [10.0.0.0/8], pool: p}]}": `egress.policies[0].source: is an unknown field; did you mean "sources"?`,
 		"egress: {pools: {name: p}, policies: [{name: a, sources: [10.0.0.0/8], pool: p}]}":                                    `egress.pools: must be a list`,
-		"egress: {pools: [{nam: p, addresses: [{address: 10.9.0.4}]}], policies: [{name: a, sources: [10.0.0.0/8], pool: p}]}": `egress.pools[0].nam: is not a field here; did you mean "name"?`,
+		"egress: {pools: [{nam: p, addresses: [{address: 10.9.0.4}]}], policies: [{name: a, sources: [10.0.0.0/8], pool: p}]}": `egress.pools[0].nam: is an unknown field; did you mean "name"?`,
 		"egress: {zones: z, pools: [{name: p, addresses: [{address: 10.9.0.4, zone: z}]}]}":                                    `egress.zones: "z" must be a list`,
 		"tunnels: {name: x}\npeers: [{name: x, tunnel: x, asn: 65000}]":                                                        `tunnels: must be a list`,
 		"announce: [{prefix: 10.0.0.0/8}]": `announce[0]: must be text; write the text itself, not a list or a group of fields`,
 		"egress: {pools: [{name: p, addresses: [{address: 10.9.0.4}]}], policies: [{name: a, sources: [\"fd00::/8\"], pool: p}]}": `egress.policies[0].sources[0]: "fd00::/8" is of a family without an address in pool p`,
-		"egress: {pool: [], pools: [{name: p, addresses: []}]}":                                                                   "egress.pool: is not a field here; did you mean \"pools\"?\negress.pools[0].addresses: is required",
+		"egress: {pool: [], pools: [{name: p, addresses: []}]}":                                                                   "egress.pool: is an unknown field; did you mean \"pools\"?\negress.pools[0].addresses: is required",
 	} {
 		var got []string
 		_, problems := parse(head + text)
@@ -175,7 +175,7 @@ func TestEveryMistakeIsReported(t *testing.T) {
 		`line 1: node.name: "Hub_1" is not a valid name`,
 		`line 1: node.asn: "23456" is a reserved AS number`,
 		`line 2: underlay.address: "10.9.0.4/24" is not an IP address`,
-		`line 3: tunnel: is not a field here; did you mean "tunnels"?`,
+		`line 3: tunnel: is an unknown field; did you mean "tunnels"?`,
 		`line 6: tunnels[0].ipsec.psk: "nowhere" is not a stored secret; store it with`,
 		`line 6: tunnels[0].ipsec.ikeProposals[0]: "aes256-sha256" has the word`,
 		`line 6: tunnels[0].ipsec.childRekey: "10s" is not a whole number of seconds from 5m0s to 24h0m0s`,
@@ -187,7 +187,7 @@ func TestEveryMistakeIsReported(t *testing.T) {
 		`line 12: peers[0].tunnel: "b" is not a tunnel of this document`,
 		`line 12: peers[0].asn: "65002" must be a whole number`,
 		`line 12: peers[0].holdTime: "1s" is not a whole number of seconds from 3s`,
-		`line 13: announce[0]: "10.0.0.1/8" has bits set behind its length; write 10.0.0.0/8`,
+		`line 13: announce[0]: "10.0.0.1/8" has host bits set; write 10.0.0.0/8`,
 		`line 14: staticRoutes[0].tunnels: is required`,
 		`line 16: egress.policies[0].pool: "none" is not a pool of this document`,
 	} {
@@ -210,7 +210,7 @@ func TestOneMistake(t *testing.T) {
 	good := string(read(t, "clouds.yaml"))
 	for _, test := range []struct{ name, from, to, want string }{
 		{"doubled field", "asn: 64620}", "asn: 64620, asn: 1}", "node.asn: is given twice"},
-		{"both encryptions", "psk: aws-0, childRekey: 45m}", "psk: aws-0}\n    wireguard: {}", `tunnels[0].wireguard: excludes "ipsec"`},
+		{"both encryptions", "psk: aws-0, childRekey: 45m}", "psk: aws-0}\n    wireguard: {}", `tunnels[0].wireguard: conflicts with "ipsec"`},
 		{"snake case", "publicAddress: 203.0.113.9", "public_address: 203.0.113.9", `did you mean "publicAddress"?`},
 		{"number as text", "name: hub-1", "name: 7", `node.name: "7" must be text; put it in quotes`},
 		{"scalar for a list", "announce: [10.9.0.0/24]", "announce: 10.9.0.0/24", "announce: \"10.9.0.0/24\" must be a list"},
@@ -335,7 +335,7 @@ func TestSyntaxErrors(t *testing.T) {
 		"{\"node\": {}}\n\"peers\": []": "line 2: is not valid YAML",
 		"{\"node\": {}}}":               "is not valid YAML",
 		"node: {}\n---\n{peers":         "is not valid YAML",
-		"a: &a [*a, *a]":                "is not a field here",
+		"a: &a [*a, *a]":                "is an unknown field",
 		strings.Repeat("x", MaxText+1):  "is larger than",
 		"announce: [" + strings.Repeat("a,", maxSeparators+1) + "]": "lines and commas",
 		"announce:" + strings.Repeat("\r- a", maxSeparators+1):      "lines and commas",

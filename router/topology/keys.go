@@ -31,7 +31,7 @@ func (c *checker) keys(given []*isthmusv1.KeySource) {
 		}
 		switch {
 		case k.GetEnvironment() != "" && k.GetFile() != "":
-			c.Problem(at+".file", k.GetFile(), "excludes `environment`", "keep one of them")
+			c.Problem(at+".file", k.GetFile(), "conflicts with `environment`", "keep one of them")
 		case k.GetEnvironment() == "" && k.GetFile() == "":
 			c.Missing(at+".environment", "give it or `file`, or leave the whole entry out")
 		case k.GetEnvironment() != "" && !variable.MatchString(k.GetEnvironment()):

@@ -1335,7 +1335,7 @@ func (x *Revision) GetMessage() string {
 
 type RollbackRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The generation to go back to. 0: the one before the present one.
+	// The generation to revert to. 0: the one before the present one.
 	ToGeneration uint64 `protobuf:"varint,1,opt,name=to_generation,json=toGeneration,proto3" json:"to_generation,omitempty"`
 	// As in ApplyRequest.
 	ExpectedGeneration *uint64 `protobuf:"varint,2,opt,name=expected_generation,json=expectedGeneration,proto3,oneof" json:"expected_generation,omitempty"`
