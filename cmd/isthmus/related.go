@@ -49,16 +49,12 @@ func (a *app) showRelated(ctx context.Context, conn *grpc.ClientConn, object pro
 	switch o := object.(type) {
 	case *isthmusv1.TunnelStatus:
 		peers, err := having(ctx, conn, nil, func(p *isthmusv1.PeerStatus) bool { return p.Tunnel == o.Name })
-		routes, rerr := having(ctx, conn, &isthmusv1.ListRoutesRequest{PageSize: 10000}, func(r *isthmusv1.Route) bool {
-			return slices.ContainsFunc(r.NextHops, func(n *isthmusv1.NextHop) bool { return n.Tunnel == o.Name })
-		})
-		return errors.Join(err, rerr, section(a, "peers", "isthmus get peers", peerColumns, peers),
-			section(a, "routes", "isthmus get routes", routeColumns, routes), a.showEvents(ctx, conn, "tunnel", o.Name))
+		return errors.Join(err, section(a, "peers", "isthmus get peers", peerColumns, peers),
+			a.showRoutes(ctx, conn, "", func(n *isthmusv1.NextHop) bool { return n.Tunnel == o.Name }), a.showEvents(ctx, conn, "tunnel", o.Name))
 	case *isthmusv1.PeerStatus:
 		tunnels, err := having(ctx, conn, nil, func(t *isthmusv1.TunnelStatus) bool { return t.Name == o.Tunnel })
-		routes, rerr := having(ctx, conn, &isthmusv1.ListRoutesRequest{PageSize: 10000, Peer: o.Name}, func(*isthmusv1.Route) bool { return true })
-		return errors.Join(err, rerr, section(a, "tunnel", "", tunnelColumns, tunnels),
-			section(a, "routes", "isthmus get routes --peer "+o.Name, routeColumns, routes), a.showEvents(ctx, conn, "peer", o.Name))
+		return errors.Join(err, section(a, "tunnel", "", tunnelColumns, tunnels),
+			a.showRoutes(ctx, conn, o.Name, func(n *isthmusv1.NextHop) bool { return n.Peer == o.Name }), a.showEvents(ctx, conn, "peer", o.Name))
 	case *isthmusv1.PoolStatus:
 		policies, err := having(ctx, conn, &isthmusv1.ListPoliciesRequest{PageSize: 10000}, func(p *isthmusv1.PolicyStatus) bool { return p.Pool == o.Name })
 		ports, perr := having(ctx, conn, nil, func(p *isthmusv1.PortUse) bool { return p.Pool == o.Name })
@@ -77,6 +73,23 @@ func (a *app) showRelated(ctx context.Context, conn *grpc.ClientConn, object pro
 			section(a, "domain names", "isthmus get names", nameColumns, names))
 	}
 	return nil
+}
+
+// showRoutes prints the routes with a next hop that a function accepts. It reads one page: a node
+// may have a hundred thousand routes.
+func (a *app) showRoutes(ctx context.Context, conn *grpc.ClientConn, peer string, accept func(*isthmusv1.NextHop) bool) error {
+	page, err := isthmusv1.NewRouteServiceClient(conn).ListRoutes(ctx, &isthmusv1.ListRoutesRequest{PageSize: 10000, Peer: peer})
+	if err != nil {
+		return fmt.Errorf("reading the routes: %w", err)
+	}
+	title, all := "routes", "isthmus get routes"
+	if page.NextPageToken != "" {
+		title = fmt.Sprintf("routes among the first %d", len(page.Routes))
+	}
+	if peer != "" {
+		all += " --peer " + peer
+	}
+	return section(a, title, all, routeColumns, slices.DeleteFunc(page.Routes, func(r *isthmusv1.Route) bool { return !slices.ContainsFunc(r.NextHops, accept) }))
 }
 
 // showEvents prints the last events of an object. A node of an older version has none.
