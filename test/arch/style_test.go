@@ -87,6 +87,7 @@ var plain = []string{
 	"router/capability",
 	"router/condition",
 	"router/document",
+	"router/echo",
 	"router/egress",
 	"router/egress/dns",
 	"router/egress/health",

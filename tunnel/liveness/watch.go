@@ -195,7 +195,7 @@ type key struct {
 // peer is the state of the echo requests to one peer.
 type peer struct {
 	sequence uint16
-	token    uint64 // of the newest request
+	token    [tokenSize]byte // of the newest request
 	answered bool
 	answers  uint64
 }
