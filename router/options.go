@@ -11,6 +11,7 @@ import (
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/apply"
 	"github.com/isthmus-net/isthmus/router/capability"
+	"github.com/isthmus-net/isthmus/router/echo"
 	"github.com/isthmus-net/isthmus/router/egress"
 	"github.com/isthmus-net/isthmus/router/egress/takeover"
 	"github.com/isthmus-net/isthmus/router/event"
@@ -111,6 +112,8 @@ type Options struct {
 	// Probe probes a target of health checks once, from an address and through an interface.
 	// Default: health.Prober.
 	Probe func(ctx context.Context, iface string, from netip.Addr, t egress.Target) error
+	// Ping sends the echo requests that a caller of the API asks for. Default: echo.Ping.
+	Ping func(context.Context, echo.Request, func(echo.Result) error) error
 	// Mover takes public addresses; nil: none can be taken.
 	Mover takeover.Mover
 	// SSH sets the keys that the machine's SSH server accepts. Nil: the server is not ours.

@@ -17,6 +17,7 @@ import (
 	"github.com/isthmus-net/isthmus/router/capability"
 	"github.com/isthmus-net/isthmus/router/document"
 	"github.com/isthmus-net/isthmus/router/door"
+	"github.com/isthmus-net/isthmus/router/echo"
 	"github.com/isthmus-net/isthmus/router/egress"
 	"github.com/isthmus-net/isthmus/router/egress/dns"
 	"github.com/isthmus-net/isthmus/router/egress/health"
@@ -54,6 +55,10 @@ func New(o Options) (*Router, error) {
 	probe := o.Probe
 	if probe == nil {
 		probe = (&health.Prober{Resolve: r.names.Resolve}).Probe
+	}
+	ping := o.Ping
+	if ping == nil {
+		ping = echo.Ping
 	}
 	r.health = health.New(health.Options{Probe: probe, Changed: r.changed("nat", "bgp"), Log: o.Log, What: "source address"})
 	r.proxies = health.New(health.Options{Changed: r.changed("nat"), Log: o.Log, What: "proxy",
@@ -112,7 +117,7 @@ func New(o Options) (*Router, error) {
 	r.Report = report.New(report.Options{
 		Documents: r.documents, Applied: r.applier, Observed: r.observer, Translog: translog, Capabilities: r.capabilities,
 		Pools: probes.List, Ports: used.Counted, Allowances: allowances.Counters, Exports: exports,
-		Store: o.Store, Drivers: o.Drivers, BGP: o.BGP, Tables: o.Tables, FIB: o.FIB, NAT: o.NAT, Addresses: o.Addresses, Flows: o.Flows, Callers: o.Callers,
+		Store: o.Store, Drivers: o.Drivers, BGP: o.BGP, Tables: o.Tables, FIB: o.FIB, NAT: o.NAT, Addresses: o.Addresses, Flows: o.Flows, Callers: o.Callers, Ping: ping,
 		Resolvers: o.Resolvers, Kernel: o.Host.Capabilities, Counters: o.Counters, Notices: o.Notices, Platform: o.Platform, Version: o.Version,
 		Bell: &r.bell, Log: o.Log,
 	})

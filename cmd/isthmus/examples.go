@@ -138,6 +138,10 @@ isthmus peer disable aws-0 --confirm-within 2m`,
 isthmus peer enable aws-0
 isthmus peer enable aws-0 aws-1 --plan
 isthmus peer enable aws-0 -m 'NET-1234: maintenance is over'`,
+	"ping": `
+isthmus ping 10.1.2.3
+isthmus ping 169.254.10.1 --tunnel aws-0 -c 20 --interval 200ms
+isthmus ping 10.1.2.3 --size 1372 --dont-fragment   # does a packet of 1,400 bytes fit?`,
 	"plan": `
 isthmus plan -f hub.yaml
 isthmus plan -f hub.yaml -o json

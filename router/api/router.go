@@ -57,6 +57,9 @@ type Router interface {
 	ProveEgress(ctx context.Context, r *isthmusv1.ProveEgressRequest) (*isthmusv1.EgressProof, error)
 	// Who returns the flows that used a public address and port.
 	Who(ctx context.Context, r *isthmusv1.WhoRequest) (*isthmusv1.WhoResponse, error)
+	// Ping sends echo requests from the node, and calls a function with the end of each until all
+	// have ended, or until the function or ctx returns an error. The request has no missing values.
+	Ping(ctx context.Context, q *isthmusv1.PingRequest, reply func(*isthmusv1.PingReply) error) error
 	Status() (*isthmusv1.SystemStatus, <-chan struct{})
 	// Generation returns the generation of the present document.
 	Generation() uint64

@@ -40,6 +40,8 @@ type services struct {
 
 	reading, writing, listing *gate
 	applying, watchingLogs    *gate // these only count: their calls take no turn
+	// pinging has a value for each ping that is under way.
+	pinging chan struct{}
 
 	isthmusv1.UnimplementedSpecServiceServer
 	isthmusv1.UnimplementedTunnelServiceServer
@@ -51,6 +53,7 @@ type services struct {
 	isthmusv1.UnimplementedAccessServiceServer
 	isthmusv1.UnimplementedEventServiceServer
 	isthmusv1.UnimplementedLogServiceServer
+	isthmusv1.UnimplementedDiagnosticServiceServer
 }
 
 func (s *services) register(server *grpc.Server) {
@@ -65,6 +68,7 @@ func (s *services) register(server *grpc.Server) {
 	isthmusv1.RegisterAccessServiceServer(r, s)
 	isthmusv1.RegisterEventServiceServer(r, s)
 	isthmusv1.RegisterLogServiceServer(r, s)
+	isthmusv1.RegisterDiagnosticServiceServer(r, s)
 	r.registerRest()
 }
 
@@ -158,6 +162,12 @@ func describe(request any) auth.Subject {
 			at = r.At.AsTime().Format(time.RFC3339)
 		}
 		return auth.Subject{Object: fmt.Sprintf("%s:%d at %s", r.Address, r.Port, at)}
+	case *isthmusv1.PingRequest:
+		by := ""
+		if r.Tunnel != "" {
+			by = " by tunnel " + r.Tunnel
+		}
+		return auth.Subject{Object: r.Address + by}
 	case *isthmusv1.SetSecretRequest:
 		return auth.Subject{Object: r.Name}
 	case *isthmusv1.RollbackSecretRequest:

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
 	"google.golang.org/protobuf/encoding/protojson"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
@@ -65,7 +66,7 @@ func TestRules(t *testing.T) {
 	}
 	for role, methods := range map[Role]string{
 		Operator: `SpecService/Apply SpecService/EditPolicies SpecService/SetDisabled SpecService/Confirm SpecService/Rollback TunnelService/ResetTunnel BGPService/ResetPeer
-			NATService/ProveEgress NATService/EndFlows NATService/Who SecretService/SetSecret SecretService/AddSecret SecretService/RollbackSecret SecretService/DeleteSecret`,
+			NATService/ProveEgress NATService/EndFlows NATService/Who DiagnosticService/Ping SecretService/SetSecret SecretService/AddSecret SecretService/RollbackSecret SecretService/DeleteSecret`,
 		Admin: `SystemService/Upgrade SystemService/RollbackSlot SystemService/Reboot SystemService/PowerOff SystemService/Seal SystemService/Unseal
 			AccessService/IssueClient AccessService/RevokeClient AccessService/RenewAuthority`,
 	} {
@@ -85,6 +86,22 @@ func TestRules(t *testing.T) {
 	}
 	for method := range want {
 		t.Errorf("%s has no rule", method)
+	}
+}
+
+// TestCheck checks which audited streams are refused: the audit log has only the first request.
+func TestCheck(t *testing.T) {
+	for _, k := range []struct {
+		method         string
+		client, server bool
+		want           bool
+	}{
+		{"Ping", false, true, false}, {"Ping", true, false, false}, {"Ping", true, true, true},
+	} {
+		err := Check(map[string]grpc.ServiceInfo{"isthmus.v1.DiagnosticService": {Methods: []grpc.MethodInfo{{Name: k.method, IsClientStream: k.client, IsServerStream: k.server}}}})
+		if got := strings.Contains(err.Error(), "the audit log has only the first"); got != k.want {
+			t.Errorf("%+v: %v", k, err)
+		}
 	}
 }
 

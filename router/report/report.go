@@ -25,6 +25,7 @@ import (
 	"github.com/isthmus-net/isthmus/router/bell"
 	"github.com/isthmus-net/isthmus/router/capability"
 	"github.com/isthmus-net/isthmus/router/document"
+	"github.com/isthmus-net/isthmus/router/echo"
 	"github.com/isthmus-net/isthmus/router/event/export"
 	"github.com/isthmus-net/isthmus/router/fault"
 	"github.com/isthmus-net/isthmus/router/fib"
@@ -120,15 +121,17 @@ type Options struct {
 	Exports func() []export.State
 	// Capabilities are the node's other capabilities, for their conditions.
 	Capabilities []capability.Capability
-	Callers      func() []tunnel.Caller
-	Resolvers    func() []netip.Addr
-	Kernel       func() []string // capabilities of the kernel
-	Counters     func() Counters
-	Notices      func() []*isthmusv1.Condition
-	Platform     func() *isthmusv1.PlatformStatus
-	Version      string
-	Bell         *bell.Bell
-	Log          *slog.Logger
+	// Ping sends echo requests; see router/echo.
+	Ping      func(context.Context, echo.Request, func(echo.Result) error) error
+	Callers   func() []tunnel.Caller
+	Resolvers func() []netip.Addr
+	Kernel    func() []string // capabilities of the kernel
+	Counters  func() Counters
+	Notices   func() []*isthmusv1.Condition
+	Platform  func() *isthmusv1.PlatformStatus
+	Version   string
+	Bell      *bell.Bell
+	Log       *slog.Logger
 }
 
 // Report answers queries about a node and passes requests to it. It implements api.Router.

@@ -10580,6 +10580,173 @@ func (x *LogAttribute) GetValue() string {
 	return ""
 }
 
+type PingRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The unicast address to ping, IPv4 or IPv6.
+	Address string `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	// Name of a tunnel by whose interface the packets leave, with its inside address of the family as
+	// their source. Empty: the routes of the node decide, and the kernel chooses the source.
+	Tunnel string `protobuf:"bytes,2,opt,name=tunnel,proto3" json:"tunnel,omitempty"`
+	// How many requests, 1 to 100. Default: 5.
+	Count uint32 `protobuf:"varint,3,opt,name=count,proto3" json:"count,omitempty"`
+	// Time between two requests, 200ms to 10s. A request follows the answer to the one before it, or
+	// one second without an answer. Default: 1s.
+	Interval *durationpb.Duration `protobuf:"bytes,4,opt,name=interval,proto3" json:"interval,omitempty"`
+	// Bytes of data in a request, 8 to 8972, without the headers: 28 bytes more with IPv4, and 48
+	// with IPv6. They are random, and an answer has the same. Default: 56.
+	Size uint32 `protobuf:"varint,5,opt,name=size,proto3" json:"size,omitempty"`
+	// Forbid fragments, so that a packet that does not fit the path is an error.
+	DontFragment  bool `protobuf:"varint,6,opt,name=dont_fragment,json=dontFragment,proto3" json:"dont_fragment,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PingRequest) Reset() {
+	*x = PingRequest{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[147]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PingRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PingRequest) ProtoMessage() {}
+
+func (x *PingRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[147]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PingRequest.ProtoReflect.Descriptor instead.
+func (*PingRequest) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{147}
+}
+
+func (x *PingRequest) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *PingRequest) GetTunnel() string {
+	if x != nil {
+		return x.Tunnel
+	}
+	return ""
+}
+
+func (x *PingRequest) GetCount() uint32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *PingRequest) GetInterval() *durationpb.Duration {
+	if x != nil {
+		return x.Interval
+	}
+	return nil
+}
+
+func (x *PingRequest) GetSize() uint32 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *PingRequest) GetDontFragment() bool {
+	if x != nil {
+		return x.DontFragment
+	}
+	return false
+}
+
+// PingReply is the end of one request.
+type PingReply struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Number of the request, from 1.
+	Sequence uint32 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	// The address that answered, or the one that reported the error. Empty: neither did.
+	Address string `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	// Time from the request to the answer. Not set: there was none.
+	RoundTrip *durationpb.Duration `protobuf:"bytes,3,opt,name=round_trip,json=roundTrip,proto3" json:"round_trip,omitempty"`
+	// Reason why there was no answer, as "no answer within 1s", "packet too big: the path MTU is
+	// 1400", "destination unreachable: no route". Empty: there was one.
+	Error         string `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PingReply) Reset() {
+	*x = PingReply{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[148]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PingReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PingReply) ProtoMessage() {}
+
+func (x *PingReply) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[148]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PingReply.ProtoReflect.Descriptor instead.
+func (*PingReply) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{148}
+}
+
+func (x *PingReply) GetSequence() uint32 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *PingReply) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *PingReply) GetRoundTrip() *durationpb.Duration {
+	if x != nil {
+		return x.RoundTrip
+	}
+	return nil
+}
+
+func (x *PingReply) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
 var File_isthmus_v1_services_proto protoreflect.FileDescriptor
 
 const file_isthmus_v1_services_proto_rawDesc = "" +
@@ -11420,7 +11587,20 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\flost_entries\x18\b \x01(\x04R\vlostEntries\"6\n" +
 	"\fLogAttribute\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value*\x87\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\"\xc5\x01\n" +
+	"\vPingRequest\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x16\n" +
+	"\x06tunnel\x18\x02 \x01(\tR\x06tunnel\x12\x14\n" +
+	"\x05count\x18\x03 \x01(\rR\x05count\x125\n" +
+	"\binterval\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\binterval\x12\x12\n" +
+	"\x04size\x18\x05 \x01(\rR\x04size\x12#\n" +
+	"\rdont_fragment\x18\x06 \x01(\bR\fdontFragment\"\x91\x01\n" +
+	"\tPingReply\x12\x1a\n" +
+	"\bsequence\x18\x01 \x01(\rR\bsequence\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\x128\n" +
+	"\n" +
+	"round_trip\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\troundTrip\x12\x14\n" +
+	"\x05error\x18\x04 \x01(\tR\x05error*\x87\x01\n" +
 	"\bPathView\x12\x19\n" +
 	"\x15PATH_VIEW_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12PATH_VIEW_RECEIVED\x10\x01\x12\x16\n" +
@@ -11507,7 +11687,9 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\n" +
 	"LogService\x12K\n" +
 	"\bListLogs\x12\x1b.isthmus.v1.ListLogsRequest\x1a\x1c.isthmus.v1.ListLogsResponse\"\x04\xd0\xd3\x18\x02\x12G\n" +
-	"\tWatchLogs\x12\x1c.isthmus.v1.WatchLogsRequest\x1a\x14.isthmus.v1.LogEntry\"\x04\xd0\xd3\x18\x020\x01B;Z9github.com/isthmus-net/isthmus/proto/isthmus/v1;isthmusv1b\x06proto3"
+	"\tWatchLogs\x12\x1c.isthmus.v1.WatchLogsRequest\x1a\x14.isthmus.v1.LogEntry\"\x04\xd0\xd3\x18\x020\x012W\n" +
+	"\x11DiagnosticService\x12B\n" +
+	"\x04Ping\x12\x17.isthmus.v1.PingRequest\x1a\x15.isthmus.v1.PingReply\"\b\xd0\xd3\x18\x02\xd8\xd3\x18\x010\x01B;Z9github.com/isthmus-net/isthmus/proto/isthmus/v1;isthmusv1b\x06proto3"
 
 var (
 	file_isthmus_v1_services_proto_rawDescOnce sync.Once
@@ -11522,7 +11704,7 @@ func file_isthmus_v1_services_proto_rawDescGZIP() []byte {
 }
 
 var file_isthmus_v1_services_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 147)
+var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 149)
 var file_isthmus_v1_services_proto_goTypes = []any{
 	(PathView)(0),                   // 0: isthmus.v1.PathView
 	(Change_Action)(0),              // 1: isthmus.v1.Change.Action
@@ -11673,279 +11855,285 @@ var file_isthmus_v1_services_proto_goTypes = []any{
 	(*WatchLogsRequest)(nil),        // 146: isthmus.v1.WatchLogsRequest
 	(*LogEntry)(nil),                // 147: isthmus.v1.LogEntry
 	(*LogAttribute)(nil),            // 148: isthmus.v1.LogAttribute
-	(*Spec)(nil),                    // 149: isthmus.v1.Spec
-	(*Problem)(nil),                 // 150: isthmus.v1.Problem
-	(*durationpb.Duration)(nil),     // 151: google.protobuf.Duration
-	(*EgressPolicy)(nil),            // 152: isthmus.v1.EgressPolicy
-	(*timestamppb.Timestamp)(nil),   // 153: google.protobuf.Timestamp
-	(*Condition)(nil),               // 154: isthmus.v1.Condition
-	(EventType)(0),                  // 155: isthmus.v1.EventType
-	(*Inside)(nil),                  // 156: isthmus.v1.Inside
+	(*PingRequest)(nil),             // 149: isthmus.v1.PingRequest
+	(*PingReply)(nil),               // 150: isthmus.v1.PingReply
+	(*Spec)(nil),                    // 151: isthmus.v1.Spec
+	(*Problem)(nil),                 // 152: isthmus.v1.Problem
+	(*durationpb.Duration)(nil),     // 153: google.protobuf.Duration
+	(*EgressPolicy)(nil),            // 154: isthmus.v1.EgressPolicy
+	(*timestamppb.Timestamp)(nil),   // 155: google.protobuf.Timestamp
+	(*Condition)(nil),               // 156: isthmus.v1.Condition
+	(EventType)(0),                  // 157: isthmus.v1.EventType
+	(*Inside)(nil),                  // 158: isthmus.v1.Inside
 }
 var file_isthmus_v1_services_proto_depIdxs = []int32{
-	149, // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
-	150, // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
+	151, // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
+	152, // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
 	2,   // 2: isthmus.v1.ValidateRequest.source:type_name -> isthmus.v1.Source
-	150, // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
-	150, // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
+	152, // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
+	152, // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
 	2,   // 5: isthmus.v1.PlanRequest.source:type_name -> isthmus.v1.Source
 	1,   // 6: isthmus.v1.Change.action:type_name -> isthmus.v1.Change.Action
 	7,   // 7: isthmus.v1.PlanResponse.changes:type_name -> isthmus.v1.Change
-	150, // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
+	152, // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
 	2,   // 9: isthmus.v1.ApplyRequest.source:type_name -> isthmus.v1.Source
-	151, // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
+	153, // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
 	7,   // 11: isthmus.v1.ApplyResponse.changes:type_name -> isthmus.v1.Change
-	150, // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
-	151, // 13: isthmus.v1.ApplyResponse.goes_back_in:type_name -> google.protobuf.Duration
-	152, // 14: isthmus.v1.EditPoliciesRequest.set:type_name -> isthmus.v1.EgressPolicy
-	151, // 15: isthmus.v1.EditPoliciesRequest.confirm_within:type_name -> google.protobuf.Duration
-	151, // 16: isthmus.v1.SetDisabledRequest.confirm_within:type_name -> google.protobuf.Duration
-	149, // 17: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
+	152, // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
+	153, // 13: isthmus.v1.ApplyResponse.goes_back_in:type_name -> google.protobuf.Duration
+	154, // 14: isthmus.v1.EditPoliciesRequest.set:type_name -> isthmus.v1.EgressPolicy
+	153, // 15: isthmus.v1.EditPoliciesRequest.confirm_within:type_name -> google.protobuf.Duration
+	153, // 16: isthmus.v1.SetDisabledRequest.confirm_within:type_name -> google.protobuf.Duration
+	151, // 17: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
 	20,  // 18: isthmus.v1.ListHistoryResponse.revisions:type_name -> isthmus.v1.Revision
-	153, // 19: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
-	151, // 20: isthmus.v1.RollbackRequest.confirm_within:type_name -> google.protobuf.Duration
-	151, // 21: isthmus.v1.WaitAppliedRequest.max_wait:type_name -> google.protobuf.Duration
-	154, // 22: isthmus.v1.WaitAppliedResponse.conditions:type_name -> isthmus.v1.Condition
+	155, // 19: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
+	153, // 20: isthmus.v1.RollbackRequest.confirm_within:type_name -> google.protobuf.Duration
+	153, // 21: isthmus.v1.WaitAppliedRequest.max_wait:type_name -> google.protobuf.Duration
+	156, // 22: isthmus.v1.WaitAppliedResponse.conditions:type_name -> isthmus.v1.Condition
 	31,  // 23: isthmus.v1.ListTunnelsResponse.tunnels:type_name -> isthmus.v1.TunnelStatus
 	34,  // 24: isthmus.v1.ListTunnelsResponse.strays:type_name -> isthmus.v1.StrayTunnel
-	155, // 25: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
+	157, // 25: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
 	31,  // 26: isthmus.v1.TunnelEvent.tunnel:type_name -> isthmus.v1.TunnelStatus
-	153, // 27: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
-	156, // 28: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
-	153, // 29: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
-	153, // 30: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
-	153, // 31: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
-	154, // 32: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
+	155, // 27: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
+	158, // 28: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
+	155, // 29: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
+	155, // 30: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
+	155, // 31: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
+	156, // 32: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
 	33,  // 33: isthmus.v1.TunnelStatus.explanation:type_name -> isthmus.v1.Explanation
-	153, // 34: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
-	153, // 35: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
-	153, // 36: isthmus.v1.TunnelStatus.last_error_since:type_name -> google.protobuf.Timestamp
-	153, // 37: isthmus.v1.TunnelStatus.data_received:type_name -> google.protobuf.Timestamp
+	155, // 34: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
+	155, // 35: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
+	155, // 36: isthmus.v1.TunnelStatus.last_error_since:type_name -> google.protobuf.Timestamp
+	155, // 37: isthmus.v1.TunnelStatus.data_received:type_name -> google.protobuf.Timestamp
 	32,  // 38: isthmus.v1.TunnelStatus.wireguard:type_name -> isthmus.v1.WireGuardStatus
-	153, // 39: isthmus.v1.WireGuardStatus.last_handshake:type_name -> google.protobuf.Timestamp
-	151, // 40: isthmus.v1.WireGuardStatus.keepalive:type_name -> google.protobuf.Duration
-	153, // 41: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
-	153, // 42: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
-	153, // 43: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
+	155, // 39: isthmus.v1.WireGuardStatus.last_handshake:type_name -> google.protobuf.Timestamp
+	153, // 40: isthmus.v1.WireGuardStatus.keepalive:type_name -> google.protobuf.Duration
+	155, // 41: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
+	155, // 42: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
+	155, // 43: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
 	42,  // 44: isthmus.v1.ListPeersResponse.peers:type_name -> isthmus.v1.PeerStatus
-	155, // 45: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
+	157, // 45: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
 	42,  // 46: isthmus.v1.PeerEvent.peer:type_name -> isthmus.v1.PeerStatus
-	153, // 47: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
-	151, // 48: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
-	154, // 49: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
-	153, // 50: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
+	155, // 47: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
+	153, // 48: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
+	156, // 49: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
+	155, // 50: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
 	43,  // 51: isthmus.v1.PeerStatus.filter:type_name -> isthmus.v1.PeerFilter
-	153, // 52: isthmus.v1.PeerStatus.last_error_time:type_name -> google.protobuf.Timestamp
+	155, // 52: isthmus.v1.PeerStatus.last_error_time:type_name -> google.protobuf.Timestamp
 	44,  // 53: isthmus.v1.PeerFilter.discarded:type_name -> isthmus.v1.DiscardedAttribute
 	49,  // 54: isthmus.v1.ListRoutesResponse.routes:type_name -> isthmus.v1.Route
-	155, // 55: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
+	157, // 55: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
 	49,  // 56: isthmus.v1.RouteEvent.route:type_name -> isthmus.v1.Route
 	50,  // 57: isthmus.v1.Route.next_hops:type_name -> isthmus.v1.NextHop
-	153, // 58: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
-	154, // 59: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
+	155, // 58: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
+	156, // 59: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
 	0,   // 60: isthmus.v1.ListPathsRequest.view:type_name -> isthmus.v1.PathView
 	49,  // 61: isthmus.v1.ListPathsResponse.route:type_name -> isthmus.v1.Route
 	54,  // 62: isthmus.v1.ListPathsResponse.paths:type_name -> isthmus.v1.Path
 	53,  // 63: isthmus.v1.ListPathsResponse.offers:type_name -> isthmus.v1.PathOffer
-	153, // 64: isthmus.v1.Path.since:type_name -> google.protobuf.Timestamp
+	155, // 64: isthmus.v1.Path.since:type_name -> google.protobuf.Timestamp
 	65,  // 65: isthmus.v1.ListPoliciesResponse.policies:type_name -> isthmus.v1.PolicyStatus
 	57,  // 66: isthmus.v1.ListPoliciesResponse.drops:type_name -> isthmus.v1.Drop
-	155, // 67: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
+	157, // 67: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
 	65,  // 68: isthmus.v1.PolicyEvent.policy:type_name -> isthmus.v1.PolicyStatus
 	62,  // 69: isthmus.v1.ProveEgressResponse.proof:type_name -> isthmus.v1.EgressProof
-	153, // 70: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
+	155, // 70: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
 	63,  // 71: isthmus.v1.EgressProof.states:type_name -> isthmus.v1.EgressProofState
 	64,  // 72: isthmus.v1.EgressProof.canaries:type_name -> isthmus.v1.CanaryResult
 	71,  // 73: isthmus.v1.ListPoolsResponse.pools:type_name -> isthmus.v1.PoolStatus
-	155, // 74: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
+	157, // 74: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
 	71,  // 75: isthmus.v1.PoolEvent.pool:type_name -> isthmus.v1.PoolStatus
 	72,  // 76: isthmus.v1.PoolStatus.members:type_name -> isthmus.v1.PoolMember
-	153, // 77: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
+	155, // 77: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
 	73,  // 78: isthmus.v1.PoolMember.targets:type_name -> isthmus.v1.ProbeTarget
-	153, // 79: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
-	153, // 80: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
+	155, // 79: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
+	155, // 80: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
 	78,  // 81: isthmus.v1.ListNamesResponse.names:type_name -> isthmus.v1.NameStatus
-	155, // 82: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
+	157, // 82: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
 	78,  // 83: isthmus.v1.NameEvent.name:type_name -> isthmus.v1.NameStatus
-	153, // 84: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
-	153, // 85: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
+	155, // 84: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
+	155, // 85: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
 	79,  // 86: isthmus.v1.NameStatus.gone:type_name -> isthmus.v1.GoneAddress
-	153, // 87: isthmus.v1.NameStatus.differs:type_name -> google.protobuf.Timestamp
-	153, // 88: isthmus.v1.GoneAddress.since:type_name -> google.protobuf.Timestamp
+	155, // 87: isthmus.v1.NameStatus.differs:type_name -> google.protobuf.Timestamp
+	155, // 88: isthmus.v1.GoneAddress.since:type_name -> google.protobuf.Timestamp
 	86,  // 89: isthmus.v1.Machine.slots:type_name -> isthmus.v1.Slot
-	153, // 90: isthmus.v1.Slot.deadline:type_name -> google.protobuf.Timestamp
+	155, // 90: isthmus.v1.Slot.deadline:type_name -> google.protobuf.Timestamp
 	88,  // 91: isthmus.v1.UpgradeRequest.header:type_name -> isthmus.v1.UpgradeHeader
 	99,  // 92: isthmus.v1.WatchStatusResponse.status:type_name -> isthmus.v1.SystemStatus
-	153, // 93: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
-	153, // 94: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
-	154, // 95: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
+	155, // 93: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
+	155, // 94: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
+	156, // 95: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
 	103, // 96: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
 	101, // 97: isthmus.v1.SystemStatus.platform:type_name -> isthmus.v1.PlatformStatus
 	100, // 98: isthmus.v1.SystemStatus.summary:type_name -> isthmus.v1.Summary
 	129, // 99: isthmus.v1.Summary.ports:type_name -> isthmus.v1.PortUse
 	102, // 100: isthmus.v1.PlatformStatus.interfaces:type_name -> isthmus.v1.PlatformInterface
-	153, // 101: isthmus.v1.PlatformStatus.read:type_name -> google.protobuf.Timestamp
+	155, // 101: isthmus.v1.PlatformStatus.read:type_name -> google.protobuf.Timestamp
 	108, // 102: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
-	153, // 103: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
-	153, // 104: isthmus.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
-	153, // 105: isthmus.v1.ListAuditRequest.until:type_name -> google.protobuf.Timestamp
+	155, // 103: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
+	155, // 104: isthmus.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
+	155, // 105: isthmus.v1.ListAuditRequest.until:type_name -> google.protobuf.Timestamp
 	113, // 106: isthmus.v1.ListAuditResponse.entries:type_name -> isthmus.v1.AuditEntry
-	153, // 107: isthmus.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
-	153, // 108: isthmus.v1.RenewAuthorityResponse.former_until:type_name -> google.protobuf.Timestamp
-	151, // 109: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
+	155, // 107: isthmus.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
+	155, // 108: isthmus.v1.RenewAuthorityResponse.former_until:type_name -> google.protobuf.Timestamp
+	153, // 109: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
 	122, // 110: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
 	122, // 111: isthmus.v1.RenewClientResponse.client:type_name -> isthmus.v1.Client
 	122, // 112: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
-	153, // 113: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
-	153, // 114: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
+	155, // 113: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
+	155, // 114: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
 	129, // 115: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
 	130, // 116: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
 	131, // 117: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
-	153, // 118: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
-	155, // 119: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
+	155, // 118: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
+	157, // 119: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
 	129, // 120: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
-	151, // 121: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
-	153, // 122: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
-	151, // 123: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
+	153, // 121: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
+	155, // 122: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
+	153, // 123: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
 	136, // 124: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
-	153, // 125: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
-	153, // 126: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
-	153, // 127: isthmus.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
-	153, // 128: isthmus.v1.EventFilter.until:type_name -> google.protobuf.Timestamp
+	155, // 125: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
+	155, // 126: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
+	155, // 127: isthmus.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
+	155, // 128: isthmus.v1.EventFilter.until:type_name -> google.protobuf.Timestamp
 	137, // 129: isthmus.v1.ListEventsRequest.filter:type_name -> isthmus.v1.EventFilter
 	142, // 130: isthmus.v1.ListEventsResponse.events:type_name -> isthmus.v1.Event
 	137, // 131: isthmus.v1.WatchEventsRequest.filter:type_name -> isthmus.v1.EventFilter
-	155, // 132: isthmus.v1.WatchEventsResponse.type:type_name -> isthmus.v1.EventType
+	157, // 132: isthmus.v1.WatchEventsResponse.type:type_name -> isthmus.v1.EventType
 	142, // 133: isthmus.v1.WatchEventsResponse.event:type_name -> isthmus.v1.Event
-	153, // 134: isthmus.v1.Event.time:type_name -> google.protobuf.Timestamp
-	151, // 135: isthmus.v1.Event.lasted:type_name -> google.protobuf.Duration
-	153, // 136: isthmus.v1.LogFilter.since:type_name -> google.protobuf.Timestamp
+	155, // 134: isthmus.v1.Event.time:type_name -> google.protobuf.Timestamp
+	153, // 135: isthmus.v1.Event.lasted:type_name -> google.protobuf.Duration
+	155, // 136: isthmus.v1.LogFilter.since:type_name -> google.protobuf.Timestamp
 	143, // 137: isthmus.v1.ListLogsRequest.filter:type_name -> isthmus.v1.LogFilter
 	147, // 138: isthmus.v1.ListLogsResponse.entries:type_name -> isthmus.v1.LogEntry
 	143, // 139: isthmus.v1.WatchLogsRequest.filter:type_name -> isthmus.v1.LogFilter
-	153, // 140: isthmus.v1.LogEntry.time:type_name -> google.protobuf.Timestamp
+	155, // 140: isthmus.v1.LogEntry.time:type_name -> google.protobuf.Timestamp
 	148, // 141: isthmus.v1.LogEntry.attributes:type_name -> isthmus.v1.LogAttribute
-	4,   // 142: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
-	6,   // 143: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
-	9,   // 144: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
-	11,  // 145: isthmus.v1.SpecService.EditPolicies:input_type -> isthmus.v1.EditPoliciesRequest
-	12,  // 146: isthmus.v1.SpecService.SetDisabled:input_type -> isthmus.v1.SetDisabledRequest
-	13,  // 147: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
-	15,  // 148: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
-	16,  // 149: isthmus.v1.SpecService.GetEffectiveSpec:input_type -> isthmus.v1.GetEffectiveSpecRequest
-	18,  // 150: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
-	21,  // 151: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
-	22,  // 152: isthmus.v1.SpecService.WaitApplied:input_type -> isthmus.v1.WaitAppliedRequest
-	24,  // 153: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
-	26,  // 154: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
-	27,  // 155: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
-	28,  // 156: isthmus.v1.TunnelService.ResetTunnel:input_type -> isthmus.v1.ResetTunnelRequest
-	35,  // 157: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
-	37,  // 158: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
-	38,  // 159: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
-	40,  // 160: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
-	45,  // 161: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
-	47,  // 162: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
-	51,  // 163: isthmus.v1.RouteService.ListPaths:input_type -> isthmus.v1.ListPathsRequest
-	55,  // 164: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
-	58,  // 165: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
-	60,  // 166: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
-	134, // 167: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
-	132, // 168: isthmus.v1.NATService.EndFlows:input_type -> isthmus.v1.EndFlowsRequest
-	66,  // 169: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
-	68,  // 170: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
-	69,  // 171: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
-	74,  // 172: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
-	76,  // 173: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
-	96,  // 174: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
-	97,  // 175: isthmus.v1.SystemService.WatchStatus:input_type -> isthmus.v1.WatchStatusRequest
-	84,  // 176: isthmus.v1.SystemService.GetMachine:input_type -> isthmus.v1.GetMachineRequest
-	87,  // 177: isthmus.v1.SystemService.Upgrade:input_type -> isthmus.v1.UpgradeRequest
-	90,  // 178: isthmus.v1.SystemService.RollbackSlot:input_type -> isthmus.v1.RollbackSlotRequest
-	92,  // 179: isthmus.v1.SystemService.Reboot:input_type -> isthmus.v1.RebootRequest
-	94,  // 180: isthmus.v1.SystemService.PowerOff:input_type -> isthmus.v1.PowerOffRequest
-	80,  // 181: isthmus.v1.SystemService.Seal:input_type -> isthmus.v1.SealRequest
-	82,  // 182: isthmus.v1.SystemService.Unseal:input_type -> isthmus.v1.UnsealRequest
-	104, // 183: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
-	104, // 184: isthmus.v1.SecretService.AddSecret:input_type -> isthmus.v1.SetSecretRequest
-	105, // 185: isthmus.v1.SecretService.RollbackSecret:input_type -> isthmus.v1.RollbackSecretRequest
-	106, // 186: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
-	109, // 187: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
-	116, // 188: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
-	120, // 189: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
-	123, // 190: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
-	118, // 191: isthmus.v1.AccessService.RenewClient:input_type -> isthmus.v1.RenewClientRequest
-	114, // 192: isthmus.v1.AccessService.RenewAuthority:input_type -> isthmus.v1.RenewAuthorityRequest
-	111, // 193: isthmus.v1.AccessService.ListAudit:input_type -> isthmus.v1.ListAuditRequest
-	125, // 194: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
-	127, // 195: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
-	138, // 196: isthmus.v1.EventService.ListEvents:input_type -> isthmus.v1.ListEventsRequest
-	140, // 197: isthmus.v1.EventService.WatchEvents:input_type -> isthmus.v1.WatchEventsRequest
-	144, // 198: isthmus.v1.LogService.ListLogs:input_type -> isthmus.v1.ListLogsRequest
-	146, // 199: isthmus.v1.LogService.WatchLogs:input_type -> isthmus.v1.WatchLogsRequest
-	5,   // 200: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
-	8,   // 201: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
-	10,  // 202: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
-	10,  // 203: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
-	10,  // 204: isthmus.v1.SpecService.SetDisabled:output_type -> isthmus.v1.ApplyResponse
-	14,  // 205: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
-	17,  // 206: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
-	17,  // 207: isthmus.v1.SpecService.GetEffectiveSpec:output_type -> isthmus.v1.GetSpecResponse
-	19,  // 208: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
-	10,  // 209: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
-	23,  // 210: isthmus.v1.SpecService.WaitApplied:output_type -> isthmus.v1.WaitAppliedResponse
-	25,  // 211: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
-	31,  // 212: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
-	30,  // 213: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
-	29,  // 214: isthmus.v1.TunnelService.ResetTunnel:output_type -> isthmus.v1.ResetTunnelResponse
-	36,  // 215: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
-	42,  // 216: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
-	39,  // 217: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
-	41,  // 218: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
-	46,  // 219: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
-	48,  // 220: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
-	52,  // 221: isthmus.v1.RouteService.ListPaths:output_type -> isthmus.v1.ListPathsResponse
-	56,  // 222: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
-	59,  // 223: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
-	61,  // 224: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
-	135, // 225: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
-	133, // 226: isthmus.v1.NATService.EndFlows:output_type -> isthmus.v1.EndFlowsResponse
-	67,  // 227: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
-	71,  // 228: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
-	70,  // 229: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
-	75,  // 230: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
-	77,  // 231: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
-	99,  // 232: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
-	98,  // 233: isthmus.v1.SystemService.WatchStatus:output_type -> isthmus.v1.WatchStatusResponse
-	85,  // 234: isthmus.v1.SystemService.GetMachine:output_type -> isthmus.v1.Machine
-	89,  // 235: isthmus.v1.SystemService.Upgrade:output_type -> isthmus.v1.UpgradeResponse
-	91,  // 236: isthmus.v1.SystemService.RollbackSlot:output_type -> isthmus.v1.RollbackSlotResponse
-	93,  // 237: isthmus.v1.SystemService.Reboot:output_type -> isthmus.v1.RebootResponse
-	95,  // 238: isthmus.v1.SystemService.PowerOff:output_type -> isthmus.v1.PowerOffResponse
-	81,  // 239: isthmus.v1.SystemService.Seal:output_type -> isthmus.v1.SealResponse
-	83,  // 240: isthmus.v1.SystemService.Unseal:output_type -> isthmus.v1.UnsealResponse
-	108, // 241: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
-	108, // 242: isthmus.v1.SecretService.AddSecret:output_type -> isthmus.v1.SecretInfo
-	108, // 243: isthmus.v1.SecretService.RollbackSecret:output_type -> isthmus.v1.SecretInfo
-	107, // 244: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
-	110, // 245: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
-	117, // 246: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
-	121, // 247: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
-	124, // 248: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
-	119, // 249: isthmus.v1.AccessService.RenewClient:output_type -> isthmus.v1.RenewClientResponse
-	115, // 250: isthmus.v1.AccessService.RenewAuthority:output_type -> isthmus.v1.RenewAuthorityResponse
-	112, // 251: isthmus.v1.AccessService.ListAudit:output_type -> isthmus.v1.ListAuditResponse
-	126, // 252: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
-	128, // 253: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
-	139, // 254: isthmus.v1.EventService.ListEvents:output_type -> isthmus.v1.ListEventsResponse
-	141, // 255: isthmus.v1.EventService.WatchEvents:output_type -> isthmus.v1.WatchEventsResponse
-	145, // 256: isthmus.v1.LogService.ListLogs:output_type -> isthmus.v1.ListLogsResponse
-	147, // 257: isthmus.v1.LogService.WatchLogs:output_type -> isthmus.v1.LogEntry
-	200, // [200:258] is the sub-list for method output_type
-	142, // [142:200] is the sub-list for method input_type
-	142, // [142:142] is the sub-list for extension type_name
-	142, // [142:142] is the sub-list for extension extendee
-	0,   // [0:142] is the sub-list for field type_name
+	153, // 142: isthmus.v1.PingRequest.interval:type_name -> google.protobuf.Duration
+	153, // 143: isthmus.v1.PingReply.round_trip:type_name -> google.protobuf.Duration
+	4,   // 144: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
+	6,   // 145: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
+	9,   // 146: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
+	11,  // 147: isthmus.v1.SpecService.EditPolicies:input_type -> isthmus.v1.EditPoliciesRequest
+	12,  // 148: isthmus.v1.SpecService.SetDisabled:input_type -> isthmus.v1.SetDisabledRequest
+	13,  // 149: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
+	15,  // 150: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
+	16,  // 151: isthmus.v1.SpecService.GetEffectiveSpec:input_type -> isthmus.v1.GetEffectiveSpecRequest
+	18,  // 152: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
+	21,  // 153: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
+	22,  // 154: isthmus.v1.SpecService.WaitApplied:input_type -> isthmus.v1.WaitAppliedRequest
+	24,  // 155: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
+	26,  // 156: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
+	27,  // 157: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
+	28,  // 158: isthmus.v1.TunnelService.ResetTunnel:input_type -> isthmus.v1.ResetTunnelRequest
+	35,  // 159: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
+	37,  // 160: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
+	38,  // 161: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
+	40,  // 162: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
+	45,  // 163: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
+	47,  // 164: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
+	51,  // 165: isthmus.v1.RouteService.ListPaths:input_type -> isthmus.v1.ListPathsRequest
+	55,  // 166: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
+	58,  // 167: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
+	60,  // 168: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
+	134, // 169: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
+	132, // 170: isthmus.v1.NATService.EndFlows:input_type -> isthmus.v1.EndFlowsRequest
+	66,  // 171: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
+	68,  // 172: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
+	69,  // 173: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
+	74,  // 174: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
+	76,  // 175: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
+	96,  // 176: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
+	97,  // 177: isthmus.v1.SystemService.WatchStatus:input_type -> isthmus.v1.WatchStatusRequest
+	84,  // 178: isthmus.v1.SystemService.GetMachine:input_type -> isthmus.v1.GetMachineRequest
+	87,  // 179: isthmus.v1.SystemService.Upgrade:input_type -> isthmus.v1.UpgradeRequest
+	90,  // 180: isthmus.v1.SystemService.RollbackSlot:input_type -> isthmus.v1.RollbackSlotRequest
+	92,  // 181: isthmus.v1.SystemService.Reboot:input_type -> isthmus.v1.RebootRequest
+	94,  // 182: isthmus.v1.SystemService.PowerOff:input_type -> isthmus.v1.PowerOffRequest
+	80,  // 183: isthmus.v1.SystemService.Seal:input_type -> isthmus.v1.SealRequest
+	82,  // 184: isthmus.v1.SystemService.Unseal:input_type -> isthmus.v1.UnsealRequest
+	104, // 185: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
+	104, // 186: isthmus.v1.SecretService.AddSecret:input_type -> isthmus.v1.SetSecretRequest
+	105, // 187: isthmus.v1.SecretService.RollbackSecret:input_type -> isthmus.v1.RollbackSecretRequest
+	106, // 188: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
+	109, // 189: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
+	116, // 190: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
+	120, // 191: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
+	123, // 192: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
+	118, // 193: isthmus.v1.AccessService.RenewClient:input_type -> isthmus.v1.RenewClientRequest
+	114, // 194: isthmus.v1.AccessService.RenewAuthority:input_type -> isthmus.v1.RenewAuthorityRequest
+	111, // 195: isthmus.v1.AccessService.ListAudit:input_type -> isthmus.v1.ListAuditRequest
+	125, // 196: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
+	127, // 197: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
+	138, // 198: isthmus.v1.EventService.ListEvents:input_type -> isthmus.v1.ListEventsRequest
+	140, // 199: isthmus.v1.EventService.WatchEvents:input_type -> isthmus.v1.WatchEventsRequest
+	144, // 200: isthmus.v1.LogService.ListLogs:input_type -> isthmus.v1.ListLogsRequest
+	146, // 201: isthmus.v1.LogService.WatchLogs:input_type -> isthmus.v1.WatchLogsRequest
+	149, // 202: isthmus.v1.DiagnosticService.Ping:input_type -> isthmus.v1.PingRequest
+	5,   // 203: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
+	8,   // 204: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
+	10,  // 205: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
+	10,  // 206: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
+	10,  // 207: isthmus.v1.SpecService.SetDisabled:output_type -> isthmus.v1.ApplyResponse
+	14,  // 208: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
+	17,  // 209: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
+	17,  // 210: isthmus.v1.SpecService.GetEffectiveSpec:output_type -> isthmus.v1.GetSpecResponse
+	19,  // 211: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
+	10,  // 212: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
+	23,  // 213: isthmus.v1.SpecService.WaitApplied:output_type -> isthmus.v1.WaitAppliedResponse
+	25,  // 214: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
+	31,  // 215: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
+	30,  // 216: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
+	29,  // 217: isthmus.v1.TunnelService.ResetTunnel:output_type -> isthmus.v1.ResetTunnelResponse
+	36,  // 218: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
+	42,  // 219: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
+	39,  // 220: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
+	41,  // 221: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
+	46,  // 222: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
+	48,  // 223: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
+	52,  // 224: isthmus.v1.RouteService.ListPaths:output_type -> isthmus.v1.ListPathsResponse
+	56,  // 225: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
+	59,  // 226: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
+	61,  // 227: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
+	135, // 228: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
+	133, // 229: isthmus.v1.NATService.EndFlows:output_type -> isthmus.v1.EndFlowsResponse
+	67,  // 230: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
+	71,  // 231: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
+	70,  // 232: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
+	75,  // 233: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
+	77,  // 234: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
+	99,  // 235: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
+	98,  // 236: isthmus.v1.SystemService.WatchStatus:output_type -> isthmus.v1.WatchStatusResponse
+	85,  // 237: isthmus.v1.SystemService.GetMachine:output_type -> isthmus.v1.Machine
+	89,  // 238: isthmus.v1.SystemService.Upgrade:output_type -> isthmus.v1.UpgradeResponse
+	91,  // 239: isthmus.v1.SystemService.RollbackSlot:output_type -> isthmus.v1.RollbackSlotResponse
+	93,  // 240: isthmus.v1.SystemService.Reboot:output_type -> isthmus.v1.RebootResponse
+	95,  // 241: isthmus.v1.SystemService.PowerOff:output_type -> isthmus.v1.PowerOffResponse
+	81,  // 242: isthmus.v1.SystemService.Seal:output_type -> isthmus.v1.SealResponse
+	83,  // 243: isthmus.v1.SystemService.Unseal:output_type -> isthmus.v1.UnsealResponse
+	108, // 244: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
+	108, // 245: isthmus.v1.SecretService.AddSecret:output_type -> isthmus.v1.SecretInfo
+	108, // 246: isthmus.v1.SecretService.RollbackSecret:output_type -> isthmus.v1.SecretInfo
+	107, // 247: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
+	110, // 248: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
+	117, // 249: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
+	121, // 250: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
+	124, // 251: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
+	119, // 252: isthmus.v1.AccessService.RenewClient:output_type -> isthmus.v1.RenewClientResponse
+	115, // 253: isthmus.v1.AccessService.RenewAuthority:output_type -> isthmus.v1.RenewAuthorityResponse
+	112, // 254: isthmus.v1.AccessService.ListAudit:output_type -> isthmus.v1.ListAuditResponse
+	126, // 255: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
+	128, // 256: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
+	139, // 257: isthmus.v1.EventService.ListEvents:output_type -> isthmus.v1.ListEventsResponse
+	141, // 258: isthmus.v1.EventService.WatchEvents:output_type -> isthmus.v1.WatchEventsResponse
+	145, // 259: isthmus.v1.LogService.ListLogs:output_type -> isthmus.v1.ListLogsResponse
+	147, // 260: isthmus.v1.LogService.WatchLogs:output_type -> isthmus.v1.LogEntry
+	150, // 261: isthmus.v1.DiagnosticService.Ping:output_type -> isthmus.v1.PingReply
+	203, // [203:262] is the sub-list for method output_type
+	144, // [144:203] is the sub-list for method input_type
+	144, // [144:144] is the sub-list for extension type_name
+	144, // [144:144] is the sub-list for extension extendee
+	0,   // [0:144] is the sub-list for field type_name
 }
 
 func init() { file_isthmus_v1_services_proto_init() }
@@ -11970,9 +12158,9 @@ func file_isthmus_v1_services_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isthmus_v1_services_proto_rawDesc), len(file_isthmus_v1_services_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   147,
+			NumMessages:   149,
 			NumExtensions: 0,
-			NumServices:   13,
+			NumServices:   14,
 		},
 		GoTypes:           file_isthmus_v1_services_proto_goTypes,
 		DependencyIndexes: file_isthmus_v1_services_proto_depIdxs,

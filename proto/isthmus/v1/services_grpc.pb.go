@@ -3358,3 +3358,118 @@ var LogService_ServiceDesc = grpc.ServiceDesc{
 	},
 	Metadata: "isthmus/v1/services.proto",
 }
+
+const (
+	DiagnosticService_Ping_FullMethodName = "/isthmus.v1.DiagnosticService/Ping"
+)
+
+// DiagnosticServiceClient is the client API for DiagnosticService service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// DiagnosticService tries the network from the node.
+type DiagnosticServiceClient interface {
+	// Ping sends echo requests from the node, and returns a message for each when it has ended. At
+	// most 4 calls are under way at the same time on a node, else RESOURCE_EXHAUSTED. An unknown
+	// tunnel is NOT_FOUND, a tunnel without an inside address of the family INVALID_ARGUMENT.
+	Ping(ctx context.Context, in *PingRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PingReply], error)
+}
+
+type diagnosticServiceClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewDiagnosticServiceClient(cc grpc.ClientConnInterface) DiagnosticServiceClient {
+	return &diagnosticServiceClient{cc}
+}
+
+func (c *diagnosticServiceClient) Ping(ctx context.Context, in *PingRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PingReply], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &DiagnosticService_ServiceDesc.Streams[0], DiagnosticService_Ping_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[PingRequest, PingReply]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type DiagnosticService_PingClient = grpc.ServerStreamingClient[PingReply]
+
+// DiagnosticServiceServer is the server API for DiagnosticService service.
+// All implementations must embed UnimplementedDiagnosticServiceServer
+// for forward compatibility.
+//
+// DiagnosticService tries the network from the node.
+type DiagnosticServiceServer interface {
+	// Ping sends echo requests from the node, and returns a message for each when it has ended. At
+	// most 4 calls are under way at the same time on a node, else RESOURCE_EXHAUSTED. An unknown
+	// tunnel is NOT_FOUND, a tunnel without an inside address of the family INVALID_ARGUMENT.
+	Ping(*PingRequest, grpc.ServerStreamingServer[PingReply]) error
+	mustEmbedUnimplementedDiagnosticServiceServer()
+}
+
+// UnimplementedDiagnosticServiceServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedDiagnosticServiceServer struct{}
+
+func (UnimplementedDiagnosticServiceServer) Ping(*PingRequest, grpc.ServerStreamingServer[PingReply]) error {
+	return status.Error(codes.Unimplemented, "method Ping not implemented")
+}
+func (UnimplementedDiagnosticServiceServer) mustEmbedUnimplementedDiagnosticServiceServer() {}
+func (UnimplementedDiagnosticServiceServer) testEmbeddedByValue()                           {}
+
+// UnsafeDiagnosticServiceServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to DiagnosticServiceServer will
+// result in compilation errors.
+type UnsafeDiagnosticServiceServer interface {
+	mustEmbedUnimplementedDiagnosticServiceServer()
+}
+
+func RegisterDiagnosticServiceServer(s grpc.ServiceRegistrar, srv DiagnosticServiceServer) {
+	// If the following call panics, it indicates UnimplementedDiagnosticServiceServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&DiagnosticService_ServiceDesc, srv)
+}
+
+func _DiagnosticService_Ping_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(PingRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(DiagnosticServiceServer).Ping(m, &grpc.GenericServerStream[PingRequest, PingReply]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type DiagnosticService_PingServer = grpc.ServerStreamingServer[PingReply]
+
+// DiagnosticService_ServiceDesc is the grpc.ServiceDesc for DiagnosticService service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var DiagnosticService_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "isthmus.v1.DiagnosticService",
+	HandlerType: (*DiagnosticServiceServer)(nil),
+	Methods:     []grpc.MethodDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "Ping",
+			Handler:       _DiagnosticService_Ping_Handler,
+			ServerStreams: true,
+		},
+	},
+	Metadata: "isthmus/v1/services.proto",
+}

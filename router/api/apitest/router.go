@@ -9,9 +9,11 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
@@ -48,6 +50,7 @@ type Router struct {
 	stuck     bool
 	reverted  uint64 // generation that Revert replaced
 	asked     int    // calls of Progress
+	pings     atomic.Int32
 }
 
 // New returns an empty Router.
@@ -259,6 +262,54 @@ func (r *Router) Status() (*isthmusv1.SystemStatus, <-chan struct{}) {
 	}
 	return st, changed
 }
+
+// Addresses that answer pings of the fake in their own way. Any other one answers at once.
+const (
+	PingSilent   = "192.0.2.1"
+	PingNarrow   = "192.0.2.2" // the path MTU is 1400
+	PingHangs    = "192.0.2.3" // until the caller is gone; see Pings
+	PingFlaky    = "192.0.2.4" // does not answer the second request
+	PingNoRouter = "192.0.2.5"
+)
+
+// Ping implements api.Router. It refuses requests with missing values, and does not wait.
+func (r *Router) Ping(ctx context.Context, q *isthmusv1.PingRequest, reply func(*isthmusv1.PingReply) error) error {
+	if q.Count == 0 || q.Size == 0 || q.Interval == nil {
+		return fmt.Errorf("the request has missing values: %v", q)
+	}
+	r.mu.Lock()
+	known := q.Tunnel == "" || stateOf(r.tunnels, q.Tunnel) != ""
+	r.mu.Unlock()
+	if !known {
+		return fmt.Errorf("tunnel %q: %w", q.Tunnel, fault.ErrNoTunnel)
+	}
+	if q.Address == PingHangs {
+		r.pings.Add(1)
+		defer r.pings.Add(-1)
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	for n := range q.Count {
+		m := &isthmusv1.PingReply{Sequence: n + 1}
+		switch {
+		case q.Address == PingSilent, q.Address == PingFlaky && n == 1:
+			m.Error = "no answer within 1s"
+		case q.Address == PingNarrow && q.DontFragment && q.Size+28 > 1400:
+			m.Error = "packet too big: the path MTU is 1400"
+		case q.Address == PingNoRouter:
+			m.Address, m.Error = "10.9.0.1", "destination unreachable: the host does not answer\x1b[31m"
+		default:
+			m.Address, m.RoundTrip = q.Address, durationpb.New(1210*time.Microsecond+time.Duration(n)*150*time.Microsecond)
+		}
+		if err := reply(m); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Pings returns how many pings of PingHangs are under way.
+func (r *Router) Pings() int { return int(r.pings.Load()) }
 
 // ResetTunnel refuses names that no tunnel has, and a second call.
 func (r *Router) ResetTunnel(_ context.Context, name string) error {

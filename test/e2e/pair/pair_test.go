@@ -114,6 +114,21 @@ announce: [172.16.ME.0/24, "2001:db8:ME::/64"]
 		}
 	}
 
+	// A node pings by the tunnel and by its routes, in both families. The rules let answers pass,
+	// also of a host behind the other node.
+	for args, want := range map[string]string{
+		"169.254.80.1 --tunnel lane": "2 requests, 2 answers", "fd00:80::1 --tunnel lane": "2 requests, 2 answers", "192.0.2.101": "2 requests, 2 answers",
+		"172.16.1.10 --tunnel lane": "2 requests, 2 answers", "172.16.1.10": "2 requests, 2 answers", "2001:db8:1::10 --tunnel lane": "2 requests, 2 answers",
+		"fd00:80::1 --size 4000": "2 requests, 2 answers", "169.254.80.1 --tunnel lane --size 1412 --dont-fragment": "2 requests, 2 answers",
+		"169.254.80.1 --tunnel lane --size 1413 --dont-fragment": "packet too big: the path MTU is 1440",
+		"fd00:80::1 --tunnel lane --size 1393 --dont-fragment":   "packet too big: the path MTU is 1440",
+	} {
+		out, err := nodes[0].CLI(t.Context(), "", append([]string{"ping", "-c", "2", "--interval", "200ms"}, strings.Fields(args)...)...)
+		if text := fmt.Sprintf("%s%v", out, err); !strings.Contains(text, want) {
+			t.Errorf("ping %s: %s, want %q", args, text, want)
+		}
+	}
+
 	// A peer that is shut down says why to the other side, and comes back. So does a tunnel, over a
 	// restart of the daemon.
 	edit := func(args ...string) {
