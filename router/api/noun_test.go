@@ -41,6 +41,9 @@ func TestEveryCallIsServed(t *testing.T) {
 				t.Fatal(err)
 			}
 			stream.CloseSend()
+			if head, err := stream.Header(); head != nil && err == nil && m.IsStreamingServer() {
+				continue // it is served, although it may have nothing to send
+			}
 			if err := stream.RecvMsg(message(m.Output())); status.Code(err) == codes.Unimplemented {
 				t.Errorf("%s: %v", path, err)
 			}
