@@ -87,7 +87,7 @@ func TestSkips(t *testing.T) {
 	if out, err := script(t, dir, "./q"); err == nil || !strings.Contains(out, "skipped: TestSkip of example.org/q") {
 		t.Errorf("%v\n%s", err, out)
 	}
-	if out, err := script(t, dir, "-slowest"); err != nil || !strings.Contains(out, "TestSlow 20") || !strings.Contains(out, "TestSkip 20") {
+	if out, err := script(t, dir, "-slowest"); err != nil || !strings.Contains(out, "example.org/p TestSlow ") || !strings.Contains(out, "example.org/q TestSkip ") {
 		t.Errorf("%v\n%s", err, out)
 	}
 }
