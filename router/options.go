@@ -27,6 +27,8 @@ import (
 // Addresses are the machine's addresses and links.
 type Addresses interface {
 	apply.Addresses
+	// RouteTransit sets the routing rules of forwarded packets; see capability.Transit.
+	RouteTransit(on bool) error
 	observe.Machine
 	report.Addresses
 }
@@ -49,6 +51,8 @@ type FIB interface {
 	apply.FIB
 	observe.FIB
 	report.FIB
+	// SetTransit sets whether default routes are for forwarded packets alone.
+	SetTransit(on bool)
 	// Run writes to the kernel until ctx is done.
 	Run(context.Context) error
 }

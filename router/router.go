@@ -90,7 +90,7 @@ func New(o Options) (*Router, error) {
 			Mover: o.Mover, Changed: r.bell.Ring, Log: o.Log.With("room", "takeover"), Echo: func(ctx context.Context, p egress.Path) error {
 				return probe(ctx, p.Interface, p.From, egress.Target{Scheme: "icmp", Host: p.To.String()})
 			}}}.Capability(),
-		probes.Capability(), domains.Capability(), used.Capability(), translog.Capability(),
+		probes.Capability(), domains.Capability(), used.Capability(), translog.Capability(), capability.Transit(o.FIB, o.Addresses),
 	}
 	var exports func() []export.State
 	if o.Events != nil {

@@ -324,6 +324,8 @@ func (m *machine) Forward(on bool) error {
 func (m *machine) Surroundings() (fib.Surroundings, error)    { return fib.Surroundings{}, nil }
 func (m *machine) Around(ctx context.Context, _ func()) error { <-ctx.Done(); return nil }
 func (m *machine) Restarted()                                 {}
+func (m *machine) SetTransit(bool)                            {}
+func (m *machine) RouteTransit(bool) error                    { return nil }
 func (m *machine) RemoveCanary() error                        { return nil }
 func (m *machine) Canary(_, _ netip.Addr, _ int) (func(context.Context, uint16) (net.Conn, error), func() error, error) {
 	return nil, nil, errors.New("this machine has no room for a canary")

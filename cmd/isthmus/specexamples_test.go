@@ -230,6 +230,7 @@ var specWishes = [][3]string{
 	{"the address and port to name the source without a log", "egress.pools[].blocks", "Blocks"},
 	{"a log of who had which port", "egress.log", "TranslationLog"},
 	{"two spokes with the same prefix", "egress.maps", "PrefixMap"},
+	{"the hosts of a branch to reach the Internet through a hub", "underlay.defaultRoute", "Underlay"},
 	{"another node to take over the addresses", "egress.takeover", "Takeover"},
 }
 

@@ -86,6 +86,8 @@ func clean(ctx context.Context, o options, out io.Writer, log *slog.Logger) erro
 	done(n, "connection or key of charon", "connections and keys of charon", err)
 	n, err = fib.Clear(ctx, routes)
 	done(n, "route or next hop", "routes and next hops", err)
+	n, err = links.ClearTransit()
+	done(n, "routing rule", "routing rules", err)
 	errs = append(errs, links.RemoveCanary())
 	n, err = links.ClearLinks(tunnel.Mark)
 	done(n, "tunnel interface", "tunnel interfaces", err)

@@ -254,7 +254,7 @@ func (a *Applier) Run(ctx context.Context, passed func()) {
 
 // Resync compares the kernel with what is wanted, whether or not an event reported a change.
 func (a *Applier) Resync() {
-	a.Again("tunnels", "removal", "nat", "host", "forwarding")
+	a.Again("tunnels", "removal", "nat", "host", "forwarding", "transit")
 }
 
 func pause(ctx context.Context, d time.Duration) {

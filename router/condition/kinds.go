@@ -270,7 +270,7 @@ var (
 		Name: "Outranked", Of: "route", Severities: []Severity{Warning},
 		Meaning: "A route is in the kernel and is not used, because another route of the machine to the same prefix has a smaller metric.",
 		Cause:   "The machine has that route itself, as a default route from DHCP has precedence over a learned one.",
-		Remedy:  "None, if the route of the machine is meant. Otherwise remove it, or accept more specific prefixes from the peer.",
+		Remedy:  "None, if the route of the machine is meant. For forwarded packets and a default route set `underlay.defaultRoute: tunnels`. Otherwise remove the machine's route, or accept more specific prefixes from the peer.",
 	}
 	PlacementsFull = &Kind{
 		Name: "PlacementsFull", Of: "node", Severities: []Severity{Warning},
@@ -348,7 +348,7 @@ var (
 		Name: "RoutesOutranked", Of: "node", Severities: []Severity{Warning},
 		Meaning: "Routes of this node are in the kernel and are not used, because other routes of the machine to the same prefixes have smaller metrics.",
 		Cause:   "The machine has these routes itself, as a default route from DHCP has precedence over a learned one.",
-		Remedy:  "None, if the routes of the machine are meant. Otherwise remove them, or accept more specific prefixes from the peer.",
+		Remedy:  "None, if the routes of the machine are meant. For forwarded packets and a default route set `underlay.defaultRoute: tunnels`. Otherwise remove the machine's routes, or accept more specific prefixes from the peer.",
 	}
 	RoutesWithheld = &Kind{
 		Name: "RoutesWithheld", Of: "node", Severities: []Severity{Warning},

@@ -49,6 +49,9 @@ func (f *FIB) Update(routes []Route) {
 // SetAlive sets whether a next hop carries traffic. See Table.SetAlive.
 func (f *FIB) SetAlive(h NextHop, alive bool) { f.change(func(t *Table) { t.SetAlive(h, alive) }) }
 
+// SetTransit sets whether default routes are for forwarded packets alone. See Table.SetTransit.
+func (f *FIB) SetTransit(on bool) { f.change(func(t *Table) { t.SetTransit(on) }) }
+
 // SetReserved sets the keys that routes must not divert from the node. See Table.SetReserved.
 func (f *FIB) SetReserved(all []Reserved) { f.change(func(t *Table) { t.SetReserved(all) }) }
 
@@ -83,7 +86,7 @@ type Counts struct {
 func (f *FIB) Installed(k Key) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	e := f.table.routes[k]
+	e := f.table.routes[f.table.place(k)]
 	if e == nil {
 		return false
 	}

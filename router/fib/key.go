@@ -10,6 +10,10 @@ import (
 // main table. TableMain itself is not a valid Domain: one table must not have two keys.
 type Domain uint32
 
+// Transit is the domain of default routes that are for forwarded packets alone. Routing rules send
+// those packets there, when the main table has nothing but a default route for them.
+const Transit Domain = 0x4954
+
 // DomainOf returns the domain of a table.
 func DomainOf(table uint32) Domain {
 	if table == TableMain {

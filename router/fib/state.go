@@ -48,6 +48,8 @@ type RouteState struct {
 	NextHops  []NextHop // wanted, sorted
 	Alive     []NextHop // those of NextHops that carry traffic; none: the route is a black hole
 	Blackhole bool      // wanted as one
+	// Transit is true for a default route of the main table that is for forwarded packets alone.
+	Transit bool
 	// Takes is what the route would divert from the node: it is withheld from the kernel. Nil:
 	// nothing.
 	Takes *Reserved

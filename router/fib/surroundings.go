@@ -16,6 +16,9 @@ type Surroundings struct {
 	Routes []Foreign
 	// Rules are the routing rules of both families, in order of priority.
 	Rules []Rule
+	// Transit is true for a family, IPv4 and IPv6, whose forwarded packets look for a default route
+	// in the table of Transit first.
+	Transit [2]bool
 	// Filters describes the interfaces on which traffic control or XDP may change packets.
 	Filters []string
 }

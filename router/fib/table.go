@@ -35,6 +35,7 @@ type Table struct {
 	lastID   uint32
 	hole     *group // stands for wanted black holes
 	static   map[Key]bool
+	transit  bool // default routes are in Transit
 	epoch    uint32
 	isSynced bool
 
@@ -98,7 +99,7 @@ func (t *Table) SetStatic(routes []Route) {
 	before := t.static
 	t.static = make(map[Key]bool, len(routes))
 	for _, r := range routes {
-		k := r.Key.Masked()
+		k := t.place(r.Key.Masked())
 		t.static[k] = true
 		t.set(k, Static, t.intern(k, r))
 	}
@@ -113,9 +114,48 @@ func (t *Table) SetStatic(routes []Route) {
 // hole is withdrawn.
 func (t *Table) Update(routes []Route) {
 	for _, r := range routes {
-		k := r.Key.Masked()
+		k := t.place(r.Key.Masked())
 		t.set(k, BGP, t.intern(k, r))
 	}
+}
+
+// SetTransit sets whether the default routes of the main table are for forwarded packets alone:
+// they are in the table of Transit then.
+func (t *Table) SetTransit(on bool) {
+	if t.transit == on {
+		return
+	}
+	t.transit = on
+	for _, p := range []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)} {
+		from, to := Main(p), Key{Transit, p}
+		if !on {
+			from, to = to, from
+		}
+		e := t.routes[from]
+		if e == nil {
+			continue
+		}
+		static, learned, epoch := e.static, e.bgp, e.epoch
+		if t.static[from] {
+			delete(t.static, from)
+			t.static[to] = true
+		}
+		t.set(to, Static, static)
+		t.set(to, BGP, learned)
+		if moved := t.routes[to]; moved != nil {
+			moved.epoch = epoch
+		}
+		t.set(from, Static, nil)
+		t.set(from, BGP, nil)
+	}
+}
+
+// place returns the key under which the table has a route.
+func (t *Table) place(k Key) Key {
+	if t.transit && k.Domain == 0 && k.Prefix.Bits() == 0 {
+		k.Domain = Transit
+	}
+	return k
 }
 
 // SetLinks sets the interfaces of the kernel.
@@ -342,6 +382,9 @@ func (t *Table) retire(g *group) {
 func (t *Table) Routes(yield func(RouteState) bool) {
 	for k, e := range t.routes {
 		s := RouteState{Key: k}
+		if k.Domain == Transit {
+			s.Key.Domain, s.Transit = 0, true
+		}
 		if e.withheld {
 			s.Takes = t.reserved.taken(k)
 		}

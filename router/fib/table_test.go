@@ -108,6 +108,65 @@ func TestStaticWins(t *testing.T) {
 	b.expect(b.run(), map[OpKind]int{SetNextHop: 1, SetGroup: 1, ReplaceRoute: 1, DeleteGroup: 1, DeleteNextHop: 1})
 }
 
+// TestTransit checks that default routes move to the table of forwarded packets and back, whether
+// they are reported before or after, and that nothing of either is left behind.
+func TestTransit(t *testing.T) {
+	b := newBench(t, "a", "b")
+	four, six := key("0.0.0.0/0"), key("::/0")
+	expect := func(want string) {
+		t.Helper()
+		b.run()
+		keys := slices.SortedFunc(maps.Keys(b.kernel.routes), Key.Compare)
+		if got := fmt.Sprint(keys); got != want {
+			t.Errorf("the kernel has %s, want %s", got, want)
+		}
+	}
+	b.table.Update([]Route{{Key: four, NextHops: []NextHop{hop("a")}}, {Key: key("10.0.0.0/8"), NextHops: []NextHop{hop("a")}}})
+	expect("[0.0.0.0/0 10.0.0.0/8]")
+	b.table.SetTransit(true)
+	b.table.Update([]Route{{Key: six, NextHops: []NextHop{hop("a")}}})
+	expect("[10.0.0.0/8 0.0.0.0/0 in table 18772 ::/0 in table 18772]")
+	for s := range b.table.Routes {
+		if s.Transit != (s.Key.Prefix.Bits() == 0) || s.Key.Domain != 0 || !s.Installed {
+			t.Errorf("%+v", s)
+		}
+	}
+
+	t.Log("a static route wins, and goes")
+	b.table.SetStatic([]Route{{Key: four, Blackhole: true}})
+	b.run()
+	if !b.kernel.routes[Key{Transit, four.Prefix}].Blackhole {
+		t.Error("the static route does not win")
+	}
+	b.table.SetTransit(false)
+	b.table.SetTransit(true)
+	b.table.SetStatic(nil)
+	b.run()
+	if b.kernel.routes[Key{Transit, four.Prefix}].Blackhole {
+		t.Error("the static route is still there")
+	}
+
+	t.Log("a new run finds its routes, and what is not reported again goes")
+	after := NewTable()
+	after.Adopt(b.kernel.state())
+	b.table = after
+	after.Update([]Route{{Key: four, NextHops: []NextHop{hop("a")}}, {Key: key("10.0.0.0/8"), NextHops: []NextHop{hop("a")}}})
+	after.SetTransit(true)
+	after.Synced()
+	expect("[10.0.0.0/8 0.0.0.0/0 in table 18772]")
+	after.Restarted()
+	after.SetTransit(false)
+	after.Update([]Route{{Key: key("10.0.0.0/8"), NextHops: []NextHop{hop("a")}}})
+	expect("[0.0.0.0/0 10.0.0.0/8]")
+	after.Synced()
+	expect("[10.0.0.0/8]")
+	after.Update([]Route{{Key: key("10.0.0.0/8")}})
+	expect("[]")
+	if len(after.routes)+len(after.groups)+len(after.byID)+len(after.objects)+len(after.static) > 0 {
+		t.Errorf("the table is not empty: %+v", after)
+	}
+}
+
 func TestOutsideAddressesStayOutside(t *testing.T) {
 	b := newBench(t, "a")
 	b.table.SetReserved(covered([]netip.Addr{netip.MustParseAddr("203.0.113.7")}))

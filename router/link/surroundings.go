@@ -56,7 +56,11 @@ func (l *Links) Surroundings() (fib.Surroundings, error) {
 			}
 		}},
 		{"rules", unix.RTM_GETRULE, unix.RTM_NEWRULE, &nl.RtMsg{}, func(m []byte) {
-			if r, ok := parseRule(m); ok {
+			r, protocol, ok := parseRule(m)
+			switch {
+			case ok && protocol == Protocol && r.Table == fib.Transit.Table():
+				s.Transit[family(r.IPv6)] = true
+			case ok && protocol != Protocol:
 				s.Rules = append(s.Rules, r)
 			}
 		}},
@@ -167,19 +171,28 @@ func parseQdisc(m []byte) (index int, kind string) {
 	return int(nl.DeserializeTcMsg(m).Ifindex), kind
 }
 
-// parseRule decodes the body of an RTM_NEWRULE message.
-func parseRule(m []byte) (r fib.Rule, ok bool) {
+// family returns 0 for IPv4, and 1 for IPv6.
+func family(ipv6 bool) int {
+	if ipv6 {
+		return 1
+	}
+	return 0
+}
+
+// parseRule decodes the body of an RTM_NEWRULE message. It also returns who made the rule
+// (FRA_PROTOCOL).
+func parseRule(m []byte) (r fib.Rule, protocol byte, ok bool) {
 	if len(m) < unix.SizeofRtMsg {
-		return r, false
+		return r, 0, false
 	}
 	// struct fib_rule_hdr has the same size and begins with the same fields
 	head := nl.DeserializeRtMsg(m)
 	if head.Family != unix.AF_INET && head.Family != unix.AF_INET6 {
-		return r, false
+		return r, 0, false
 	}
 	attrs, err := nl.ParseRouteAttr(m[unix.SizeofRtMsg:])
 	if err != nil {
-		return r, false
+		return r, 0, false
 	}
 	const toTable = 1 // FR_ACT_TO_TBL
 	r = fib.Rule{IPv6: head.Family == unix.AF_INET6, Table: uint32(head.Table), Plain: head.Dst_len == 0 && head.Src_len == 0 && head.Tos == 0 && head.Flags&2 == 0 && head.Type == toTable}
@@ -187,13 +200,17 @@ func parseRule(m []byte) (r fib.Rule, ok bool) {
 		switch a.Attr.Type {
 		case nl.FRA_PRIORITY:
 			r.Priority = binary.NativeEndian.Uint32(a.Value)
+		case nl.FRA_PROTOCOL:
+			if len(a.Value) > 0 {
+				protocol = a.Value[0]
+			}
 		case nl.FRA_TABLE:
 			r.Table = binary.NativeEndian.Uint32(a.Value)
 		case nl.FRA_FWMARK, nl.FRA_FWMASK, nl.FRA_IIFNAME, nl.FRA_OIFNAME, nl.FRA_GOTO, nl.FRA_SRC, nl.FRA_DST, nl.FRA_IP_PROTO, nl.FRA_SPORT_RANGE, nl.FRA_DPORT_RANGE, nl.FRA_UID_RANGE, nl.FRA_L3MDEV, nl.FRA_TUN_ID:
 			r.Plain = false
 		}
 	}
-	return r, true
+	return r, protocol, true
 }
 
 // isDown reports whether an interface cannot carry packets. Many virtual ones have no operational

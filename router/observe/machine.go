@@ -104,7 +104,7 @@ func (o *Observer) ReadMachine() {
 		o.o.Retry()
 	}
 	if !same {
-		o.o.Nudge("nat", "routes")
+		o.o.Nudge("nat", "routes", "transit")
 		o.o.Bell.Ring()
 	}
 }

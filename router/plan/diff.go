@@ -69,7 +69,9 @@ func differences(a, b Target) []Change {
 		changes = append(changes, c)
 	}
 	if f := differ(reflect.ValueOf(a.Underlay), reflect.ValueOf(b.Underlay)); len(f) > 0 {
-		changes = append(changes, Change{Action: modify, Kind: "underlay", Name: b.Underlay.Interface, Fields: f})
+		c := Change{Action: modify, Kind: "underlay", Name: b.Underlay.Interface, Fields: f}
+		c.Interrupts = interrupted(modify == Modify && a.Underlay.Transit != b.Underlay.Transit, "forwarded packets take another default route, and flows over it may end")
+		changes = append(changes, c)
 	}
 	record(diff("pool", a.NAT.Pools, b.NAT.Pools, func(p nat.Pool) string { return p.Name }, anyFields[nat.Pool](""), ""))
 	record(diff("zone", a.NAT.Zones, b.NAT.Zones, func(z nat.Zone) string { return z.Name }, anyFields[nat.Zone](""), ""))
@@ -342,11 +344,11 @@ func anyFields[T any](why string) func(a, b T) ([]string, string) {
 // documentNames has the names in the document of fields with another name in Go.
 var documentNames = map[string]string{
 	"nat.Pool.Silent": "exhausted", "nat.Policy.Bypass": "whenDown", "nat.Zone.Prefixes": "sources", "nat.Input.Drop": "input",
-	"nat.Metrics.Inlets": "listen", "egress.DNS.Floor": "nameFloor", "egress.DNS.Grace": "nameGrace", "egress.DNS.Hold": "nameHold", "egress.DNS.Proxy": "dnsProxy",
+	"nat.Metrics.Inlets": "listen", "spec.Underlay.Transit": "defaultRoute", "egress.DNS.Floor": "nameFloor", "egress.DNS.Grace": "nameGrace", "egress.DNS.Hold": "nameHold", "egress.DNS.Proxy": "dnsProxy",
 }
 
 // words has the values in the document for false and true.
-var words = map[string][2]string{"exhausted": {"reject", "drop"}, "whenDown": {"block", "bypass"}, "input": {"keep", "drop"}}
+var words = map[string][2]string{"exhausted": {"reject", "drop"}, "whenDown": {"block", "bypass"}, "input": {"keep", "drop"}, "defaultRoute": {"underlay", "tunnels"}}
 
 // fields returns the exported fields in which two structs of one type differ, nested ones with
 // their path.

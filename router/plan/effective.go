@@ -28,6 +28,10 @@ func Effective(m *isthmusv1.Spec, s *spec.Spec, t Target) *isthmusv1.Spec {
 	}
 	if u := m.Underlay; u != nil {
 		u.Address, u.PublicAddress, u.Mtu = t.Underlay.Address.String(), t.Underlay.PublicAddress.String(), uint32(t.Underlay.MTU)
+		u.DefaultRoute = words["defaultRoute"][0]
+		if t.Underlay.Transit {
+			u.DefaultRoute = words["defaultRoute"][1]
+		}
 	}
 	if m.Access == nil {
 		m.Access = &isthmusv1.Access{}

@@ -472,6 +472,7 @@ func TestDiffOfFields(t *testing.T) {
 		{"pools:", "nameHold: 2h, pools:", "names: nameHold: - -> 2h"},
 		{"sources: [10.0.0.0/28]", "sources: [10.0.0.0/28, 10.1.0.0/28]", "policy: + sources: 10.1.0.0/28"},
 		{"a-1, ipsec", "a-1, inside: [{local: 169.254.65.2/30}], ipsec", "tunnel: - inside: 169.254.64.2/30 to 169.254.64.1; + inside: 169.254.65.2/30 to 169.254.65.1"},
+		{"address: 10.9.0.4}", "address: 10.9.0.4, defaultRoute: tunnels}", "underlay: defaultRoute: underlay -> tunnels"},
 		{"asn: 65000}", "asn: 65000, export: {med: 10}}", "peer: export.med: - -> 10"},
 		{"asn: 65000}", "asn: 65000, import: {allow: [{prefix: 10.0.0.0/8, le: 24}]}}", "peer: + import.allow: 10.0.0.0/8 le 24"},
 	} {

@@ -142,8 +142,10 @@ func (r *Report) outranked() *isthmusv1.Condition {
 	machine := r.Observed.Machine()
 	var lose []netip.Prefix
 	others := machine.Outranking()
+	transit := r.Observed.Target().Underlay.Transit
 	for prefix := range others {
-		if r.FIB.Installed(fib.Main(prefix)) {
+		s := fib.RouteState{Key: fib.Main(prefix), Transit: transit && prefix.Bits() == 0}
+		if r.FIB.Installed(s.Key) && !transits(s, machine) {
 			lose = append(lose, prefix)
 		}
 	}

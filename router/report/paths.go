@@ -146,6 +146,7 @@ func (r *Report) pathMessages(entries []bgp.Entry, view bgp.View) []*isthmusv1.P
 		p := pathMessage(e, view)
 		if p.State == "used" && e.Peer != "" {
 			_, outranked := outranking[e.Prefix]
+			outranked = outranked && !transits(states[e.Prefix], machine)
 			if reason, why := kernelUse(states[e.Prefix], observe.NextHop(peers[e.Peer], e.Prefix), outranked); reason != "" {
 				p.State, p.Reason, p.Why = "unused", reason, why
 			}

@@ -100,7 +100,7 @@ func (r *Report) ProveEgress(ctx context.Context, q *isthmusv1.ProveEgressReques
 				continue
 			}
 			to, best := route.Key.Prefix, seen.Best(d.Addr())
-			if to.Bits() <= d.Bits() && to.Contains(d.Addr()) && to.Bits() > best && byOther(route, config.Underlay) {
+			if to.Bits() <= d.Bits() && to.Contains(d.Addr()) && (to.Bits() > best || best == 0 && transits(route, seen)) && byOther(route, config.Underlay) {
 				p.Violations = append(p.Violations, fmt.Sprintf("the route to %v leads inside, not to %s", to, config.Underlay))
 			}
 		}

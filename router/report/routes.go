@@ -33,13 +33,22 @@ func (r *Report) routes() []*isthmusv1.Route {
 		}
 		for _, s := range states {
 			route := routeMessage(s, names, peers, seen.Paths[s.Key])
-			if other, outranked := outranking[s.Key.Prefix]; outranked && s.Installed {
+			if other, outranked := outranking[s.Key.Prefix]; outranked && s.Installed && !transits(s, machine) {
 				route.Conditions = append(route.Conditions, condition.Outranked.Warning(time.Time{}, "a route of the machine by interface %s has the metric %d, which is smaller than %d: packets to the prefix take that one", other.Interface, other.Metric, fib.Metric))
 			}
 			out = append(out, route)
 		}
 	})
 	return out
+}
+
+// transits reports whether forwarded packets take a default route before that of the machine.
+func transits(s fib.RouteState, machine fib.Surroundings) bool {
+	family := 0
+	if s.Key.Prefix.Addr().Is6() {
+		family = 1
+	}
+	return s.Transit && machine.Transit[family]
 }
 
 func routeMessage(s fib.RouteState, names map[string]string, peers map[string]bgp.Peer, l observe.Learned) *isthmusv1.Route {

@@ -67,6 +67,13 @@ func (c *checker) underlay(u *isthmusv1.Underlay) {
 	}
 	s.MTU = int(c.Number("underlay.mtu", u.GetMtu(), uint32(DefaultMTU(seen)), leastMTU, 9216))
 	c.s.DerivedMTU = u.GetMtu() == 0
+	switch u.GetDefaultRoute() {
+	case "", "underlay":
+	case "tunnels":
+		s.Transit = true
+	default:
+		c.Problem("underlay.defaultRoute", u.GetDefaultRoute(), "is not a valid value", `give "underlay" or "tunnels", or leave it out`)
+	}
 }
 
 func (c *checker) underlayAddress(u *isthmusv1.Underlay) (netip.Addr, bool) {

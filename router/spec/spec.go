@@ -81,6 +81,8 @@ type Underlay struct {
 	Address       netip.Addr
 	PublicAddress netip.Addr
 	MTU           int
+	// Transit means that forwarded packets take the default route of tunnels.
+	Transit bool
 }
 
 // Access is who may reach the node itself.

@@ -230,6 +230,7 @@ func TestOneMistake(t *testing.T) {
 		{"public address of another's", "pools:", "pools: [{name: q, addresses: [{address: 10.9.0.50, publicAddress: 203.0.113.50}, {address: 203.0.113.50}]}]\n  x:", "egress.pools[0].addresses[1].publicAddress: \"203.0.113.50\" is the public address of egress.pools[0].addresses[0] too"},
 		{"public address of the underlay", "pools:", "pools: [{name: q, addresses: [{address: 10.9.0.50, publicAddress: 203.0.113.9}]}]\n  x:", "egress.pools[0].addresses[0].publicAddress: \"203.0.113.9\" is the public address of underlay too"},
 		{"link-local pool", "pools:", "pools: [{name: q, addresses: [{address: \"fe80::1\"}]}]\n  x:", "egress.pools[0].addresses[0].address: \"fe80::1\" is link-local, which no router forwards"},
+		{"default route", "underlay: {", "underlay: {defaultRoute: hub, ", "underlay.defaultRoute: \"hub\" is not a valid value; give \"underlay\" or \"tunnels\""},
 		{"exhausted", "{name: partner, addresses", "{name: partner, exhausted: burn, addresses", "egress.pools[0].exhausted: \"burn\" is not a valid value"},
 		{"second document", "announce: [10.9.0.0/24]", "---", "is a second document"},
 		{"router id", "address: 10.9.0.4, publicAddress: 203.0.113.9", "address: \"2001:db8::4\"", "node.routerId: is required"},

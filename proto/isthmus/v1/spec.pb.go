@@ -681,7 +681,12 @@ type Underlay struct {
 	// MTU of the path to the peers in bytes, 1280 to 9216, and not more than that of the interface.
 	// Default: that of the interface, but not more than 1500, which is the most that paths through
 	// the Internet take, and not less than 1280.
-	Mtu           uint32 `protobuf:"varint,4,opt,name=mtu,proto3" json:"mtu,omitempty"`
+	Mtu uint32 `protobuf:"varint,4,opt,name=mtu,proto3" json:"mtu,omitempty"`
+	// The default route that forwarded packets take: "underlay", that of the machine, or "tunnels",
+	// the one that a peer announces or `staticRoutes` has, as for a branch whose hosts reach the
+	// Internet through a hub. While there is none, they take that of the machine. Packets of the node
+	// itself, with the encrypted ones, always take that of the machine. Default: "underlay".
+	DefaultRoute  string `protobuf:"bytes,5,opt,name=default_route,json=defaultRoute,proto3" json:"default_route,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -742,6 +747,13 @@ func (x *Underlay) GetMtu() uint32 {
 		return x.Mtu
 	}
 	return 0
+}
+
+func (x *Underlay) GetDefaultRoute() string {
+	if x != nil {
+		return x.DefaultRoute
+	}
+	return ""
 }
 
 // Tunnel is one encrypted point-to-point link with a network interface of its own.
@@ -2888,12 +2900,13 @@ const file_isthmus_v1_spec_proto_rawDesc = "" +
 	"\x04Node\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03asn\x18\x02 \x01(\rR\x03asn\x12\x1b\n" +
-	"\trouter_id\x18\x03 \x01(\tR\brouterId\"{\n" +
+	"\trouter_id\x18\x03 \x01(\tR\brouterId\"\xa0\x01\n" +
 	"\bUnderlay\x12\x1c\n" +
 	"\tinterface\x18\x01 \x01(\tR\tinterface\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12%\n" +
 	"\x0epublic_address\x18\x03 \x01(\tR\rpublicAddress\x12\x10\n" +
-	"\x03mtu\x18\x04 \x01(\rR\x03mtu\"\xcd\x02\n" +
+	"\x03mtu\x18\x04 \x01(\rR\x03mtu\x12#\n" +
+	"\rdefault_route\x18\x05 \x01(\tR\fdefaultRoute\"\xcd\x02\n" +
 	"\x06Tunnel\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12)\n" +
 	"\x05ipsec\x18\x02 \x01(\v2\x11.isthmus.v1.IPsecH\x00R\x05ipsec\x125\n" +
