@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
@@ -228,6 +230,10 @@ func (a *app) showEvent(e proto.Message) error {
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(a.stdout, "%s\n", data)
+	var line bytes.Buffer // protojson does not promise its white space
+	if err := json.Compact(&line, data); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(a.stdout, "%s\n", line.Bytes())
 	return err
 }
