@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -29,6 +30,25 @@ type world struct {
 	seen          Node // hub
 	// disk is the directory of the hub's state: a small file system in a mount namespace of its own.
 	disk string
+	// endKilling ends what keepKilling began.
+	endKilling func()
+}
+
+// keepKilling kills each child of the hub's daemon with a name, until the fault is repaired: the
+// daemon starts another one, and events and metrics follow the condition.
+func (w *world) keepKilling(name string) {
+	ctx, cancel := context.WithCancel(w.Context())
+	var killer sync.WaitGroup
+	killer.Go(func() {
+		for ctx.Err() == nil {
+			_ = exec.CommandContext(ctx, "pkill", "-KILL", "-P", fmt.Sprint(w.hub.Process.Pid()), "-f", name).Run() // 1: no such process at present
+			select {
+			case <-ctx.Done():
+			case <-time.After(50 * time.Millisecond):
+			}
+		}
+	})
+	w.endKilling = func() { cancel(); killer.Wait() }
 }
 
 // api is the address of the hub's API.
@@ -186,12 +206,8 @@ var faults = []fault{
 		condition.InterfaceMissing, []string{"interface lan9 of attachment lan is not on this machine"}},
 	{"the disk of the state is full", func(w *world) { w.onDisk("! cat /dev/zero > " + w.disk + "/filler 2>&1") }, func(w *world) { w.onDisk("rm " + w.disk + "/filler") },
 		condition.StateFull, []string{"free"}},
-	{"the BGP process ends again and again", func(w *world) {
-		w.ok(lab.Until(w.Context(), time.Minute, func() error {
-			exec.Command("pkill", "-KILL", "-P", fmt.Sprint(w.hub.Process.Pid()), "-f", "isthmusd-bgp").Run()
-			return w.seen.Named(w.Context(), Fault{Kind: condition.BGPDown})
-		}))
-	}, unbroken, condition.BGPDown, []string{"the BGP process does not run"}},
+	{"the BGP process ends again and again", func(w *world) { w.keepKilling("isthmusd-bgp") }, func(w *world) { w.endKilling() },
+		condition.BGPDown, []string{"the BGP process does not run"}},
 	{"the audit log is moved away", func(w *world) { w.onDisk("mv " + w.disk + "/audit.log " + w.disk + "/audit.old") }, unbroken,
 		condition.AuditLogReplaced, []string{"audit.log"}},
 	{"another program flushes the ruleset", func(w *world) { w.run(w.hub.Node, "nft flush ruleset") }, unbroken,
