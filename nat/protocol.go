@@ -47,6 +47,23 @@ func ProtocolName(protocol uint8) string {
 	return strconv.Itoa(int(protocol))
 }
 
+// Protocols returns the IP protocols of a name or a number from 0 to 255, as "esp" or "50": "icmp"
+// is that of both families. It returns false for others.
+func Protocols(name string) (all []uint8, known bool) {
+	if name == "icmp" {
+		return []uint8{ICMP, ICMPv6}, true
+	}
+	if n, err := strconv.ParseUint(name, 10, 8); err == nil {
+		return []uint8{uint8(n)}, true
+	}
+	for i := range protocols {
+		if p := &protocols[i]; p.name == name && name != "" {
+			return []uint8{p.number}, true
+		}
+	}
+	return nil, false
+}
+
 // PolicyProtocol returns the IP protocol number of a name in a policy for flows of a family: "icmp"
 // is ICMPv6 with IPv6. The empty name is 0, every protocol. It returns false for a name that
 // policies do not have.

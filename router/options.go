@@ -16,6 +16,7 @@ import (
 	"github.com/isthmus-net/isthmus/router/egress/takeover"
 	"github.com/isthmus-net/isthmus/router/event"
 	"github.com/isthmus-net/isthmus/router/observe"
+	"github.com/isthmus-net/isthmus/router/packets"
 	"github.com/isthmus-net/isthmus/router/ports"
 	"github.com/isthmus-net/isthmus/router/report"
 	"github.com/isthmus-net/isthmus/router/spec"
@@ -118,6 +119,8 @@ type Options struct {
 	Probe func(ctx context.Context, iface string, from netip.Addr, t egress.Target) error
 	// Ping sends the echo requests that a caller of the API asks for. Default: echo.Ping.
 	Ping func(context.Context, echo.Request, func(echo.Result) error) error
+	// Capture copies the packets that a caller of the API asks for. Default: packets.Capture.
+	Capture func(context.Context, packets.Request, func([]packets.Packet, int) error) (packets.End, error)
 	// Mover takes public addresses; nil: none can be taken.
 	Mover takeover.Mover
 	// SSH sets the keys that the machine's SSH server accepts. Nil: the server is not ours.

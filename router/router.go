@@ -26,6 +26,7 @@ import (
 	"github.com/isthmus-net/isthmus/router/fib"
 	"github.com/isthmus-net/isthmus/router/live"
 	"github.com/isthmus-net/isthmus/router/observe"
+	"github.com/isthmus-net/isthmus/router/packets"
 	"github.com/isthmus-net/isthmus/router/plan"
 	"github.com/isthmus-net/isthmus/router/ports"
 	"github.com/isthmus-net/isthmus/router/report"
@@ -59,6 +60,10 @@ func New(o Options) (*Router, error) {
 	ping := o.Ping
 	if ping == nil {
 		ping = echo.Ping
+	}
+	capture := o.Capture
+	if capture == nil {
+		capture = packets.Capture
 	}
 	r.health = health.New(health.Options{Probe: probe, Changed: r.changed("nat", "bgp"), Log: o.Log, What: "source address"})
 	r.proxies = health.New(health.Options{Changed: r.changed("nat"), Log: o.Log, What: "proxy",
@@ -117,7 +122,7 @@ func New(o Options) (*Router, error) {
 	r.Report = report.New(report.Options{
 		Documents: r.documents, Applied: r.applier, Observed: r.observer, Translog: translog, Capabilities: r.capabilities,
 		Pools: probes.List, Ports: used.Counted, Allowances: allowances.Counters, Exports: exports,
-		Store: o.Store, Drivers: o.Drivers, BGP: o.BGP, Tables: o.Tables, FIB: o.FIB, NAT: o.NAT, Addresses: o.Addresses, Flows: o.Flows, Callers: o.Callers, Ping: ping,
+		Store: o.Store, Drivers: o.Drivers, BGP: o.BGP, Tables: o.Tables, FIB: o.FIB, NAT: o.NAT, Addresses: o.Addresses, Flows: o.Flows, Callers: o.Callers, Ping: ping, Capture: capture,
 		Resolvers: o.Resolvers, Kernel: o.Host.Capabilities, Counters: o.Counters, Notices: o.Notices, Platform: o.Platform, Version: o.Version,
 		Bell: &r.bell, Log: o.Log,
 	})

@@ -42,6 +42,8 @@ func TestCompletion(t *testing.T) {
 		"ping 10.1.2.3 --tunnel ":      "aws-0 site-0 vwan-1 " + none,
 		"ping ":                        none,
 		"ping 10.1.2.3 -o ":            "table json " + none,
+		"capture --tunnel ":            "aws-0 site-0 vwan-1 " + none,
+		"capture --protocol ":          "tcp udp icmp esp " + none,
 		"get events --tunnel ":         "aws-0 site-0 vwan-1 " + none,
 		"get event --pool ":            "main " + none,
 		"get events --severity ":       "info warning error " + none,
@@ -106,7 +108,7 @@ func TestFlagsComplete(t *testing.T) {
 	free := map[string]bool{
 		"address": true, "within": true, "to": true, "from": true, "expect": true, "canary": true, "canary-from": true,
 		"at": true, "name": true, "endpoint": true, "set": true, "file": true, "out": true, "secrets-dir": true, "for": true,
-		"since": true, "who": true, "method": true,
+		"since": true, "who": true, "method": true, "host": true,
 	}
 	a := &app{stdin: strings.NewReader(""), stdout: io.Discard, stderr: io.Discard, now: time.Now, wall: time.Now, getenv: func(string) string { return "" }}
 	var visit func(c *cobra.Command)

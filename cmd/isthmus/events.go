@@ -44,9 +44,9 @@ var eventColumns = []column[*isthmusv1.Event]{
 
 // eventsQuery has the flags of "get events".
 type eventsQuery struct {
+	past
 	tunnels, peers, pools, types []string
-	severity, since              string
-	limit                        int
+	severity                     string
 	follow                       bool
 }
 
@@ -63,9 +63,7 @@ With --follow the command then prints each event as it happens, until interrupte
 and continues where it was. It prints a warning if events are missing.`}
 	f := cmd.Flags()
 	f.BoolVarP(&q.follow, "follow", "f", false, "then print each event as it happens")
-	f.StringVar(&q.since, "since", "", "only events since this time: 1h ago as 1h, 11:20 of the last 24 hours, 2026-11-20 11:20:05 in local time, or RFC 3339")
-	f.IntVar(&q.limit, "limit", 100, "print at most the last so many events, 1 to 10000 (default 10000 with --since, else 100)")
-	f.Lookup("limit").DefValue = "0" // the text has it
+	q.flagsOf(f, "events", maxEvents)
 	f.StringArrayVar(&q.tunnels, "tunnel", nil, "only events of this tunnel (may be repeated)")
 	f.StringArrayVar(&q.peers, "peer", nil, "only events of the BGP session with this peer (may be repeated)")
 	f.StringArrayVar(&q.pools, "pool", nil, "only events of this pool (may be repeated)")
@@ -85,9 +83,6 @@ and continues where it was. It prints a warning if events are missing.`}
 	slices.Sort(types)
 	completeFlag(cmd, "type", oneOf(slices.Compact(types)...))
 	cmd.RunE = runs(func(cmd *cobra.Command, _ []string) error {
-		if q.since != "" && !f.Changed("limit") {
-			q.limit = maxEvents
-		}
 		filter, err := q.filter(a.now())
 		if err != nil {
 			return err
@@ -113,24 +108,18 @@ and continues where it was. It prints a warning if events are missing.`}
 }
 
 // filter returns what the flags select.
-func (q eventsQuery) filter(now time.Time) (*isthmusv1.EventFilter, error) {
-	if q.limit < 1 || q.limit > maxEvents {
-		return nil, usageError{fmt.Errorf("--limit %d: must be 1 to %d", q.limit, maxEvents)}
+func (q *eventsQuery) filter(now time.Time) (*isthmusv1.EventFilter, error) {
+	since, err := q.read(now)
+	if err != nil {
+		return nil, err
 	}
-	out := &isthmusv1.EventFilter{Types: q.types, MinSeverity: q.severity}
+	out := &isthmusv1.EventFilter{Types: q.types, MinSeverity: q.severity, Since: since}
 	for kind, names := range map[string][]string{"tunnel": q.tunnels, "peer": q.peers, "pool": q.pools} {
 		for _, name := range names {
 			out.Objects = append(out.Objects, kind+"/"+name)
 		}
 	}
 	slices.Sort(out.Objects)
-	if q.since != "" {
-		t, err := parseMoment("--since", q.since, now)
-		if err != nil {
-			return nil, err
-		}
-		out.Since = timestamppb.New(t)
-	}
 	return out, nil
 }
 
@@ -287,8 +276,7 @@ var auditColumns = []column[*isthmusv1.AuditEntry]{
 }
 
 func (a *app) addAudit(_, get, _, _ *cobra.Command) {
-	var since string
-	var limit int
+	var q past
 	request := &isthmusv1.ListAuditRequest{}
 	cmd := &cobra.Command{Use: "audit", Short: "List who changed what, and which calls were refused", Args: cobra.NoArgs,
 		Long: `List the audit log of the node, the last entry at the end: each call that changes something, with its caller and its result, and
@@ -297,26 +285,15 @@ refused calls and connections. It needs the role admin.
 Over the unix socket the caller is root, or "root (alice)" for the user alice who logged in and used sudo or su. It is not a proof
 against root. A container, or a machine without pam_loginuid, has no login user.`}
 	f := cmd.Flags()
-	f.StringVar(&since, "since", "", "only entries since this time: 1h ago as 1h, 11:20 of the last 24 hours, 2026-11-20 11:20:05 in local time, or RFC 3339")
+	q.flagsOf(f, "calls", 100_000)
 	f.StringVar(&request.Who, "who", "", `only calls of this caller: the name in the certificate, root, or alice for "root (alice)"`)
 	f.StringVar(&request.Method, "method", "", "only calls of this method, such as Apply")
-	f.IntVar(&limit, "limit", 100, "print at most the last so many calls, 1 to 100000 (default 100000 with --since, else 100)")
-	f.Lookup("limit").DefValue = "0"
 	cmd.RunE = a.call(func(ctx context.Context, conn *grpc.ClientConn, _ []string) error {
-		const most = 100_000
-		if since != "" {
-			t, err := parseMoment("--since", since, a.now())
-			if err != nil {
-				return err
-			}
-			if request.Since = timestamppb.New(t); !f.Changed("limit") {
-				limit = most
-			}
+		var err error
+		if request.Since, err = q.read(a.now()); err != nil {
+			return err
 		}
-		if limit < 1 || limit > most {
-			return usageError{fmt.Errorf("--limit %d: must be 1 to %d", limit, most)}
-		}
-		calls, all, err := a.lastCalls(ctx, conn, request, limit)
+		calls, all, err := a.lastCalls(ctx, conn, request, q.limit)
 		if err != nil {
 			return err
 		}

@@ -142,6 +142,10 @@ isthmus peer enable aws-0 -m 'NET-1234: maintenance is over'`,
 isthmus ping 10.1.2.3
 isthmus ping 169.254.10.1 --tunnel aws-0 -c 20 --interval 200ms
 isthmus ping 10.1.2.3 --size 1372 --dont-fragment   # does a packet of 1,400 bytes fit?`,
+	"capture": `
+isthmus capture --tunnel aws-0 --host 10.1.2.3 | tcpdump -nr -
+isthmus capture --tunnel aws-0 --protocol tcp --port 443 -c 10000 --duration 5m -f aws-0.pcap
+isthmus capture --underlay --protocol esp --size 128 --duration 10s -f esp.pcap   # are encrypted packets coming?`,
 	"plan": `
 isthmus plan -f hub.yaml
 isthmus plan -f hub.yaml -o json

@@ -13,7 +13,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/logs"
@@ -41,9 +40,9 @@ var logColumns = []column[*isthmusv1.LogEntry]{
 
 // logsQuery has the flags of "get logs".
 type logsQuery struct {
-	since, level, room string
-	limit              int
-	follow             bool
+	past
+	level, room string
+	follow      bool
 }
 
 // maxLogs is how many entries a node keeps.
@@ -59,17 +58,12 @@ With --follow the command then prints each line as it is written, until interrup
 and continues with the first line of the new daemon. It prints a warning if lines are missing.`}
 	f := cmd.Flags()
 	f.BoolVarP(&q.follow, "follow", "f", false, "then print each line as it is written")
-	f.StringVar(&q.since, "since", "", "only lines since this time: 1h ago as 1h, 11:20 of the last 24 hours, 2026-11-20 11:20:05 in local time, or RFC 3339")
+	q.flagsOf(f, "lines", maxLogs)
 	f.StringVar(&q.level, "level", "", "only lines of this level or a higher one: "+orList(logs.Levels))
 	f.StringVar(&q.room, "room", "", "only lines of this part of the daemon, the value of room= in a line, such as ipsec")
-	f.IntVar(&q.limit, "limit", 100, "print at most the last so many lines, 1 to 5000 (default 5000 with --since, else 100)")
-	f.Lookup("limit").DefValue = "0" // the text has it
 	completeFlag(cmd, "level", oneOf(logs.Levels...))
 	completeFlag(cmd, "room", a.rooms)
 	cmd.RunE = runs(func(cmd *cobra.Command, _ []string) error {
-		if q.since != "" && !f.Changed("limit") {
-			q.limit = maxLogs
-		}
 		filter, err := q.filter(a.now())
 		if err != nil {
 			return err
@@ -95,22 +89,15 @@ and continues with the first line of the new daemon. It prints a warning if line
 }
 
 // filter returns the entries that the flags select.
-func (q logsQuery) filter(now time.Time) (*isthmusv1.LogFilter, error) {
-	if q.limit < 1 || q.limit > maxLogs {
-		return nil, usageError{fmt.Errorf("--limit %d: must be 1 to %d", q.limit, maxLogs)}
+func (q *logsQuery) filter(now time.Time) (*isthmusv1.LogFilter, error) {
+	since, err := q.read(now)
+	if err != nil {
+		return nil, err
 	}
 	if q.level != "" && !slices.Contains(logs.Levels, q.level) {
 		return nil, usageError{fmt.Errorf("--level %s: must be %s", q.level, orList(logs.Levels))}
 	}
-	out := &isthmusv1.LogFilter{MinLevel: q.level, Room: q.room}
-	if q.since != "" {
-		t, err := parseMoment("--since", q.since, now)
-		if err != nil {
-			return nil, err
-		}
-		out.Since = timestamppb.New(t)
-	}
-	return out, nil
+	return &isthmusv1.LogFilter{MinLevel: q.level, Room: q.room, Since: since}, nil
 }
 
 // rooms completes with the rooms of the last lines. Errors are silent, as with names.
@@ -218,7 +205,7 @@ func (f *logFollower) connection(ctx context.Context) error {
 		if e.Lost != "" {
 			missing := "lines"
 			if e.LostEntries > 0 {
-				missing = counted(int(e.LostEntries), "line")
+				missing = plural(int(e.LostEntries), "line")
 			}
 			fmt.Fprintf(f.a.stderr, "isthmus: warning: %s may be missing: %s\n", missing, clean(e.Lost))
 		}

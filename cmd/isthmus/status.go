@@ -120,14 +120,6 @@ func worstFirst(all []*isthmusv1.Condition) []*isthmusv1.Condition {
 	return out
 }
 
-// counted formats a number with its noun.
-func counted(n int, noun string) string {
-	if n == 1 {
-		return "1 " + noun
-	}
-	return fmt.Sprintf("%d %ss", n, noun)
-}
-
 // health returns the numbers of errors and warnings.
 func health(s *isthmusv1.SystemStatus) (bad, warnings int) {
 	for _, c := range s.Conditions {
@@ -164,12 +156,12 @@ func (a *app) check(s *isthmusv1.SystemStatus) error {
 	}
 	switch {
 	case bad > 0:
-		if _, err := fmt.Fprintf(a.stdout, "ERROR: %s: %s\n", counted(bad, "error"), clean(strings.Join(worst, " | "))); err != nil {
+		if _, err := fmt.Fprintf(a.stdout, "ERROR: %s: %s\n", plural(bad, "error"), clean(strings.Join(worst, " | "))); err != nil {
 			return err
 		}
 		return errUnwell
 	case warnings > 0:
-		_, err := fmt.Fprintf(a.stdout, "WARNING: %s: %s\n", counted(warnings, "warning"), clean(strings.Join(worst, " | ")))
+		_, err := fmt.Fprintf(a.stdout, "WARNING: %s: %s\n", plural(warnings, "warning"), clean(strings.Join(worst, " | ")))
 		return err
 	}
 	_, err := fmt.Fprintf(a.stdout, "OK: %s\n", clean(numbers(s)))
@@ -183,11 +175,11 @@ func (a *app) printStatus(s *isthmusv1.SystemStatus) error {
 	verdict := "well"
 	switch {
 	case bad > 0 && warnings > 0:
-		verdict = counted(bad, "error") + ", " + counted(warnings, "warning")
+		verdict = plural(bad, "error") + ", " + plural(warnings, "warning")
 	case bad > 0:
-		verdict = counted(bad, "error")
+		verdict = plural(bad, "error")
 	case warnings > 0:
-		verdict = counted(warnings, "warning")
+		verdict = plural(warnings, "warning")
 	}
 	node := s.Node
 	if node == "" {

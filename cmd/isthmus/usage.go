@@ -66,6 +66,7 @@ func argsError(cmd *cobra.Command, args []string) error {
 func whatFile(f *pflag.Flag) string {
 	_, usage := pflag.UnquoteUsage(f)
 	what, _, _ := strings.Cut(usage, " as ")
+	what, _, _ = strings.Cut(what, " (")
 	return what
 }
 

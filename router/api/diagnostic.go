@@ -3,7 +3,10 @@ package api
 import (
 	"cmp"
 	"context"
+	"math"
 	"net/netip"
+	"strconv"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -23,6 +26,16 @@ const (
 	maxPingInterval = 10 * time.Second
 	minPingSize     = 8
 	maxPingSize     = 8972
+)
+
+// Bounds of a capture.
+const (
+	maxCaptures        = 2 // at the same time
+	maxCaptureCount    = 10_000
+	minCaptureDuration = time.Second
+	maxCaptureDuration = 5 * time.Minute
+	minCaptureSize     = 64
+	maxCaptureSize     = 65_535
 )
 
 // checkPing returns a request with the defaults in place of missing values. The error is a status.
@@ -72,13 +85,19 @@ func (s *services) Ping(r *isthmusv1.PingRequest, stream grpc.ServerStreamingSer
 	if err != nil {
 		return err
 	}
+	return s.diagnose(stream.Context(), s.pinging, "pings", func(ctx context.Context) error { return s.router.Ping(ctx, q, stream.Send) })
+}
+
+// diagnose makes a call if one of the places of its kind is free. Its context ends with the caller
+// and with the server. The error is a status.
+func (s *services) diagnose(caller context.Context, places chan struct{}, what string, call func(context.Context) error) error {
 	select {
-	case s.pinging <- struct{}{}:
-		defer func() { <-s.pinging }()
+	case places <- struct{}{}:
+		defer func() { <-places }()
 	default:
-		return reason.TooManyCalls.Errorf("%d pings are under way on the node, which is the most; try again later", maxPings)
+		return reason.TooManyCalls.Errorf("%d %s are under way on the node, which is the most; try again later", cap(places), what)
 	}
-	ctx, cancel := context.WithCancel(stream.Context())
+	ctx, cancel := context.WithCancel(caller)
 	defer cancel()
 	go func() {
 		select {
@@ -87,9 +106,75 @@ func (s *services) Ping(r *isthmusv1.PingRequest, stream grpc.ServerStreamingSer
 		case <-ctx.Done():
 		}
 	}()
-	err = s.router.Ping(ctx, q, stream.Send)
-	if ctx.Err() != nil && stream.Context().Err() == nil {
+	err := call(ctx)
+	if ctx.Err() != nil && caller.Err() == nil {
 		return reason.Stopping.Errorf("the server is stopping")
 	}
 	return statusOf(err)
+}
+
+// checkCapture returns a request with the defaults in place of missing values, apart from those of
+// the filter. The error is a status.
+func checkCapture(r *isthmusv1.CaptureRequest) (*isthmusv1.CaptureRequest, error) {
+	q := proto.CloneOf(r)
+	if q.GetTunnel() == "" && q.GetAttachment() == "" && !q.GetUnderlay() {
+		return nil, reason.RequestInvalid.Errorf("at: it is missing; give a tunnel, an attachment or the underlay")
+	}
+	if r.Host != "" {
+		a, err := netip.ParseAddr(r.Host)
+		switch {
+		case err != nil:
+			return nil, reason.RequestInvalid.Errorf("host: %q is not a valid address; give one as 10.1.2.3 or fd00::1", r.Host)
+		case a.Zone() != "":
+			return nil, reason.RequestInvalid.Errorf("host: %q has a zone; leave it out", r.Host)
+		case a.Is4In6():
+			return nil, reason.RequestInvalid.Errorf("host: %q is an IPv4 address in IPv6 form; give %v", r.Host, a.Unmap())
+		}
+	}
+	q.Count, q.Size = cmp.Or(r.Count, 1000), cmp.Or(r.Size, maxCaptureSize)
+	if q.Duration == nil {
+		q.Duration = durationpb.New(time.Minute)
+	}
+	duration := q.Duration.AsDuration()
+	switch {
+	case q.Port > math.MaxUint16:
+		return nil, reason.RequestInvalid.Errorf("port %d: must be 1 to %d", q.Port, math.MaxUint16)
+	case q.Count > maxCaptureCount:
+		return nil, reason.RequestInvalid.Errorf("count %d: must be 1 to %d", q.Count, maxCaptureCount)
+	case !q.Duration.IsValid() || duration < minCaptureDuration || duration > maxCaptureDuration:
+		return nil, reason.RequestInvalid.Errorf("duration %v: must be %v to %v", duration, minCaptureDuration, maxCaptureDuration)
+	case q.Size < minCaptureSize || q.Size > maxCaptureSize:
+		return nil, reason.RequestInvalid.Errorf("size %d: must be %d to %d bytes", q.Size, minCaptureSize, maxCaptureSize)
+	}
+	return q, nil
+}
+
+// Capture implements DiagnosticService.
+func (s *services) Capture(r *isthmusv1.CaptureRequest, stream grpc.ServerStreamingServer[isthmusv1.CaptureReply]) error {
+	q, err := checkCapture(r)
+	if err != nil {
+		return err
+	}
+	return s.diagnose(stream.Context(), s.capturing, "captures", func(ctx context.Context) error { return s.router.Capture(ctx, q, stream.Send) })
+}
+
+// captured describes a capture for the audit log.
+func captured(r *isthmusv1.CaptureRequest) string {
+	var parts []string
+	add := func(name, value string) {
+		if value != "" {
+			parts = append(parts, name+" "+value)
+		}
+	}
+	add("tunnel", r.GetTunnel())
+	add("attachment", r.GetAttachment())
+	if r.GetUnderlay() {
+		parts = append(parts, "underlay")
+	}
+	add("host", r.Host)
+	add("protocol", r.Protocol)
+	if r.Port != 0 {
+		add("port", strconv.Itoa(int(r.Port)))
+	}
+	return strings.Join(parts, " ")
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -33,6 +34,16 @@ func ping(ctx context.Context, c isthmusv1.DiagnosticServiceClient, q *isthmusv1
 		}
 		all = append(all, m)
 	}
+}
+
+// violated returns the field that an error is about, "" if it has none.
+func violated(err error) string {
+	for _, d := range status.Convert(err).Details() {
+		if b, ok := d.(*errdetails.BadRequest); ok {
+			return b.FieldViolations[0].Field
+		}
+	}
+	return ""
 }
 
 func TestPing(t *testing.T) {
@@ -86,14 +97,8 @@ func TestPing(t *testing.T) {
 		if !strings.Contains(status.Convert(err).Message(), k.want) {
 			t.Errorf("%v: %v, want %q", k.q, err, k.want)
 		}
-		field := ""
-		for _, d := range status.Convert(err).Details() {
-			if b, ok := d.(*errdetails.BadRequest); ok {
-				field = b.FieldViolations[0].Field
-			}
-		}
-		if field != k.field {
-			t.Errorf("%v: field %q, want %q", k.q, field, k.field)
+		if got := violated(err); got != k.field {
+			t.Errorf("%v: field %q, want %q", k.q, got, k.field)
 		}
 	}
 
@@ -109,57 +114,156 @@ func TestPing(t *testing.T) {
 	}
 }
 
-// TestPingsAtOnce checks that four pings run at the same time and a fifth is refused, and that a
-// ping ends with its caller and with the server.
+// TestPingsAtOnce checks that four pings run at the same time.
 func TestPingsAtOnce(t *testing.T) {
 	s := apitest.Serve(t, time.Now, apitest.New(time.Now))
-	c := isthmusv1.NewDiagnosticServiceClient(dialRole(t, s, auth.Operator))
+	testAtOnce(t, s, 4, s.Router.Pings, func(ctx context.Context, conn grpc.ClientConnInterface, address string) error {
+		_, err := ping(ctx, isthmusv1.NewDiagnosticServiceClient(conn), &isthmusv1.PingRequest{Address: address})
+		return err
+	}, apitest.PingHangs, apitest.PingHangs)
+}
+
+// TestCapturesAtOnce checks that two captures run at the same time.
+func TestCapturesAtOnce(t *testing.T) {
+	s := apitest.Serve(t, time.Now, apitest.New(time.Now))
+	testAtOnce(t, s, 2, s.Router.Captures, func(ctx context.Context, conn grpc.ClientConnInterface, host string) error {
+		_, _, err := capture(ctx, isthmusv1.NewDiagnosticServiceClient(conn), &isthmusv1.CaptureRequest{At: underlay, Host: host})
+		return err
+	}, apitest.CaptureHangs, "underlay host "+apitest.CaptureHangs)
+}
+
+// testAtOnce checks that a number of calls run at the same time and one more is refused, and that a
+// call ends with its caller and with the server. The call with the address hangs hangs, and has the
+// object in the audit log.
+func testAtOnce(t *testing.T, s *apitest.Server, most int, count func() int, call func(ctx context.Context, conn grpc.ClientConnInterface, address string) error, hangs, object string) {
+	conn, other := dialRole(t, s, auth.Admin), dialRole(t, s, auth.Admin)
 	running := func(n int) {
 		t.Helper()
-		for end := time.Now().Add(time.Minute); s.Router.Pings() != n; time.Sleep(time.Millisecond) {
+		for end := time.Now().Add(time.Minute); count() != n; time.Sleep(time.Millisecond) {
 			if time.Now().After(end) {
-				t.Fatalf("%d pings run, want %d", s.Router.Pings(), n)
+				t.Fatalf("%d calls run, want %d", count(), n)
 			}
 		}
 	}
-	hang := &isthmusv1.PingRequest{Address: apitest.PingHangs}
 	begin := func(ctx context.Context) <-chan error {
 		out := make(chan error, 1)
-		go func() {
-			_, err := ping(ctx, c, hang)
-			out <- err
-		}()
+		go func() { out <- call(ctx, conn, hangs) }()
 		return out
 	}
 	gone, leave := context.WithCancel(t.Context())
 	begin(gone)
 	var rest []<-chan error
-	for n := range 3 {
-		running(n + 1)
+	for n := 1; n < most; n++ {
+		running(n)
 		rest = append(rest, begin(soon(t)))
 	}
-	running(4)
-	other := isthmusv1.NewDiagnosticServiceClient(dialRole(t, s, auth.Admin))
-	_, err := ping(soon(t), other, &isthmusv1.PingRequest{Address: "10.1.2.3"})
-	wantTheReason(t, "a fifth ping", err, reason.TooManyCalls)
+	running(most)
+	wantTheReason(t, "one more", call(soon(t), other, "10.1.2.3"), reason.TooManyCalls)
 	leave()
-	running(3)
+	running(most - 1)
 	// The place is free when the call has ended, which is a moment later.
 	for end := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
-		if _, err = ping(soon(t), other, &isthmusv1.PingRequest{Address: "10.1.2.3"}); err == nil {
+		err := call(soon(t), other, "10.1.2.3")
+		if err == nil {
 			break
 		}
 		if time.Now().After(end) {
 			t.Fatalf("after one has gone: %v", err)
 		}
 	}
+	ended := false
 	for _, e := range auditLog(t, s) {
-		if e.Event == auth.End && e.Object == apitest.PingHangs && e.Result != "Canceled" {
-			t.Errorf("the end of a ping whose caller is gone: %+v", e)
+		if e.Event == auth.End && e.Object == object {
+			if ended = true; e.Result != "Canceled" {
+				t.Errorf("the end of a call whose caller is gone: %+v", e)
+			}
 		}
+	}
+	if !ended {
+		t.Error("the audit log does not have the end of the call whose caller is gone")
 	}
 	go s.Stop()
 	for _, r := range rest {
 		wantTheReason(t, "when the server stops", <-r, reason.Stopping)
+	}
+}
+
+// underlay is the interface of a capture.
+var underlay = &isthmusv1.CaptureRequest_Underlay{Underlay: true}
+
+// capture returns all replies to a request, and all packets.
+func capture(ctx context.Context, c isthmusv1.DiagnosticServiceClient, q *isthmusv1.CaptureRequest) (all []*isthmusv1.CaptureReply, packets []*isthmusv1.CapturedPacket, err error) {
+	stream, err := c.Capture(ctx, q)
+	if err != nil {
+		return nil, nil, err
+	}
+	for {
+		m, err := stream.Recv()
+		if err == io.EOF {
+			return all, packets, nil
+		}
+		if err != nil {
+			return all, packets, err
+		}
+		all, packets = append(all, m), append(packets, m.Packets...)
+	}
+}
+
+func TestCapture(t *testing.T) {
+	r := apitest.New(time.Now)
+	r.SetTunnels(&isthmusv1.TunnelStatus{Name: "aws-0", State: "up"})
+	s := apitest.Serve(t, time.Now, r)
+	c := isthmusv1.NewDiagnosticServiceClient(dialRole(t, s, auth.Admin))
+	aws := &isthmusv1.CaptureRequest_Tunnel{Tunnel: "aws-0"}
+	all, packets, err := capture(soon(t), c, &isthmusv1.CaptureRequest{At: aws, Host: "10.1.2.3", Protocol: "tcp", Port: 443, Count: 10_000, Duration: durationpb.New(5 * time.Minute), Size: 64})
+	if err != nil || len(packets) != 10_000 || all[0].Interface != "t-aws-0" || len(all[0].Packets) != 0 || all[len(all)-1].End != "count" || string(packets[9999].Data) != string(apitest.Packet(9999)) {
+		t.Errorf("%d replies with %d packets, %v", len(all), len(packets), err)
+	}
+	if _, packets, err = capture(soon(t), c, &isthmusv1.CaptureRequest{At: underlay}); err != nil || len(packets) != 1000 {
+		t.Errorf("%d packets, %v", len(packets), err)
+	}
+	_, _, err = capture(soon(t), isthmusv1.NewDiagnosticServiceClient(dialRole(t, s, auth.Operator)), &isthmusv1.CaptureRequest{At: aws})
+	wantTheReason(t, "an operator", err, reason.PermissionRole)
+	_, _, err = capture(soon(t), c, &isthmusv1.CaptureRequest{At: &isthmusv1.CaptureRequest_Tunnel{Tunnel: "aws-1"}})
+	wantTheReason(t, "an unknown tunnel", err, reason.NotFoundTunnel)
+
+	for _, k := range []struct {
+		q           *isthmusv1.CaptureRequest
+		field, want string
+	}{
+		{&isthmusv1.CaptureRequest{}, "at", "give a tunnel, an attachment or the underlay"},
+		{&isthmusv1.CaptureRequest{At: &isthmusv1.CaptureRequest_Tunnel{}}, "at", "give a tunnel"},
+		{&isthmusv1.CaptureRequest{At: &isthmusv1.CaptureRequest_Attachment{}}, "at", "give a tunnel"},
+		{&isthmusv1.CaptureRequest{At: &isthmusv1.CaptureRequest_Underlay{}}, "at", "give a tunnel"},
+		{&isthmusv1.CaptureRequest{At: aws, Host: "example.com"}, "host", `"example.com" is not a valid address`},
+		{&isthmusv1.CaptureRequest{At: aws, Host: "fe80::1%eth0"}, "host", "has a zone"},
+		{&isthmusv1.CaptureRequest{At: aws, Host: "::ffff:10.1.2.3"}, "host", "give 10.1.2.3"},
+		{&isthmusv1.CaptureRequest{At: aws, Port: 65536}, "port", "port 65536: must be 1 to 65535"},
+		{&isthmusv1.CaptureRequest{At: aws, Count: 10_001}, "count", "count 10001: must be 1 to 10000"},
+		{&isthmusv1.CaptureRequest{At: aws, Duration: durationpb.New(time.Second - 1)}, "duration", "must be 1s to 5m0s"},
+		{&isthmusv1.CaptureRequest{At: aws, Duration: durationpb.New(5*time.Minute + 1)}, "duration", "must be 1s to 5m0s"},
+		{&isthmusv1.CaptureRequest{At: aws, Duration: &durationpb.Duration{Seconds: 2, Nanos: -1}}, "duration", "must be 1s to 5m0s"},
+		{&isthmusv1.CaptureRequest{At: aws, Size: 63}, "size", "size 63: must be 64 to 65535 bytes"},
+		{&isthmusv1.CaptureRequest{At: aws, Size: 65536}, "size", "size 65536: must be 64 to 65535 bytes"},
+	} {
+		_, _, err := capture(soon(t), c, k.q)
+		wantTheReason(t, k.q.String(), err, reason.RequestInvalid)
+		if !strings.Contains(status.Convert(err).Message(), k.want) {
+			t.Errorf("%v: %v, want %q", k.q, err, k.want)
+		}
+		if got := violated(err); got != k.field {
+			t.Errorf("%v: field %q, want %q", k.q, got, k.field)
+		}
+	}
+
+	var begun, ended bool
+	for _, e := range auditLog(t, s) {
+		if strings.HasSuffix(e.Method, "/Capture") && e.Object == "tunnel aws-0 host 10.1.2.3 protocol tcp port 443" {
+			begun = begun || e.Event == auth.Begin
+			ended = ended || e.Event == auth.End && e.Result == "OK"
+		}
+	}
+	if !begun || !ended {
+		t.Errorf("the audit log has begun %v, ended %v", begun, ended)
 	}
 }

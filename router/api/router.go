@@ -60,6 +60,9 @@ type Router interface {
 	// Ping sends echo requests from the node, and calls a function with the end of each until all
 	// have ended, or until the function or ctx returns an error. The request has no missing values.
 	Ping(ctx context.Context, q *isthmusv1.PingRequest, reply func(*isthmusv1.PingReply) error) error
+	// Capture calls a function with packets of an interface until the capture has ended, or until
+	// the function or ctx returns an error. Only the filter of the request may have missing values.
+	Capture(ctx context.Context, q *isthmusv1.CaptureRequest, reply func(*isthmusv1.CaptureReply) error) error
 	Status() (*isthmusv1.SystemStatus, <-chan struct{})
 	// Generation returns the generation of the present document.
 	Generation() uint64

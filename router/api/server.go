@@ -75,7 +75,7 @@ const stopTimeout = 3 * time.Second
 func Listen(o Options) (*Server, error) {
 	s := &Server{
 		health:   health.NewServer(),
-		services: &services{router: o.Router, machine: o.Machine, authority: o.Authority, events: o.Events, logs: o.Logs, stopping: make(chan struct{}), reading: newGate("with documents"), writing: newGate("with documents"), listing: newGate("for BGP paths"), applying: newGate("for a generation"), watchingLogs: newGateFor("for lines of the log", maxLogWatches, maxLogWatchesPerClient), pinging: make(chan struct{}, maxPings)},
+		services: &services{router: o.Router, machine: o.Machine, authority: o.Authority, events: o.Events, logs: o.Logs, stopping: make(chan struct{}), reading: newGate("with documents"), writing: newGate("with documents"), listing: newGate("for BGP paths"), applying: newGate("for a generation"), watchingLogs: newGateFor("for lines of the log", maxLogWatches, maxLogWatchesPerClient), pinging: make(chan struct{}, maxPings), capturing: make(chan struct{}, maxCaptures)},
 	}
 	if o.Log == nil {
 		o.Log = slog.Default()

@@ -40,8 +40,8 @@ type services struct {
 
 	reading, writing, listing *gate
 	applying, watchingLogs    *gate // these only count: their calls take no turn
-	// pinging has a value for each ping that is under way.
-	pinging chan struct{}
+	// These have a value for each call that is under way.
+	pinging, capturing chan struct{}
 
 	isthmusv1.UnimplementedSpecServiceServer
 	isthmusv1.UnimplementedTunnelServiceServer
@@ -168,6 +168,8 @@ func describe(request any) auth.Subject {
 			by = " by tunnel " + r.Tunnel
 		}
 		return auth.Subject{Object: r.Address + by}
+	case *isthmusv1.CaptureRequest:
+		return auth.Subject{Object: captured(r)}
 	case *isthmusv1.SetSecretRequest:
 		return auth.Subject{Object: r.Name}
 	case *isthmusv1.RollbackSecretRequest:

@@ -68,7 +68,7 @@ func TestRules(t *testing.T) {
 		Operator: `SpecService/Apply SpecService/EditPolicies SpecService/SetDisabled SpecService/Confirm SpecService/Rollback TunnelService/ResetTunnel BGPService/ResetPeer
 			NATService/ProveEgress NATService/EndFlows NATService/Who DiagnosticService/Ping SecretService/SetSecret SecretService/AddSecret SecretService/RollbackSecret SecretService/DeleteSecret`,
 		Admin: `SystemService/Upgrade SystemService/RollbackSlot SystemService/Reboot SystemService/PowerOff SystemService/Seal SystemService/Unseal
-			AccessService/IssueClient AccessService/RevokeClient AccessService/RenewAuthority`,
+			AccessService/IssueClient AccessService/RevokeClient AccessService/RenewAuthority DiagnosticService/Capture`,
 	} {
 		for _, m := range strings.Fields(methods) {
 			want[v1+m] = rule{role, true}

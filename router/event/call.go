@@ -69,7 +69,7 @@ func called(a Call) (Event, bool) {
 		return use(CallRefused, "%s was refused: %s", method, a.Error)
 	case a.Event != "end":
 		return e, false
-	case method == "Ping" && a.Result == "Canceled":
+	case (method == "Ping" || method == "Capture") && a.Result == "Canceled":
 		return e, false // a person who has seen enough ends it
 	case a.Result != "OK":
 		object := a.Object

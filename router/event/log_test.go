@@ -344,6 +344,7 @@ func TestCalls(t *testing.T) {
 		{Call{Event: "end", Method: "/x/Apply", Result: "InvalidArgument", Error: "3 problems"}, "CallFailed node 0 Apply failed: InvalidArgument: 3 problems"},
 		{Call{Event: "end", Method: "/x/Apply", Object: "why: NET-1234", Result: "Aborted", Error: "generation 7 is present"}, "CallFailed node 0 Apply (why: NET-1234) failed: Aborted: generation 7 is present"},
 		{Call{Event: "end", Method: "/x/Ping", Result: "Canceled"}, ""},
+		{Call{Event: "end", Method: "/x/Capture", Result: "Canceled"}, ""},
 		{Call{Event: "end", Method: "/x/Apply", Result: "Canceled", Error: "gone"}, "CallFailed node 0 Apply failed: Canceled: gone"},
 		{Call{Event: "refused", Method: "/x/Apply", Error: "needs role operator"}, "CallRefused node 0 Apply was refused: needs role operator"},
 		{Call{Event: "refused", Address: "192.0.2.1", Error: "no certificate", Suppressed: 7}, "LoginRefused node 0 a connection from 192.0.2.1 was refused: no certificate; 7 others before it were not recorded"},

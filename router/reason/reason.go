@@ -66,7 +66,7 @@ var (
 	MethodNotAllowed   = define("METHOD_NOT_ALLOWED", codes.PermissionDenied, "The server does not have the method: its version is older than that of the client.", "`method`")
 	RateLimited        = define("RATE_LIMITED", codes.ResourceExhausted, "The client calls too often. Wait a second, then twice as long each time.", "")
 	TooManyStreams     = define("TOO_MANY_STREAMS", codes.ResourceExhausted, "The client has too many open watches. Close some.", "")
-	TooManyCalls       = define("TOO_MANY_CALLS", codes.ResourceExhausted, "Too many calls with documents, or that wait or ping, are under way. Try again later.", "")
+	TooManyCalls       = define("TOO_MANY_CALLS", codes.ResourceExhausted, "Too many calls with documents, or that wait, ping or capture, are under way. Try again later.", "")
 	TooMany            = define("TOO_MANY_OBJECTS", codes.ResourceExhausted, "The node stores no more objects of the kind. Delete some.", "")
 	StateFull          = define("STATE_FULL", codes.ResourceExhausted, "The disk of the state directory is full. See the condition StateFull.", "")
 	AuditFailed        = define("AUDIT_FAILED", codes.Unavailable, "The audit log cannot be written, so that nothing is changed.", "")

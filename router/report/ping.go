@@ -12,6 +12,7 @@ import (
 	"github.com/isthmus-net/isthmus/router/api"
 	"github.com/isthmus-net/isthmus/router/echo"
 	"github.com/isthmus-net/isthmus/router/fault"
+	"github.com/isthmus-net/isthmus/tunnel"
 )
 
 // Ping implements api.Router.
@@ -55,16 +56,24 @@ func isBroadcast(network netip.Prefix, a netip.Addr) bool {
 	return a.Is4() && network.Addr().Is4() && network.Bits() < 31 && network.Contains(a) && !network.Contains(a.Next())
 }
 
-// tunnelTo returns the interface of a tunnel, and its inside address of the family of to.
-func (r *Report) tunnelTo(name string, to netip.Addr) (iface string, from netip.Addr, err error) {
+// enabled returns a tunnel that the document does not disable.
+func (r *Report) enabled(name string) (c tunnel.Config, err error) {
 	t := r.Observed.Target()
 	i, ok := t.Tunnel(name)
 	if !ok {
-		return "", from, fmt.Errorf("tunnel %q: %w", name, fault.ErrNoTunnel)
+		return c, fmt.Errorf("tunnel %q: %w", name, fault.ErrNoTunnel)
 	}
-	c := t.Tunnels[i]
-	if c.Disabled {
-		return "", from, fmt.Errorf("tunnel %s: %w: it is disabled in the document; enable it", name, fault.ErrPrecondition)
+	if c = t.Tunnels[i]; c.Disabled {
+		return c, fmt.Errorf("tunnel %s: %w: it is disabled in the document; enable it", name, fault.ErrPrecondition)
+	}
+	return c, nil
+}
+
+// tunnelTo returns the interface of a tunnel, and its inside address of the family of to.
+func (r *Report) tunnelTo(name string, to netip.Addr) (iface string, from netip.Addr, err error) {
+	c, err := r.enabled(name)
+	if err != nil {
+		return "", from, err
 	}
 	for _, in := range c.Inside {
 		if in.Local.Addr().Is4() == to.Is4() {

@@ -30,6 +30,7 @@ import (
 	"github.com/isthmus-net/isthmus/router/fault"
 	"github.com/isthmus-net/isthmus/router/fib"
 	"github.com/isthmus-net/isthmus/router/observe"
+	"github.com/isthmus-net/isthmus/router/packets"
 	"github.com/isthmus-net/isthmus/router/plan"
 	"github.com/isthmus-net/isthmus/router/spec"
 	"github.com/isthmus-net/isthmus/router/store"
@@ -122,7 +123,9 @@ type Options struct {
 	// Capabilities are the node's other capabilities, for their conditions.
 	Capabilities []capability.Capability
 	// Ping sends echo requests; see router/echo.
-	Ping      func(context.Context, echo.Request, func(echo.Result) error) error
+	Ping func(context.Context, echo.Request, func(echo.Result) error) error
+	// Capture copies packets; see router/packets.
+	Capture   func(context.Context, packets.Request, func([]packets.Packet, int) error) (packets.End, error)
 	Callers   func() []tunnel.Caller
 	Resolvers func() []netip.Addr
 	Kernel    func() []string // capabilities of the kernel

@@ -62,7 +62,7 @@ var importers = map[string][]string{
 	"github.com/hashicorp/hcl/":      {}, // tests alone read Terraform
 	"go.yaml.in/yaml/":               {"router/spec", "cmd/isthmus", "tunnel/cloud/importer"},
 	"golang.org/x/net/icmp":          {"router/egress/health", "router/echo"},
-	"golang.org/x/net/bpf":           {"router/sockfilter", "tunnel/ipsec", "router/echo", "nat/conntrack", "router/fib/kernel"},
+	"golang.org/x/net/bpf":           {"router/sockfilter", "tunnel/ipsec", "router/echo", "router/packets", "nat/conntrack", "router/fib/kernel"},
 	"golang.org/x/net/dns/":          {"router/egress/dns"},
 	"golang.org/x/term":              {"cmd/isthmus"},
 	"google.golang.org/grpc/":        {"router/api", "router/auth", "router/reason", "cmd/isthmus", "proto/isthmus/v1"},
@@ -93,6 +93,7 @@ var below = map[string][]string{
 	"router/sockfilter": {},
 	"router/netlink":    {},
 	"router/echo":       {"router/sockfilter"},
+	"router/packets":    {"router/sockfilter"},
 	"router/backoff":    {},
 	"tunnel":            {"router/secret"},
 	"tunnel/apipa":      {},
@@ -143,9 +144,9 @@ var below = map[string][]string{
 	"router/ports":       {"nat", "nat/conntrack", "nat/placement"},
 	"router/document":    {"proto/isthmus/v1", "bgp", "nat", "tunnel/explain", "router/fault", "router/fib", "router/plan", "router/secret", "router/spec", "router/store"},
 	"router/capability":  {"proto/isthmus/v1", "nat", "nat/placement", "router/api", "router/apply", "router/condition", "router/document", "router/door", "router/egress", "router/egress/dns", "router/egress/health", "router/egress/takeover", "router/egress/translog", "router/event", "router/event/export", "router/fault", "router/live", "router/observe", "router/plan", "router/ports", "router/secret", "router/spec", "router/store"},
-	"router/report":      {"proto/isthmus/v1", "bgp", "nat", "nat/conntrack", "tunnel", "tunnel/explain", "router/api", "router/apply", "router/bell", "router/capability", "router/condition", "router/document", "router/echo", "router/event", "router/event/export", "router/fault", "router/fib", "router/live", "router/observe", "router/plan", "router/spec", "router/store"},
+	"router/report":      {"proto/isthmus/v1", "bgp", "nat", "nat/conntrack", "tunnel", "tunnel/explain", "router/api", "router/apply", "router/bell", "router/capability", "router/condition", "router/document", "router/echo", "router/event", "router/event/export", "router/fault", "router/fib", "router/live", "router/observe", "router/packets", "router/plan", "router/spec", "router/store"},
 	"router/metrics":     {"proto/isthmus/v1", "nat", "router/condition", "router/report"},
-	"router":             {"proto/isthmus/v1", "bgp", "nat", "tunnel", "tunnel/liveness", "router/apply", "router/bell", "router/capability", "router/document", "router/door", "router/echo", "router/egress", "router/egress/dns", "router/egress/health", "router/egress/takeover", "router/event", "router/event/export", "router/fib", "router/live", "router/observe", "router/plan", "router/ports", "router/report", "router/spec", "router/store"},
+	"router":             {"proto/isthmus/v1", "bgp", "nat", "tunnel", "tunnel/liveness", "router/apply", "router/bell", "router/capability", "router/document", "router/door", "router/echo", "router/egress", "router/egress/dns", "router/egress/health", "router/egress/takeover", "router/event", "router/event/export", "router/fib", "router/live", "router/observe", "router/packets", "router/plan", "router/ports", "router/report", "router/spec", "router/store"},
 	"image/slot":         {},
 	"image/tpm":          {},
 	"image/helper":       {"image/slot"},
@@ -212,7 +213,7 @@ func TestClientHasNoSockets(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	engines := []string{"nat/conntrack", "router/echo", "router/egress/dns", "router/egress/health", "router/egress/takeover", "router/egress/translog"}
+	engines := []string{"nat/conntrack", "router/echo", "router/packets", "router/egress/dns", "router/egress/health", "router/egress/takeover", "router/egress/translog"}
 	for _, name := range strings.Fields(string(out)) {
 		room, ours := strings.CutPrefix(name, module)
 		if strings.Contains(name, "/netlink") || strings.Contains(name, "/nftables") || ours && slices.Contains(engines, room) {

@@ -10747,6 +10747,311 @@ func (x *PingReply) GetError() string {
 	return ""
 }
 
+type CaptureRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The interface. One of the three is needed.
+	//
+	// Types that are valid to be assigned to At:
+	//
+	//	*CaptureRequest_Tunnel
+	//	*CaptureRequest_Attachment
+	//	*CaptureRequest_Underlay
+	At isCaptureRequest_At `protobuf_oneof:"at"`
+	// Only packets from or to this address, IPv4 or IPv6. Empty: of any.
+	Host string `protobuf:"bytes,4,opt,name=host,proto3" json:"host,omitempty"`
+	// Only packets of this IP protocol: tcp, udp, icmp (ICMPv6 as well), esp, or a number from 0 to
+	// 255. Empty: of any. Extension headers of IPv6 are not followed.
+	Protocol string `protobuf:"bytes,5,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	// Only packets of TCP and UDP from or to this port, 1 to 65535; of fragments only the first. 0:
+	// of any port and protocol.
+	Port uint32 `protobuf:"varint,6,opt,name=port,proto3" json:"port,omitempty"`
+	// End after so many packets, 1 to 10000. Default: 1000.
+	Count uint32 `protobuf:"varint,7,opt,name=count,proto3" json:"count,omitempty"`
+	// End after this time, 1s to 5m. Default: 1m.
+	Duration *durationpb.Duration `protobuf:"bytes,8,opt,name=duration,proto3" json:"duration,omitempty"`
+	// Bytes of each packet to return, from its IP header on, 64 to 65535. Default: 65535.
+	Size          uint32 `protobuf:"varint,9,opt,name=size,proto3" json:"size,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CaptureRequest) Reset() {
+	*x = CaptureRequest{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[149]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CaptureRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CaptureRequest) ProtoMessage() {}
+
+func (x *CaptureRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[149]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CaptureRequest.ProtoReflect.Descriptor instead.
+func (*CaptureRequest) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{149}
+}
+
+func (x *CaptureRequest) GetAt() isCaptureRequest_At {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *CaptureRequest) GetTunnel() string {
+	if x != nil {
+		if x, ok := x.At.(*CaptureRequest_Tunnel); ok {
+			return x.Tunnel
+		}
+	}
+	return ""
+}
+
+func (x *CaptureRequest) GetAttachment() string {
+	if x != nil {
+		if x, ok := x.At.(*CaptureRequest_Attachment); ok {
+			return x.Attachment
+		}
+	}
+	return ""
+}
+
+func (x *CaptureRequest) GetUnderlay() bool {
+	if x != nil {
+		if x, ok := x.At.(*CaptureRequest_Underlay); ok {
+			return x.Underlay
+		}
+	}
+	return false
+}
+
+func (x *CaptureRequest) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *CaptureRequest) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
+func (x *CaptureRequest) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *CaptureRequest) GetCount() uint32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *CaptureRequest) GetDuration() *durationpb.Duration {
+	if x != nil {
+		return x.Duration
+	}
+	return nil
+}
+
+func (x *CaptureRequest) GetSize() uint32 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+type isCaptureRequest_At interface {
+	isCaptureRequest_At()
+}
+
+type CaptureRequest_Tunnel struct {
+	// Name of a tunnel: its packets as they are before encryption and after decryption.
+	Tunnel string `protobuf:"bytes,1,opt,name=tunnel,proto3,oneof"`
+}
+
+type CaptureRequest_Attachment struct {
+	// Name of an attachment of the document.
+	Attachment string `protobuf:"bytes,2,opt,name=attachment,proto3,oneof"`
+}
+
+type CaptureRequest_Underlay struct {
+	// The interface of the underlay, with the encrypted packets of the tunnels. Must be true.
+	Underlay bool `protobuf:"varint,3,opt,name=underlay,proto3,oneof"`
+}
+
+func (*CaptureRequest_Tunnel) isCaptureRequest_At() {}
+
+func (*CaptureRequest_Attachment) isCaptureRequest_At() {}
+
+func (*CaptureRequest_Underlay) isCaptureRequest_At() {}
+
+// CaptureReply has packets in the order in which the node saw them.
+type CaptureReply struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the interface. In the first reply, which comes when the capture has begun.
+	Interface string            `protobuf:"bytes,1,opt,name=interface,proto3" json:"interface,omitempty"`
+	Packets   []*CapturedPacket `protobuf:"bytes,2,rep,name=packets,proto3" json:"packets,omitempty"`
+	// Packets of the filter that are missing so far, because the caller did not take them in time.
+	Missing uint64 `protobuf:"varint,3,opt,name=missing,proto3" json:"missing,omitempty"`
+	// Why the capture has ended, in the last reply: "count", "duration", or "bytes" after 64 MiB of
+	// packets.
+	End           string `protobuf:"bytes,4,opt,name=end,proto3" json:"end,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CaptureReply) Reset() {
+	*x = CaptureReply{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[150]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CaptureReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CaptureReply) ProtoMessage() {}
+
+func (x *CaptureReply) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[150]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CaptureReply.ProtoReflect.Descriptor instead.
+func (*CaptureReply) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{150}
+}
+
+func (x *CaptureReply) GetInterface() string {
+	if x != nil {
+		return x.Interface
+	}
+	return ""
+}
+
+func (x *CaptureReply) GetPackets() []*CapturedPacket {
+	if x != nil {
+		return x.Packets
+	}
+	return nil
+}
+
+func (x *CaptureReply) GetMissing() uint64 {
+	if x != nil {
+		return x.Missing
+	}
+	return 0
+}
+
+func (x *CaptureReply) GetEnd() string {
+	if x != nil {
+		return x.End
+	}
+	return ""
+}
+
+// CapturedPacket is an IP packet, or its first bytes.
+type CapturedPacket struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Time  *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
+	// The packet leaves the node; else it arrives.
+	Leaving bool `protobuf:"varint,2,opt,name=leaving,proto3" json:"leaving,omitempty"`
+	// Length of the packet in bytes. Longer than the MTU where the kernel or the interface cuts or
+	// joins packets.
+	Length uint32 `protobuf:"varint,3,opt,name=length,proto3" json:"length,omitempty"`
+	// The packet from its IP header on, at most as many bytes as the request allows.
+	Data          []byte `protobuf:"bytes,4,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CapturedPacket) Reset() {
+	*x = CapturedPacket{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[151]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CapturedPacket) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CapturedPacket) ProtoMessage() {}
+
+func (x *CapturedPacket) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[151]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CapturedPacket.ProtoReflect.Descriptor instead.
+func (*CapturedPacket) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{151}
+}
+
+func (x *CapturedPacket) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *CapturedPacket) GetLeaving() bool {
+	if x != nil {
+		return x.Leaving
+	}
+	return false
+}
+
+func (x *CapturedPacket) GetLength() uint32 {
+	if x != nil {
+		return x.Length
+	}
+	return 0
+}
+
+func (x *CapturedPacket) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
 var File_isthmus_v1_services_proto protoreflect.FileDescriptor
 
 const file_isthmus_v1_services_proto_rawDesc = "" +
@@ -11600,7 +11905,30 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x128\n" +
 	"\n" +
 	"round_trip\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\troundTrip\x12\x14\n" +
-	"\x05error\x18\x04 \x01(\tR\x05error*\x87\x01\n" +
+	"\x05error\x18\x04 \x01(\tR\x05error\"\x95\x02\n" +
+	"\x0eCaptureRequest\x12\x18\n" +
+	"\x06tunnel\x18\x01 \x01(\tH\x00R\x06tunnel\x12 \n" +
+	"\n" +
+	"attachment\x18\x02 \x01(\tH\x00R\n" +
+	"attachment\x12\x1c\n" +
+	"\bunderlay\x18\x03 \x01(\bH\x00R\bunderlay\x12\x12\n" +
+	"\x04host\x18\x04 \x01(\tR\x04host\x12\x1a\n" +
+	"\bprotocol\x18\x05 \x01(\tR\bprotocol\x12\x12\n" +
+	"\x04port\x18\x06 \x01(\rR\x04port\x12\x14\n" +
+	"\x05count\x18\a \x01(\rR\x05count\x125\n" +
+	"\bduration\x18\b \x01(\v2\x19.google.protobuf.DurationR\bduration\x12\x12\n" +
+	"\x04size\x18\t \x01(\rR\x04sizeB\x04\n" +
+	"\x02at\"\x8e\x01\n" +
+	"\fCaptureReply\x12\x1c\n" +
+	"\tinterface\x18\x01 \x01(\tR\tinterface\x124\n" +
+	"\apackets\x18\x02 \x03(\v2\x1a.isthmus.v1.CapturedPacketR\apackets\x12\x18\n" +
+	"\amissing\x18\x03 \x01(\x04R\amissing\x12\x10\n" +
+	"\x03end\x18\x04 \x01(\tR\x03end\"\x86\x01\n" +
+	"\x0eCapturedPacket\x12.\n" +
+	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x18\n" +
+	"\aleaving\x18\x02 \x01(\bR\aleaving\x12\x16\n" +
+	"\x06length\x18\x03 \x01(\rR\x06length\x12\x12\n" +
+	"\x04data\x18\x04 \x01(\fR\x04data*\x87\x01\n" +
 	"\bPathView\x12\x19\n" +
 	"\x15PATH_VIEW_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12PATH_VIEW_RECEIVED\x10\x01\x12\x16\n" +
@@ -11687,9 +12015,10 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\n" +
 	"LogService\x12K\n" +
 	"\bListLogs\x12\x1b.isthmus.v1.ListLogsRequest\x1a\x1c.isthmus.v1.ListLogsResponse\"\x04\xd0\xd3\x18\x02\x12G\n" +
-	"\tWatchLogs\x12\x1c.isthmus.v1.WatchLogsRequest\x1a\x14.isthmus.v1.LogEntry\"\x04\xd0\xd3\x18\x020\x012W\n" +
+	"\tWatchLogs\x12\x1c.isthmus.v1.WatchLogsRequest\x1a\x14.isthmus.v1.LogEntry\"\x04\xd0\xd3\x18\x020\x012\xa4\x01\n" +
 	"\x11DiagnosticService\x12B\n" +
-	"\x04Ping\x12\x17.isthmus.v1.PingRequest\x1a\x15.isthmus.v1.PingReply\"\b\xd0\xd3\x18\x02\xd8\xd3\x18\x010\x01B;Z9github.com/isthmus-net/isthmus/proto/isthmus/v1;isthmusv1b\x06proto3"
+	"\x04Ping\x12\x17.isthmus.v1.PingRequest\x1a\x15.isthmus.v1.PingReply\"\b\xd0\xd3\x18\x02\xd8\xd3\x18\x010\x01\x12K\n" +
+	"\aCapture\x12\x1a.isthmus.v1.CaptureRequest\x1a\x18.isthmus.v1.CaptureReply\"\b\xd0\xd3\x18\x03\xd8\xd3\x18\x010\x01B;Z9github.com/isthmus-net/isthmus/proto/isthmus/v1;isthmusv1b\x06proto3"
 
 var (
 	file_isthmus_v1_services_proto_rawDescOnce sync.Once
@@ -11704,7 +12033,7 @@ func file_isthmus_v1_services_proto_rawDescGZIP() []byte {
 }
 
 var file_isthmus_v1_services_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 149)
+var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 152)
 var file_isthmus_v1_services_proto_goTypes = []any{
 	(PathView)(0),                   // 0: isthmus.v1.PathView
 	(Change_Action)(0),              // 1: isthmus.v1.Change.Action
@@ -11857,283 +12186,291 @@ var file_isthmus_v1_services_proto_goTypes = []any{
 	(*LogAttribute)(nil),            // 148: isthmus.v1.LogAttribute
 	(*PingRequest)(nil),             // 149: isthmus.v1.PingRequest
 	(*PingReply)(nil),               // 150: isthmus.v1.PingReply
-	(*Spec)(nil),                    // 151: isthmus.v1.Spec
-	(*Problem)(nil),                 // 152: isthmus.v1.Problem
-	(*durationpb.Duration)(nil),     // 153: google.protobuf.Duration
-	(*EgressPolicy)(nil),            // 154: isthmus.v1.EgressPolicy
-	(*timestamppb.Timestamp)(nil),   // 155: google.protobuf.Timestamp
-	(*Condition)(nil),               // 156: isthmus.v1.Condition
-	(EventType)(0),                  // 157: isthmus.v1.EventType
-	(*Inside)(nil),                  // 158: isthmus.v1.Inside
+	(*CaptureRequest)(nil),          // 151: isthmus.v1.CaptureRequest
+	(*CaptureReply)(nil),            // 152: isthmus.v1.CaptureReply
+	(*CapturedPacket)(nil),          // 153: isthmus.v1.CapturedPacket
+	(*Spec)(nil),                    // 154: isthmus.v1.Spec
+	(*Problem)(nil),                 // 155: isthmus.v1.Problem
+	(*durationpb.Duration)(nil),     // 156: google.protobuf.Duration
+	(*EgressPolicy)(nil),            // 157: isthmus.v1.EgressPolicy
+	(*timestamppb.Timestamp)(nil),   // 158: google.protobuf.Timestamp
+	(*Condition)(nil),               // 159: isthmus.v1.Condition
+	(EventType)(0),                  // 160: isthmus.v1.EventType
+	(*Inside)(nil),                  // 161: isthmus.v1.Inside
 }
 var file_isthmus_v1_services_proto_depIdxs = []int32{
-	151, // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
-	152, // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
+	154, // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
+	155, // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
 	2,   // 2: isthmus.v1.ValidateRequest.source:type_name -> isthmus.v1.Source
-	152, // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
-	152, // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
+	155, // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
+	155, // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
 	2,   // 5: isthmus.v1.PlanRequest.source:type_name -> isthmus.v1.Source
 	1,   // 6: isthmus.v1.Change.action:type_name -> isthmus.v1.Change.Action
 	7,   // 7: isthmus.v1.PlanResponse.changes:type_name -> isthmus.v1.Change
-	152, // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
+	155, // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
 	2,   // 9: isthmus.v1.ApplyRequest.source:type_name -> isthmus.v1.Source
-	153, // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
+	156, // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
 	7,   // 11: isthmus.v1.ApplyResponse.changes:type_name -> isthmus.v1.Change
-	152, // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
-	153, // 13: isthmus.v1.ApplyResponse.goes_back_in:type_name -> google.protobuf.Duration
-	154, // 14: isthmus.v1.EditPoliciesRequest.set:type_name -> isthmus.v1.EgressPolicy
-	153, // 15: isthmus.v1.EditPoliciesRequest.confirm_within:type_name -> google.protobuf.Duration
-	153, // 16: isthmus.v1.SetDisabledRequest.confirm_within:type_name -> google.protobuf.Duration
-	151, // 17: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
+	155, // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
+	156, // 13: isthmus.v1.ApplyResponse.goes_back_in:type_name -> google.protobuf.Duration
+	157, // 14: isthmus.v1.EditPoliciesRequest.set:type_name -> isthmus.v1.EgressPolicy
+	156, // 15: isthmus.v1.EditPoliciesRequest.confirm_within:type_name -> google.protobuf.Duration
+	156, // 16: isthmus.v1.SetDisabledRequest.confirm_within:type_name -> google.protobuf.Duration
+	154, // 17: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
 	20,  // 18: isthmus.v1.ListHistoryResponse.revisions:type_name -> isthmus.v1.Revision
-	155, // 19: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
-	153, // 20: isthmus.v1.RollbackRequest.confirm_within:type_name -> google.protobuf.Duration
-	153, // 21: isthmus.v1.WaitAppliedRequest.max_wait:type_name -> google.protobuf.Duration
-	156, // 22: isthmus.v1.WaitAppliedResponse.conditions:type_name -> isthmus.v1.Condition
+	158, // 19: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
+	156, // 20: isthmus.v1.RollbackRequest.confirm_within:type_name -> google.protobuf.Duration
+	156, // 21: isthmus.v1.WaitAppliedRequest.max_wait:type_name -> google.protobuf.Duration
+	159, // 22: isthmus.v1.WaitAppliedResponse.conditions:type_name -> isthmus.v1.Condition
 	31,  // 23: isthmus.v1.ListTunnelsResponse.tunnels:type_name -> isthmus.v1.TunnelStatus
 	34,  // 24: isthmus.v1.ListTunnelsResponse.strays:type_name -> isthmus.v1.StrayTunnel
-	157, // 25: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
+	160, // 25: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
 	31,  // 26: isthmus.v1.TunnelEvent.tunnel:type_name -> isthmus.v1.TunnelStatus
-	155, // 27: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
-	158, // 28: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
-	155, // 29: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
-	155, // 30: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
-	155, // 31: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
-	156, // 32: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
+	158, // 27: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
+	161, // 28: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
+	158, // 29: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
+	158, // 30: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
+	158, // 31: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
+	159, // 32: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
 	33,  // 33: isthmus.v1.TunnelStatus.explanation:type_name -> isthmus.v1.Explanation
-	155, // 34: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
-	155, // 35: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
-	155, // 36: isthmus.v1.TunnelStatus.last_error_since:type_name -> google.protobuf.Timestamp
-	155, // 37: isthmus.v1.TunnelStatus.data_received:type_name -> google.protobuf.Timestamp
+	158, // 34: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
+	158, // 35: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
+	158, // 36: isthmus.v1.TunnelStatus.last_error_since:type_name -> google.protobuf.Timestamp
+	158, // 37: isthmus.v1.TunnelStatus.data_received:type_name -> google.protobuf.Timestamp
 	32,  // 38: isthmus.v1.TunnelStatus.wireguard:type_name -> isthmus.v1.WireGuardStatus
-	155, // 39: isthmus.v1.WireGuardStatus.last_handshake:type_name -> google.protobuf.Timestamp
-	153, // 40: isthmus.v1.WireGuardStatus.keepalive:type_name -> google.protobuf.Duration
-	155, // 41: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
-	155, // 42: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
-	155, // 43: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
+	158, // 39: isthmus.v1.WireGuardStatus.last_handshake:type_name -> google.protobuf.Timestamp
+	156, // 40: isthmus.v1.WireGuardStatus.keepalive:type_name -> google.protobuf.Duration
+	158, // 41: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
+	158, // 42: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
+	158, // 43: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
 	42,  // 44: isthmus.v1.ListPeersResponse.peers:type_name -> isthmus.v1.PeerStatus
-	157, // 45: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
+	160, // 45: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
 	42,  // 46: isthmus.v1.PeerEvent.peer:type_name -> isthmus.v1.PeerStatus
-	155, // 47: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
-	153, // 48: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
-	156, // 49: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
-	155, // 50: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
+	158, // 47: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
+	156, // 48: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
+	159, // 49: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
+	158, // 50: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
 	43,  // 51: isthmus.v1.PeerStatus.filter:type_name -> isthmus.v1.PeerFilter
-	155, // 52: isthmus.v1.PeerStatus.last_error_time:type_name -> google.protobuf.Timestamp
+	158, // 52: isthmus.v1.PeerStatus.last_error_time:type_name -> google.protobuf.Timestamp
 	44,  // 53: isthmus.v1.PeerFilter.discarded:type_name -> isthmus.v1.DiscardedAttribute
 	49,  // 54: isthmus.v1.ListRoutesResponse.routes:type_name -> isthmus.v1.Route
-	157, // 55: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
+	160, // 55: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
 	49,  // 56: isthmus.v1.RouteEvent.route:type_name -> isthmus.v1.Route
 	50,  // 57: isthmus.v1.Route.next_hops:type_name -> isthmus.v1.NextHop
-	155, // 58: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
-	156, // 59: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
+	158, // 58: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
+	159, // 59: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
 	0,   // 60: isthmus.v1.ListPathsRequest.view:type_name -> isthmus.v1.PathView
 	49,  // 61: isthmus.v1.ListPathsResponse.route:type_name -> isthmus.v1.Route
 	54,  // 62: isthmus.v1.ListPathsResponse.paths:type_name -> isthmus.v1.Path
 	53,  // 63: isthmus.v1.ListPathsResponse.offers:type_name -> isthmus.v1.PathOffer
-	155, // 64: isthmus.v1.Path.since:type_name -> google.protobuf.Timestamp
+	158, // 64: isthmus.v1.Path.since:type_name -> google.protobuf.Timestamp
 	65,  // 65: isthmus.v1.ListPoliciesResponse.policies:type_name -> isthmus.v1.PolicyStatus
 	57,  // 66: isthmus.v1.ListPoliciesResponse.drops:type_name -> isthmus.v1.Drop
-	157, // 67: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
+	160, // 67: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
 	65,  // 68: isthmus.v1.PolicyEvent.policy:type_name -> isthmus.v1.PolicyStatus
 	62,  // 69: isthmus.v1.ProveEgressResponse.proof:type_name -> isthmus.v1.EgressProof
-	155, // 70: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
+	158, // 70: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
 	63,  // 71: isthmus.v1.EgressProof.states:type_name -> isthmus.v1.EgressProofState
 	64,  // 72: isthmus.v1.EgressProof.canaries:type_name -> isthmus.v1.CanaryResult
 	71,  // 73: isthmus.v1.ListPoolsResponse.pools:type_name -> isthmus.v1.PoolStatus
-	157, // 74: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
+	160, // 74: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
 	71,  // 75: isthmus.v1.PoolEvent.pool:type_name -> isthmus.v1.PoolStatus
 	72,  // 76: isthmus.v1.PoolStatus.members:type_name -> isthmus.v1.PoolMember
-	155, // 77: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
+	158, // 77: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
 	73,  // 78: isthmus.v1.PoolMember.targets:type_name -> isthmus.v1.ProbeTarget
-	155, // 79: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
-	155, // 80: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
+	158, // 79: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
+	158, // 80: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
 	78,  // 81: isthmus.v1.ListNamesResponse.names:type_name -> isthmus.v1.NameStatus
-	157, // 82: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
+	160, // 82: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
 	78,  // 83: isthmus.v1.NameEvent.name:type_name -> isthmus.v1.NameStatus
-	155, // 84: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
-	155, // 85: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
+	158, // 84: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
+	158, // 85: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
 	79,  // 86: isthmus.v1.NameStatus.gone:type_name -> isthmus.v1.GoneAddress
-	155, // 87: isthmus.v1.NameStatus.differs:type_name -> google.protobuf.Timestamp
-	155, // 88: isthmus.v1.GoneAddress.since:type_name -> google.protobuf.Timestamp
+	158, // 87: isthmus.v1.NameStatus.differs:type_name -> google.protobuf.Timestamp
+	158, // 88: isthmus.v1.GoneAddress.since:type_name -> google.protobuf.Timestamp
 	86,  // 89: isthmus.v1.Machine.slots:type_name -> isthmus.v1.Slot
-	155, // 90: isthmus.v1.Slot.deadline:type_name -> google.protobuf.Timestamp
+	158, // 90: isthmus.v1.Slot.deadline:type_name -> google.protobuf.Timestamp
 	88,  // 91: isthmus.v1.UpgradeRequest.header:type_name -> isthmus.v1.UpgradeHeader
 	99,  // 92: isthmus.v1.WatchStatusResponse.status:type_name -> isthmus.v1.SystemStatus
-	155, // 93: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
-	155, // 94: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
-	156, // 95: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
+	158, // 93: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
+	158, // 94: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
+	159, // 95: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
 	103, // 96: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
 	101, // 97: isthmus.v1.SystemStatus.platform:type_name -> isthmus.v1.PlatformStatus
 	100, // 98: isthmus.v1.SystemStatus.summary:type_name -> isthmus.v1.Summary
 	129, // 99: isthmus.v1.Summary.ports:type_name -> isthmus.v1.PortUse
 	102, // 100: isthmus.v1.PlatformStatus.interfaces:type_name -> isthmus.v1.PlatformInterface
-	155, // 101: isthmus.v1.PlatformStatus.read:type_name -> google.protobuf.Timestamp
+	158, // 101: isthmus.v1.PlatformStatus.read:type_name -> google.protobuf.Timestamp
 	108, // 102: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
-	155, // 103: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
-	155, // 104: isthmus.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
-	155, // 105: isthmus.v1.ListAuditRequest.until:type_name -> google.protobuf.Timestamp
+	158, // 103: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
+	158, // 104: isthmus.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
+	158, // 105: isthmus.v1.ListAuditRequest.until:type_name -> google.protobuf.Timestamp
 	113, // 106: isthmus.v1.ListAuditResponse.entries:type_name -> isthmus.v1.AuditEntry
-	155, // 107: isthmus.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
-	155, // 108: isthmus.v1.RenewAuthorityResponse.former_until:type_name -> google.protobuf.Timestamp
-	153, // 109: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
+	158, // 107: isthmus.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
+	158, // 108: isthmus.v1.RenewAuthorityResponse.former_until:type_name -> google.protobuf.Timestamp
+	156, // 109: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
 	122, // 110: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
 	122, // 111: isthmus.v1.RenewClientResponse.client:type_name -> isthmus.v1.Client
 	122, // 112: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
-	155, // 113: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
-	155, // 114: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
+	158, // 113: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
+	158, // 114: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
 	129, // 115: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
 	130, // 116: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
 	131, // 117: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
-	155, // 118: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
-	157, // 119: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
+	158, // 118: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
+	160, // 119: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
 	129, // 120: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
-	153, // 121: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
-	155, // 122: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
-	153, // 123: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
+	156, // 121: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
+	158, // 122: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
+	156, // 123: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
 	136, // 124: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
-	155, // 125: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
-	155, // 126: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
-	155, // 127: isthmus.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
-	155, // 128: isthmus.v1.EventFilter.until:type_name -> google.protobuf.Timestamp
+	158, // 125: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
+	158, // 126: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
+	158, // 127: isthmus.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
+	158, // 128: isthmus.v1.EventFilter.until:type_name -> google.protobuf.Timestamp
 	137, // 129: isthmus.v1.ListEventsRequest.filter:type_name -> isthmus.v1.EventFilter
 	142, // 130: isthmus.v1.ListEventsResponse.events:type_name -> isthmus.v1.Event
 	137, // 131: isthmus.v1.WatchEventsRequest.filter:type_name -> isthmus.v1.EventFilter
-	157, // 132: isthmus.v1.WatchEventsResponse.type:type_name -> isthmus.v1.EventType
+	160, // 132: isthmus.v1.WatchEventsResponse.type:type_name -> isthmus.v1.EventType
 	142, // 133: isthmus.v1.WatchEventsResponse.event:type_name -> isthmus.v1.Event
-	155, // 134: isthmus.v1.Event.time:type_name -> google.protobuf.Timestamp
-	153, // 135: isthmus.v1.Event.lasted:type_name -> google.protobuf.Duration
-	155, // 136: isthmus.v1.LogFilter.since:type_name -> google.protobuf.Timestamp
+	158, // 134: isthmus.v1.Event.time:type_name -> google.protobuf.Timestamp
+	156, // 135: isthmus.v1.Event.lasted:type_name -> google.protobuf.Duration
+	158, // 136: isthmus.v1.LogFilter.since:type_name -> google.protobuf.Timestamp
 	143, // 137: isthmus.v1.ListLogsRequest.filter:type_name -> isthmus.v1.LogFilter
 	147, // 138: isthmus.v1.ListLogsResponse.entries:type_name -> isthmus.v1.LogEntry
 	143, // 139: isthmus.v1.WatchLogsRequest.filter:type_name -> isthmus.v1.LogFilter
-	155, // 140: isthmus.v1.LogEntry.time:type_name -> google.protobuf.Timestamp
+	158, // 140: isthmus.v1.LogEntry.time:type_name -> google.protobuf.Timestamp
 	148, // 141: isthmus.v1.LogEntry.attributes:type_name -> isthmus.v1.LogAttribute
-	153, // 142: isthmus.v1.PingRequest.interval:type_name -> google.protobuf.Duration
-	153, // 143: isthmus.v1.PingReply.round_trip:type_name -> google.protobuf.Duration
-	4,   // 144: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
-	6,   // 145: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
-	9,   // 146: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
-	11,  // 147: isthmus.v1.SpecService.EditPolicies:input_type -> isthmus.v1.EditPoliciesRequest
-	12,  // 148: isthmus.v1.SpecService.SetDisabled:input_type -> isthmus.v1.SetDisabledRequest
-	13,  // 149: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
-	15,  // 150: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
-	16,  // 151: isthmus.v1.SpecService.GetEffectiveSpec:input_type -> isthmus.v1.GetEffectiveSpecRequest
-	18,  // 152: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
-	21,  // 153: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
-	22,  // 154: isthmus.v1.SpecService.WaitApplied:input_type -> isthmus.v1.WaitAppliedRequest
-	24,  // 155: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
-	26,  // 156: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
-	27,  // 157: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
-	28,  // 158: isthmus.v1.TunnelService.ResetTunnel:input_type -> isthmus.v1.ResetTunnelRequest
-	35,  // 159: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
-	37,  // 160: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
-	38,  // 161: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
-	40,  // 162: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
-	45,  // 163: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
-	47,  // 164: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
-	51,  // 165: isthmus.v1.RouteService.ListPaths:input_type -> isthmus.v1.ListPathsRequest
-	55,  // 166: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
-	58,  // 167: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
-	60,  // 168: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
-	134, // 169: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
-	132, // 170: isthmus.v1.NATService.EndFlows:input_type -> isthmus.v1.EndFlowsRequest
-	66,  // 171: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
-	68,  // 172: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
-	69,  // 173: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
-	74,  // 174: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
-	76,  // 175: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
-	96,  // 176: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
-	97,  // 177: isthmus.v1.SystemService.WatchStatus:input_type -> isthmus.v1.WatchStatusRequest
-	84,  // 178: isthmus.v1.SystemService.GetMachine:input_type -> isthmus.v1.GetMachineRequest
-	87,  // 179: isthmus.v1.SystemService.Upgrade:input_type -> isthmus.v1.UpgradeRequest
-	90,  // 180: isthmus.v1.SystemService.RollbackSlot:input_type -> isthmus.v1.RollbackSlotRequest
-	92,  // 181: isthmus.v1.SystemService.Reboot:input_type -> isthmus.v1.RebootRequest
-	94,  // 182: isthmus.v1.SystemService.PowerOff:input_type -> isthmus.v1.PowerOffRequest
-	80,  // 183: isthmus.v1.SystemService.Seal:input_type -> isthmus.v1.SealRequest
-	82,  // 184: isthmus.v1.SystemService.Unseal:input_type -> isthmus.v1.UnsealRequest
-	104, // 185: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
-	104, // 186: isthmus.v1.SecretService.AddSecret:input_type -> isthmus.v1.SetSecretRequest
-	105, // 187: isthmus.v1.SecretService.RollbackSecret:input_type -> isthmus.v1.RollbackSecretRequest
-	106, // 188: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
-	109, // 189: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
-	116, // 190: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
-	120, // 191: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
-	123, // 192: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
-	118, // 193: isthmus.v1.AccessService.RenewClient:input_type -> isthmus.v1.RenewClientRequest
-	114, // 194: isthmus.v1.AccessService.RenewAuthority:input_type -> isthmus.v1.RenewAuthorityRequest
-	111, // 195: isthmus.v1.AccessService.ListAudit:input_type -> isthmus.v1.ListAuditRequest
-	125, // 196: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
-	127, // 197: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
-	138, // 198: isthmus.v1.EventService.ListEvents:input_type -> isthmus.v1.ListEventsRequest
-	140, // 199: isthmus.v1.EventService.WatchEvents:input_type -> isthmus.v1.WatchEventsRequest
-	144, // 200: isthmus.v1.LogService.ListLogs:input_type -> isthmus.v1.ListLogsRequest
-	146, // 201: isthmus.v1.LogService.WatchLogs:input_type -> isthmus.v1.WatchLogsRequest
-	149, // 202: isthmus.v1.DiagnosticService.Ping:input_type -> isthmus.v1.PingRequest
-	5,   // 203: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
-	8,   // 204: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
-	10,  // 205: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
-	10,  // 206: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
-	10,  // 207: isthmus.v1.SpecService.SetDisabled:output_type -> isthmus.v1.ApplyResponse
-	14,  // 208: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
-	17,  // 209: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
-	17,  // 210: isthmus.v1.SpecService.GetEffectiveSpec:output_type -> isthmus.v1.GetSpecResponse
-	19,  // 211: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
-	10,  // 212: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
-	23,  // 213: isthmus.v1.SpecService.WaitApplied:output_type -> isthmus.v1.WaitAppliedResponse
-	25,  // 214: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
-	31,  // 215: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
-	30,  // 216: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
-	29,  // 217: isthmus.v1.TunnelService.ResetTunnel:output_type -> isthmus.v1.ResetTunnelResponse
-	36,  // 218: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
-	42,  // 219: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
-	39,  // 220: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
-	41,  // 221: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
-	46,  // 222: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
-	48,  // 223: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
-	52,  // 224: isthmus.v1.RouteService.ListPaths:output_type -> isthmus.v1.ListPathsResponse
-	56,  // 225: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
-	59,  // 226: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
-	61,  // 227: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
-	135, // 228: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
-	133, // 229: isthmus.v1.NATService.EndFlows:output_type -> isthmus.v1.EndFlowsResponse
-	67,  // 230: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
-	71,  // 231: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
-	70,  // 232: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
-	75,  // 233: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
-	77,  // 234: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
-	99,  // 235: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
-	98,  // 236: isthmus.v1.SystemService.WatchStatus:output_type -> isthmus.v1.WatchStatusResponse
-	85,  // 237: isthmus.v1.SystemService.GetMachine:output_type -> isthmus.v1.Machine
-	89,  // 238: isthmus.v1.SystemService.Upgrade:output_type -> isthmus.v1.UpgradeResponse
-	91,  // 239: isthmus.v1.SystemService.RollbackSlot:output_type -> isthmus.v1.RollbackSlotResponse
-	93,  // 240: isthmus.v1.SystemService.Reboot:output_type -> isthmus.v1.RebootResponse
-	95,  // 241: isthmus.v1.SystemService.PowerOff:output_type -> isthmus.v1.PowerOffResponse
-	81,  // 242: isthmus.v1.SystemService.Seal:output_type -> isthmus.v1.SealResponse
-	83,  // 243: isthmus.v1.SystemService.Unseal:output_type -> isthmus.v1.UnsealResponse
-	108, // 244: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
-	108, // 245: isthmus.v1.SecretService.AddSecret:output_type -> isthmus.v1.SecretInfo
-	108, // 246: isthmus.v1.SecretService.RollbackSecret:output_type -> isthmus.v1.SecretInfo
-	107, // 247: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
-	110, // 248: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
-	117, // 249: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
-	121, // 250: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
-	124, // 251: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
-	119, // 252: isthmus.v1.AccessService.RenewClient:output_type -> isthmus.v1.RenewClientResponse
-	115, // 253: isthmus.v1.AccessService.RenewAuthority:output_type -> isthmus.v1.RenewAuthorityResponse
-	112, // 254: isthmus.v1.AccessService.ListAudit:output_type -> isthmus.v1.ListAuditResponse
-	126, // 255: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
-	128, // 256: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
-	139, // 257: isthmus.v1.EventService.ListEvents:output_type -> isthmus.v1.ListEventsResponse
-	141, // 258: isthmus.v1.EventService.WatchEvents:output_type -> isthmus.v1.WatchEventsResponse
-	145, // 259: isthmus.v1.LogService.ListLogs:output_type -> isthmus.v1.ListLogsResponse
-	147, // 260: isthmus.v1.LogService.WatchLogs:output_type -> isthmus.v1.LogEntry
-	150, // 261: isthmus.v1.DiagnosticService.Ping:output_type -> isthmus.v1.PingReply
-	203, // [203:262] is the sub-list for method output_type
-	144, // [144:203] is the sub-list for method input_type
-	144, // [144:144] is the sub-list for extension type_name
-	144, // [144:144] is the sub-list for extension extendee
-	0,   // [0:144] is the sub-list for field type_name
+	156, // 142: isthmus.v1.PingRequest.interval:type_name -> google.protobuf.Duration
+	156, // 143: isthmus.v1.PingReply.round_trip:type_name -> google.protobuf.Duration
+	156, // 144: isthmus.v1.CaptureRequest.duration:type_name -> google.protobuf.Duration
+	153, // 145: isthmus.v1.CaptureReply.packets:type_name -> isthmus.v1.CapturedPacket
+	158, // 146: isthmus.v1.CapturedPacket.time:type_name -> google.protobuf.Timestamp
+	4,   // 147: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
+	6,   // 148: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
+	9,   // 149: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
+	11,  // 150: isthmus.v1.SpecService.EditPolicies:input_type -> isthmus.v1.EditPoliciesRequest
+	12,  // 151: isthmus.v1.SpecService.SetDisabled:input_type -> isthmus.v1.SetDisabledRequest
+	13,  // 152: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
+	15,  // 153: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
+	16,  // 154: isthmus.v1.SpecService.GetEffectiveSpec:input_type -> isthmus.v1.GetEffectiveSpecRequest
+	18,  // 155: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
+	21,  // 156: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
+	22,  // 157: isthmus.v1.SpecService.WaitApplied:input_type -> isthmus.v1.WaitAppliedRequest
+	24,  // 158: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
+	26,  // 159: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
+	27,  // 160: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
+	28,  // 161: isthmus.v1.TunnelService.ResetTunnel:input_type -> isthmus.v1.ResetTunnelRequest
+	35,  // 162: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
+	37,  // 163: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
+	38,  // 164: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
+	40,  // 165: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
+	45,  // 166: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
+	47,  // 167: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
+	51,  // 168: isthmus.v1.RouteService.ListPaths:input_type -> isthmus.v1.ListPathsRequest
+	55,  // 169: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
+	58,  // 170: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
+	60,  // 171: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
+	134, // 172: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
+	132, // 173: isthmus.v1.NATService.EndFlows:input_type -> isthmus.v1.EndFlowsRequest
+	66,  // 174: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
+	68,  // 175: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
+	69,  // 176: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
+	74,  // 177: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
+	76,  // 178: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
+	96,  // 179: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
+	97,  // 180: isthmus.v1.SystemService.WatchStatus:input_type -> isthmus.v1.WatchStatusRequest
+	84,  // 181: isthmus.v1.SystemService.GetMachine:input_type -> isthmus.v1.GetMachineRequest
+	87,  // 182: isthmus.v1.SystemService.Upgrade:input_type -> isthmus.v1.UpgradeRequest
+	90,  // 183: isthmus.v1.SystemService.RollbackSlot:input_type -> isthmus.v1.RollbackSlotRequest
+	92,  // 184: isthmus.v1.SystemService.Reboot:input_type -> isthmus.v1.RebootRequest
+	94,  // 185: isthmus.v1.SystemService.PowerOff:input_type -> isthmus.v1.PowerOffRequest
+	80,  // 186: isthmus.v1.SystemService.Seal:input_type -> isthmus.v1.SealRequest
+	82,  // 187: isthmus.v1.SystemService.Unseal:input_type -> isthmus.v1.UnsealRequest
+	104, // 188: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
+	104, // 189: isthmus.v1.SecretService.AddSecret:input_type -> isthmus.v1.SetSecretRequest
+	105, // 190: isthmus.v1.SecretService.RollbackSecret:input_type -> isthmus.v1.RollbackSecretRequest
+	106, // 191: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
+	109, // 192: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
+	116, // 193: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
+	120, // 194: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
+	123, // 195: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
+	118, // 196: isthmus.v1.AccessService.RenewClient:input_type -> isthmus.v1.RenewClientRequest
+	114, // 197: isthmus.v1.AccessService.RenewAuthority:input_type -> isthmus.v1.RenewAuthorityRequest
+	111, // 198: isthmus.v1.AccessService.ListAudit:input_type -> isthmus.v1.ListAuditRequest
+	125, // 199: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
+	127, // 200: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
+	138, // 201: isthmus.v1.EventService.ListEvents:input_type -> isthmus.v1.ListEventsRequest
+	140, // 202: isthmus.v1.EventService.WatchEvents:input_type -> isthmus.v1.WatchEventsRequest
+	144, // 203: isthmus.v1.LogService.ListLogs:input_type -> isthmus.v1.ListLogsRequest
+	146, // 204: isthmus.v1.LogService.WatchLogs:input_type -> isthmus.v1.WatchLogsRequest
+	149, // 205: isthmus.v1.DiagnosticService.Ping:input_type -> isthmus.v1.PingRequest
+	151, // 206: isthmus.v1.DiagnosticService.Capture:input_type -> isthmus.v1.CaptureRequest
+	5,   // 207: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
+	8,   // 208: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
+	10,  // 209: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
+	10,  // 210: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
+	10,  // 211: isthmus.v1.SpecService.SetDisabled:output_type -> isthmus.v1.ApplyResponse
+	14,  // 212: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
+	17,  // 213: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
+	17,  // 214: isthmus.v1.SpecService.GetEffectiveSpec:output_type -> isthmus.v1.GetSpecResponse
+	19,  // 215: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
+	10,  // 216: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
+	23,  // 217: isthmus.v1.SpecService.WaitApplied:output_type -> isthmus.v1.WaitAppliedResponse
+	25,  // 218: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
+	31,  // 219: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
+	30,  // 220: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
+	29,  // 221: isthmus.v1.TunnelService.ResetTunnel:output_type -> isthmus.v1.ResetTunnelResponse
+	36,  // 222: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
+	42,  // 223: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
+	39,  // 224: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
+	41,  // 225: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
+	46,  // 226: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
+	48,  // 227: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
+	52,  // 228: isthmus.v1.RouteService.ListPaths:output_type -> isthmus.v1.ListPathsResponse
+	56,  // 229: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
+	59,  // 230: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
+	61,  // 231: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
+	135, // 232: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
+	133, // 233: isthmus.v1.NATService.EndFlows:output_type -> isthmus.v1.EndFlowsResponse
+	67,  // 234: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
+	71,  // 235: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
+	70,  // 236: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
+	75,  // 237: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
+	77,  // 238: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
+	99,  // 239: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
+	98,  // 240: isthmus.v1.SystemService.WatchStatus:output_type -> isthmus.v1.WatchStatusResponse
+	85,  // 241: isthmus.v1.SystemService.GetMachine:output_type -> isthmus.v1.Machine
+	89,  // 242: isthmus.v1.SystemService.Upgrade:output_type -> isthmus.v1.UpgradeResponse
+	91,  // 243: isthmus.v1.SystemService.RollbackSlot:output_type -> isthmus.v1.RollbackSlotResponse
+	93,  // 244: isthmus.v1.SystemService.Reboot:output_type -> isthmus.v1.RebootResponse
+	95,  // 245: isthmus.v1.SystemService.PowerOff:output_type -> isthmus.v1.PowerOffResponse
+	81,  // 246: isthmus.v1.SystemService.Seal:output_type -> isthmus.v1.SealResponse
+	83,  // 247: isthmus.v1.SystemService.Unseal:output_type -> isthmus.v1.UnsealResponse
+	108, // 248: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
+	108, // 249: isthmus.v1.SecretService.AddSecret:output_type -> isthmus.v1.SecretInfo
+	108, // 250: isthmus.v1.SecretService.RollbackSecret:output_type -> isthmus.v1.SecretInfo
+	107, // 251: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
+	110, // 252: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
+	117, // 253: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
+	121, // 254: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
+	124, // 255: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
+	119, // 256: isthmus.v1.AccessService.RenewClient:output_type -> isthmus.v1.RenewClientResponse
+	115, // 257: isthmus.v1.AccessService.RenewAuthority:output_type -> isthmus.v1.RenewAuthorityResponse
+	112, // 258: isthmus.v1.AccessService.ListAudit:output_type -> isthmus.v1.ListAuditResponse
+	126, // 259: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
+	128, // 260: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
+	139, // 261: isthmus.v1.EventService.ListEvents:output_type -> isthmus.v1.ListEventsResponse
+	141, // 262: isthmus.v1.EventService.WatchEvents:output_type -> isthmus.v1.WatchEventsResponse
+	145, // 263: isthmus.v1.LogService.ListLogs:output_type -> isthmus.v1.ListLogsResponse
+	147, // 264: isthmus.v1.LogService.WatchLogs:output_type -> isthmus.v1.LogEntry
+	150, // 265: isthmus.v1.DiagnosticService.Ping:output_type -> isthmus.v1.PingReply
+	152, // 266: isthmus.v1.DiagnosticService.Capture:output_type -> isthmus.v1.CaptureReply
+	207, // [207:267] is the sub-list for method output_type
+	147, // [147:207] is the sub-list for method input_type
+	147, // [147:147] is the sub-list for extension type_name
+	147, // [147:147] is the sub-list for extension extendee
+	0,   // [0:147] is the sub-list for field type_name
 }
 
 func init() { file_isthmus_v1_services_proto_init() }
@@ -12152,13 +12489,18 @@ func file_isthmus_v1_services_proto_init() {
 	file_isthmus_v1_services_proto_msgTypes[10].OneofWrappers = []any{}
 	file_isthmus_v1_services_proto_msgTypes[19].OneofWrappers = []any{}
 	file_isthmus_v1_services_proto_msgTypes[52].OneofWrappers = []any{}
+	file_isthmus_v1_services_proto_msgTypes[149].OneofWrappers = []any{
+		(*CaptureRequest_Tunnel)(nil),
+		(*CaptureRequest_Attachment)(nil),
+		(*CaptureRequest_Underlay)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isthmus_v1_services_proto_rawDesc), len(file_isthmus_v1_services_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   149,
+			NumMessages:   152,
 			NumExtensions: 0,
 			NumServices:   14,
 		},

@@ -3360,7 +3360,8 @@ var LogService_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	DiagnosticService_Ping_FullMethodName = "/isthmus.v1.DiagnosticService/Ping"
+	DiagnosticService_Ping_FullMethodName    = "/isthmus.v1.DiagnosticService/Ping"
+	DiagnosticService_Capture_FullMethodName = "/isthmus.v1.DiagnosticService/Capture"
 )
 
 // DiagnosticServiceClient is the client API for DiagnosticService service.
@@ -3373,6 +3374,10 @@ type DiagnosticServiceClient interface {
 	// most 4 calls are under way at the same time on a node, else RESOURCE_EXHAUSTED. An unknown
 	// tunnel is NOT_FOUND, a tunnel without an inside address of the family INVALID_ARGUMENT.
 	Ping(ctx context.Context, in *PingRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PingReply], error)
+	// Capture copies the IP packets that pass an interface, in both directions, and returns them as
+	// they come. At most 2 calls are under way at the same time on a node, else RESOURCE_EXHAUSTED.
+	// An unknown tunnel is NOT_FOUND.
+	Capture(ctx context.Context, in *CaptureRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CaptureReply], error)
 }
 
 type diagnosticServiceClient struct {
@@ -3402,6 +3407,25 @@ func (c *diagnosticServiceClient) Ping(ctx context.Context, in *PingRequest, opt
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type DiagnosticService_PingClient = grpc.ServerStreamingClient[PingReply]
 
+func (c *diagnosticServiceClient) Capture(ctx context.Context, in *CaptureRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CaptureReply], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &DiagnosticService_ServiceDesc.Streams[1], DiagnosticService_Capture_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[CaptureRequest, CaptureReply]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type DiagnosticService_CaptureClient = grpc.ServerStreamingClient[CaptureReply]
+
 // DiagnosticServiceServer is the server API for DiagnosticService service.
 // All implementations must embed UnimplementedDiagnosticServiceServer
 // for forward compatibility.
@@ -3412,6 +3436,10 @@ type DiagnosticServiceServer interface {
 	// most 4 calls are under way at the same time on a node, else RESOURCE_EXHAUSTED. An unknown
 	// tunnel is NOT_FOUND, a tunnel without an inside address of the family INVALID_ARGUMENT.
 	Ping(*PingRequest, grpc.ServerStreamingServer[PingReply]) error
+	// Capture copies the IP packets that pass an interface, in both directions, and returns them as
+	// they come. At most 2 calls are under way at the same time on a node, else RESOURCE_EXHAUSTED.
+	// An unknown tunnel is NOT_FOUND.
+	Capture(*CaptureRequest, grpc.ServerStreamingServer[CaptureReply]) error
 	mustEmbedUnimplementedDiagnosticServiceServer()
 }
 
@@ -3424,6 +3452,9 @@ type UnimplementedDiagnosticServiceServer struct{}
 
 func (UnimplementedDiagnosticServiceServer) Ping(*PingRequest, grpc.ServerStreamingServer[PingReply]) error {
 	return status.Error(codes.Unimplemented, "method Ping not implemented")
+}
+func (UnimplementedDiagnosticServiceServer) Capture(*CaptureRequest, grpc.ServerStreamingServer[CaptureReply]) error {
+	return status.Error(codes.Unimplemented, "method Capture not implemented")
 }
 func (UnimplementedDiagnosticServiceServer) mustEmbedUnimplementedDiagnosticServiceServer() {}
 func (UnimplementedDiagnosticServiceServer) testEmbeddedByValue()                           {}
@@ -3457,6 +3488,17 @@ func _DiagnosticService_Ping_Handler(srv interface{}, stream grpc.ServerStream) 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type DiagnosticService_PingServer = grpc.ServerStreamingServer[PingReply]
 
+func _DiagnosticService_Capture_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(CaptureRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(DiagnosticServiceServer).Capture(m, &grpc.GenericServerStream[CaptureRequest, CaptureReply]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type DiagnosticService_CaptureServer = grpc.ServerStreamingServer[CaptureReply]
+
 // DiagnosticService_ServiceDesc is the grpc.ServiceDesc for DiagnosticService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -3468,6 +3510,11 @@ var DiagnosticService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Ping",
 			Handler:       _DiagnosticService_Ping_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Capture",
+			Handler:       _DiagnosticService_Capture_Handler,
 			ServerStreams: true,
 		},
 	},

@@ -51,6 +51,7 @@ type Router struct {
 	reverted  uint64 // generation that Revert replaced
 	asked     int    // calls of Progress
 	pings     atomic.Int32
+	captures  atomic.Int32
 }
 
 // New returns an empty Router.
@@ -307,6 +308,64 @@ func (r *Router) Ping(ctx context.Context, q *isthmusv1.PingRequest, reply func(
 	}
 	return nil
 }
+
+// Hosts of captures of the fake. Any other one passes packets until the count is reached.
+const (
+	CaptureHangs = "192.0.2.3" // passes one packet, until the caller is gone; see Captures
+	CaptureLossy = "192.0.2.6" // 7 packets are missing
+)
+
+// Packet returns the bytes of a packet of captures of the fake: an IPv4 header without data.
+func Packet(n int) []byte {
+	return []byte{0x45, 0, 0, 20, byte(n >> 8), byte(n), 0, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2}
+}
+
+// Capture implements api.Router. It refuses requests with missing values. Of two packets one
+// leaves, and all have the same time.
+func (r *Router) Capture(ctx context.Context, q *isthmusv1.CaptureRequest, reply func(*isthmusv1.CaptureReply) error) error {
+	if q.Count == 0 || q.Size == 0 || q.Duration == nil || q.At == nil {
+		return fmt.Errorf("the request has missing values: %v", q)
+	}
+	r.mu.Lock()
+	known := q.GetTunnel() == "" || stateOf(r.tunnels, q.GetTunnel()) != ""
+	r.mu.Unlock()
+	if !known {
+		return fmt.Errorf("tunnel %q: %w", q.GetTunnel(), fault.ErrNoTunnel)
+	}
+	if err := reply(&isthmusv1.CaptureReply{Interface: "t-" + cmp.Or(q.GetTunnel(), q.GetAttachment(), "underlay")}); err != nil {
+		return err
+	}
+	packet := func(n int) *isthmusv1.CapturedPacket {
+		data := Packet(n)
+		return &isthmusv1.CapturedPacket{Time: timestamppb.New(time.Unix(1_790_000_000, 123_456_789)), Leaving: n%2 == 0, Length: 1420, Data: data}
+	}
+	if q.Host == CaptureHangs {
+		r.captures.Add(1)
+		defer r.captures.Add(-1)
+		if err := reply(&isthmusv1.CaptureReply{Packets: []*isthmusv1.CapturedPacket{packet(0)}}); err != nil {
+			return err
+		}
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	var missing uint64
+	if q.Host == CaptureLossy {
+		missing = 7
+	}
+	for n := 0; n < int(q.Count); {
+		m := &isthmusv1.CaptureReply{Missing: missing}
+		for ; n < int(q.Count) && len(m.Packets) < 3; n++ {
+			m.Packets = append(m.Packets, packet(n))
+		}
+		if err := reply(m); err != nil {
+			return err
+		}
+	}
+	return reply(&isthmusv1.CaptureReply{Missing: missing, End: "count"})
+}
+
+// Captures returns how many captures of CaptureHangs are under way.
+func (r *Router) Captures() int { return int(r.captures.Load()) }
 
 // Pings returns how many pings of PingHangs are under way.
 func (r *Router) Pings() int { return int(r.pings.Load()) }

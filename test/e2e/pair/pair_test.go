@@ -4,9 +4,12 @@
 package pair
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -126,6 +129,62 @@ announce: [172.16.ME.0/24, "2001:db8:ME::/64"]
 		out, err := nodes[0].CLI(t.Context(), "", append([]string{"ping", "-c", "2", "--interval", "200ms"}, strings.Fields(args)...)...)
 		if text := fmt.Sprintf("%s%v", out, err); !strings.Contains(text, want) {
 			t.Errorf("ping %s: %s, want %q", args, text, want)
+		}
+	}
+
+	// tcpdump reads what a node captures: of a tunnel the packets themselves, in both directions,
+	// with those that are forwarded, and of the underlay the encrypted ones.
+	dir := t.TempDir()
+	for i, k := range []struct {
+		args  string
+		send  func() error
+		wants []string
+	}{
+		{"--tunnel lane --protocol icmp --host 169.254.80.1 -c 2", func() error {
+			_, err := nodes[0].CLI(t.Context(), "", "ping", "169.254.80.1", "-c", "1")
+			return err
+		}, []string{"IP 169.254.80.0 > 169.254.80.1: ICMP echo request", "IP 169.254.80.1 > 169.254.80.0: ICMP echo reply"}},
+		{"--tunnel lane --host 2001:db8:1::10 -c 2", func() error {
+			_, err := spokes[0].Exec(t.Context(), "ping", "-c", "1", "-W", "5", "2001:db8:1::10")
+			return err
+		}, []string{"IP6 2001:db8::10 > 2001:db8:1::10: ICMP6, echo request", "IP6 2001:db8:1::10 > 2001:db8::10: ICMP6, echo reply"}},
+		// Keepalives and BGP pass as well.
+		{"--underlay --protocol udp --host 192.0.2.101 -c 20 --size 64", func() error {
+			_, err := nodes[0].CLI(t.Context(), "", "ping", "169.254.80.1", "-c", "10", "--interval", "200ms")
+			return err
+		}, []string{"IP 192.0.2.100.51820 > 192.0.2.101.51820: UDP, length 128", "IP 192.0.2.101.51820 > 192.0.2.100.51820: UDP, length 128"}},
+	} {
+		file := filepath.Join(dir, fmt.Sprintf("%d.pcap", i))
+		done := make(chan error, 1)
+		go func() {
+			out, err := nodes[0].CLI(t.Context(), "", append([]string{"capture", "-f", file, "--duration", "1m"}, strings.Fields(k.args)...)...)
+			if err != nil {
+				err = fmt.Errorf("%w\n%s", err, out)
+			}
+			done <- err
+		}()
+		err := lab.Until(t.Context(), 60*time.Second, func() error {
+			info, err := os.Stat(file)
+			if err == nil && info.Size() < 24 {
+				err = errors.New("the capture has not begun")
+			}
+			return err
+		})
+		if err == nil {
+			err = k.send()
+		}
+		if err = errors.Join(err, <-done); err != nil {
+			t.Errorf("capture %s: %v", k.args, err)
+			continue
+		}
+		out, err := exec.Command("tcpdump", "-nr", file).Output()
+		if err != nil {
+			t.Errorf("capture %s: %v", k.args, err)
+		}
+		for _, want := range k.wants {
+			if !strings.Contains(string(out), want) {
+				t.Errorf("capture %s has\n%swant %q", k.args, out, want)
+			}
 		}
 	}
 
