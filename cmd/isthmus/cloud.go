@@ -82,6 +82,9 @@ func (a *app) showValue(v any) error {
 	if err != nil {
 		return err
 	}
+	if a.template != "" {
+		return a.showTemplate(data)
+	}
 	data = append(data, '\n')
 	if a.output == "yaml" {
 		var n yaml.Node

@@ -47,6 +47,7 @@ type app struct {
 	quiet                        bool
 	timeout                      time.Duration
 	output                       string
+	template                     string // of -o jsonpath, "" without one
 	noHeaders                    bool
 
 	renewing bool   // the command renews the certificate, so its end needs no warning
@@ -216,7 +217,9 @@ func (a *app) command() *cobra.Command {
 		Long: `isthmus manages one node through its daemon: over the unix socket when it runs as root on the node itself, otherwise with
 the address and the certificates of a context (isthmus context import). There may be several contexts, one for each node.
 
-Answers go to standard output, all other messages to standard error.
+Answers go to standard output, all other messages to standard error. With -o jsonpath=TEMPLATE a command prints fields of what -o json
+shows, in the template language of kubectl, as in isthmus get peers -o jsonpath='{range .peers[*]}{.name} {.state}{"\n"}{end}'. Control
+characters in texts are replaced.
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the plan has changes.`,
 	}
 	unknown := a.group("", "").RunE

@@ -23,24 +23,29 @@ import (
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 )
 
-// outputFormat is a pflag.Value: one of some formats.
+// outputFormat is a pflag.Value: one of some formats, or jsonpath= with a template.
 type outputFormat struct {
-	format  *string
+	a       *app
 	formats []string
 }
 
 func (o outputFormat) String() string {
-	if o.format == nil {
+	if o.a == nil {
 		return ""
 	}
-	return *o.format
+	return o.a.output
 }
 func (o outputFormat) Type() string { return "format" }
 func (o outputFormat) Set(s string) error {
-	if !slices.Contains(o.formats, s) {
-		return errors.New("must be " + orList(o.formats))
+	o.a.template = ""
+	if template, ok := strings.CutPrefix(s, jsonPath); ok && slices.Contains(o.formats, "json") {
+		o.a.output = "json"
+		return o.a.useTemplate(template)
 	}
-	*o.format = s
+	if !slices.Contains(o.formats, s) {
+		return errors.New("must be " + formatList(o.formats))
+	}
+	o.a.output = s
 	return nil
 }
 
@@ -66,10 +71,19 @@ func (a *app) headersFlag(cmd *cobra.Command) {
 	cmd.Flags().BoolVar(&a.noHeaders, "no-headers", false, "print tables without their headers")
 }
 
+// formatFlag adds -o. A command that prints JSON also takes templates for it.
 func (a *app) formatFlag(cmd *cobra.Command, formats ...string) {
 	a.output = formats[0]
-	cmd.Flags().VarP(outputFormat{&a.output, formats}, "output", "o", "output format: "+orList(formats))
+	cmd.Flags().VarP(outputFormat{a, formats}, "output", "o", "output format: "+formatList(formats))
 	completeFlag(cmd, "output", oneOf(formats...))
+}
+
+// formatList names formats, with templates where there is JSON.
+func formatList(formats []string) string {
+	if slices.Contains(formats, "json") {
+		formats = append(slices.Clone(formats), jsonPath+"TEMPLATE")
+	}
+	return orList(formats)
 }
 
 // tables reports whether the output is for people, as tables.
@@ -181,9 +195,13 @@ var everyField = protojson.MarshalOptions{EmitUnpopulated: true}
 
 func (a *app) showAs(options protojson.MarshalOptions, m proto.Message) error {
 	data, err := options.Marshal(m)
-	if err == nil && a.output == "json" {
+	switch {
+	case err != nil:
+	case a.template != "":
+		return a.showTemplate(data)
+	case a.output == "json":
 		data, err = indentJSON(data)
-	} else if err == nil {
+	default:
 		data, err = yamlOf(data)
 	}
 	if err != nil {

@@ -230,6 +230,9 @@ func (a *app) showEvent(e proto.Message) error {
 	if err != nil {
 		return err
 	}
+	if a.template != "" {
+		return a.showTemplate(data)
+	}
 	var line bytes.Buffer // protojson does not promise its white space
 	if err := json.Compact(&line, data); err != nil {
 		return err

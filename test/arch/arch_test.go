@@ -64,6 +64,7 @@ var importers = map[string][]string{
 	"golang.org/x/net/icmp":          {"router/egress/health", "router/echo"},
 	"golang.org/x/net/bpf":           {"router/sockfilter", "tunnel/ipsec", "router/echo", "router/packets", "nat/conntrack", "router/fib/kernel"},
 	"golang.org/x/net/dns/":          {"router/egress/dns"},
+	"k8s.io/client-go/":              {"cmd/isthmus"},
 	"golang.org/x/term":              {"cmd/isthmus"},
 	"google.golang.org/grpc/":        {"router/api", "router/auth", "router/reason", "cmd/isthmus", "proto/isthmus/v1"},
 	"google.golang.org/genproto/":    {"router/reason"},
