@@ -1,6 +1,7 @@
 package explain
 
 import (
+	"cmp"
 	"encoding/base64"
 	"fmt"
 
@@ -23,9 +24,18 @@ func (e *explainer) silent() {
 	}
 	switch {
 	case e.t.WireGuard != nil:
-		e.out.Cause += ": a firewall lets handshakes pass and drops larger or later UDP packets"
 		e.out.Remedy = fmt.Sprintf("let UDP pass in both directions between port %d of this node and %s, and compare the MTU of the tunnel with that of the path", e.t.WireGuard.ListenPort, e.s.Remote)
 		e.there("the peer's AllowedIPs must include the sources behind this node and its inside address")
+		if e.s.Silence.Inbound && e.s.Silence.Ever && !e.s.Keyed.After(e.s.Silence.Since) {
+			// The device tries a handshake after 15 s without an answer (WireGuard paper, section
+			// 6.5), and whether it succeeds distinguishes the causes.
+			e.out.What = fmt.Sprintf("%d packets were sent, and nothing has come since %s", e.s.Silence.Sent, since)
+			e.out.Cause = "the peer is down, UDP is filtered on the path, or the keys of the two sides do not match any more; the next handshake, after 15 s of silence, shows more"
+			e.out.Remedy += "; compare the keys with those of the peer"
+			e.keys()
+		} else {
+			e.out.Cause += ": a firewall lets handshakes pass and drops larger or later UDP packets"
+		}
 	case e.s.NATTraversal:
 		e.out.Cause += ": ESP in UDP (port 4500) is filtered on the path while IKE on the same port passes, or the mapping of a NAT was lost in one direction"
 		e.out.Remedy = "let UDP port 4500 pass in both directions (security group, network security group, firewall rule)"
@@ -53,13 +63,8 @@ func (e *explainer) local() string {
 // (WireGuard paper, section 5.1), so that a wrong key and a filter look the same from here, unless
 // the peer calls as well.
 func (e *explainer) wireguard() {
-	w, dev := e.t.WireGuard, e.s.Device
-	own := base64.StdEncoding.EncodeToString(dev.PublicKey[:])
-	theirs := base64.StdEncoding.EncodeToString(w.PeerPublicKey[:])
-	port := dev.Port
-	if port == 0 {
-		port = w.ListenPort
-	}
+	dev := e.s.Device
+	own, port := base64.StdEncoding.EncodeToString(dev.PublicKey[:]), e.port()
 	if e.s.Failure.Reason == tunnel.NoEndpoint {
 		e.out.What = fmt.Sprintf("the peer has not called UDP port %d, and the document does not say where it is", port)
 		e.out.Cause = "the peer is down, its endpoint is not this node, or the port is filtered"
@@ -84,7 +89,17 @@ func (e *explainer) wireguard() {
 		e.out.Remedy = "set the public key of the peer's private key"
 		e.field("wireguard.peerPublicKey")
 	}
-	e.there("its peer must have the public key %s and UDP port %d of %s; its own public key must be %s", own, port, e.d.Public, theirs)
+	e.keys()
+}
+
+// port returns the port of the device, or the one that it shall have.
+func (e *explainer) port() uint16 { return cmp.Or(e.s.Device.Port, e.t.WireGuard.ListenPort) }
+
+// keys says which keys the peer must have.
+func (e *explainer) keys() {
+	w := e.t.WireGuard
+	own, theirs := base64.StdEncoding.EncodeToString(e.s.Device.PublicKey[:]), base64.StdEncoding.EncodeToString(w.PeerPublicKey[:])
+	e.there("its peer must have the public key %s and UDP port %d of %s; its own public key must be %s", own, e.port(), e.d.Public, theirs)
 	if w.PresharedKey.Name != "" {
 		e.there("its pre-shared key must be that of secret %s", w.PresharedKey.Name)
 	} else {

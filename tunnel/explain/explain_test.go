@@ -127,7 +127,12 @@ func TestData(t *testing.T) {
 	}
 	const ownKey, peerKey = "AgAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=", "AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
 	noData := tunnel.State{Failure: tunnel.Failure{Reason: tunnel.NoData}, Silence: tunnel.Silence{Since: now, Sent: 14, Inbound: true}, Answers: "unanswered"}
-	oneWay := tunnel.State{Failure: tunnel.Failure{Reason: tunnel.OneWay}, Silence: tunnel.Silence{Since: now, Sent: 9}}
+	oneWay := tunnel.State{Failure: tunnel.Failure{Reason: tunnel.OneWay}, Silence: tunnel.Silence{Since: now, Sent: 9, Ever: true}}
+	quiet := func(keyed time.Time) tunnel.State { // data came before
+		s := noData
+		s.Silence.Ever, s.Keyed = true, keyed
+		return s
+	}
 	nat := noData
 	nat.NATTraversal = true
 	session := func(reason tunnel.Reason, change func(*tunnel.Device)) tunnel.State {
@@ -147,7 +152,12 @@ func TestData(t *testing.T) {
 			[]string{"14 packets were sent", "no data has come since 2026-03-01T12:00:00Z", "ESP, IP protocol 50, is filtered", "`udpEncapsulation: always`", "set `probe: false`", "must route 169.254.10.2 into the tunnel"}},
 		"ESP in UDP filtered": {ipsecTunnel("x", "", nil), nat, "", "", []string{"let UDP port 4500 pass in both directions"}},
 		"one way":             {ipsecTunnel("x", "", nil), oneWay, "ipsec.udpEncapsulation", "always", []string{"the peer's data comes, but 9 echo requests to 169.254.10.1", "does not reach the peer"}},
-		"WireGuard's data":    {wg(nil), noData, "", "", []string{"lets handshakes pass", "AllowedIPs", "port 51820"}},
+		"WireGuard's data, a handshake has passed": {wg(nil), quiet(now.Add(time.Second)), "", "", []string{"no data has come since 2026-03-01T12:00:00Z", "lets handshakes pass", "AllowedIPs", "port 51820"}},
+		"WireGuard's data, from the beginning":     {wg(nil), noData, "", "", []string{"no data has come since", "lets handshakes pass"}},
+		"WireGuard, nothing comes": {wg(nil), quiet(now.Add(-time.Minute)), "", "",
+			[]string{"14 packets were sent, and nothing has come since 2026-03-01T12:00:00Z", "the peer is down, UDP is filtered on the path, or the keys of the two sides do not match any more", "compare the keys", "port 51820", peerKey, "must have no pre-shared key"}},
+		"WireGuard, nothing comes, from the beginning of the last keys": {wg(nil), quiet(now), "", "", []string{"nothing has come since"}},
+		"WireGuard, one way": {wg(nil), oneWay, "", "", []string{"the peer's data comes, but", "lets handshakes pass"}},
 		"WireGuard, no session": {wg(nil), session(tunnel.NoHandshake, nil), "wireguard.endpoint", "",
 			[]string{"no answer", "keys of the two sides do not match", ownKey, peerKey, "198.51.100.9", "must have no pre-shared key"}},
 		"WireGuard, no call": {wg(func(w *tunnel.WireGuard) { w.Endpoint = netip.AddrPort{} }), session(tunnel.NoEndpoint, nil), "wireguard.endpoint", "", []string{"has not called UDP port 51820"}},
