@@ -33,11 +33,11 @@ Wireshark read: into a new file with -f, else to standard output, for a pipe. It
 are in it.
 
 One of --tunnel, --attachment and --underlay is needed. The packets of a tunnel are those before encryption and after decryption; the
-encrypted ones are captured with --underlay. They are IP packets from their IP header on, without ARP. A capture of the interface by which the
-command reaches the node has its own packets as well: select others with --host, --protocol or --port.
+encrypted ones are captured with --underlay. They are IP packets from their IP header on, without ARP. A capture of the interface by
+which the command reaches the node has its own packets as well: select others with --host, --protocol or --port.
 
-The capture ends after --count packets, after --duration, after 64 MiB, or when the command is interrupted. At most two captures run on a node at the
-same time. The audit log records each with its filter.`}
+The capture ends after --count packets, after --duration, after 64 MiB, or when the command is interrupted. At most two captures run
+on a node at the same time. The audit log records each with its filter.`}
 	f := cmd.Flags()
 	f.StringVar(&tunnel, "tunnel", "", "name of the tunnel whose packets to capture")
 	f.StringVar(&attachment, "attachment", "", "name of the attachment whose packets to capture")
@@ -45,7 +45,6 @@ same time. The audit log records each with its filter.`}
 	f.StringVar(&q.Host, "host", "", "only packets from or to this address")
 	f.StringVar(&q.Protocol, "protocol", "", "only packets of this IP protocol: tcp, udp, icmp, esp or a number")
 	f.Uint32Var(&q.Port, "port", 0, "only packets of TCP and UDP from or to this port, 1 to 65535")
-	f.Lookup("port").DefValue = "0"
 	f.Uint32VarP(&q.Count, "count", "c", 1000, "end after so many packets, 1 to 10000")
 	f.DurationVar(&duration, "duration", time.Minute, "end after this time, 1s to 5m")
 	f.Uint32Var(&q.Size, "size", 65535, "bytes of each packet to capture, 64 to 65535")
