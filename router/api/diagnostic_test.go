@@ -36,14 +36,22 @@ func ping(ctx context.Context, c isthmusv1.DiagnosticServiceClient, q *isthmusv1
 	}
 }
 
-// violated returns the field that an error is about, "" if it has none.
-func violated(err error) string {
+// wantViolation wants an error about a field.
+func wantViolation(t *testing.T, what string, err error, field, want string) {
+	t.Helper()
+	wantTheReason(t, what, err, reason.RequestInvalid)
+	if !strings.Contains(status.Convert(err).Message(), want) {
+		t.Errorf("%s: %v, want %q", what, err, want)
+	}
+	got := ""
 	for _, d := range status.Convert(err).Details() {
 		if b, ok := d.(*errdetails.BadRequest); ok {
-			return b.FieldViolations[0].Field
+			got = b.FieldViolations[0].Field
 		}
 	}
-	return ""
+	if got != field {
+		t.Errorf("%s: field %q, want %q", what, got, field)
+	}
 }
 
 func TestPing(t *testing.T) {
@@ -93,13 +101,7 @@ func TestPing(t *testing.T) {
 		{&isthmusv1.PingRequest{Address: "10.1.2.3", Size: 8973}, "size", "size 8973: must be 8 to 8972 bytes"},
 	} {
 		_, err := ping(soon(t), c, k.q)
-		wantTheReason(t, k.q.String(), err, reason.RequestInvalid)
-		if !strings.Contains(status.Convert(err).Message(), k.want) {
-			t.Errorf("%v: %v, want %q", k.q, err, k.want)
-		}
-		if got := violated(err); got != k.field {
-			t.Errorf("%v: field %q, want %q", k.q, got, k.field)
-		}
+		wantViolation(t, k.q.String(), err, k.field, k.want)
 	}
 
 	var begun, ended bool
@@ -247,13 +249,7 @@ func TestCapture(t *testing.T) {
 		{&isthmusv1.CaptureRequest{At: aws, Size: 65536}, "size", "size 65536: must be 64 to 65535 bytes"},
 	} {
 		_, _, err := capture(soon(t), c, k.q)
-		wantTheReason(t, k.q.String(), err, reason.RequestInvalid)
-		if !strings.Contains(status.Convert(err).Message(), k.want) {
-			t.Errorf("%v: %v, want %q", k.q, err, k.want)
-		}
-		if got := violated(err); got != k.field {
-			t.Errorf("%v: field %q, want %q", k.q, got, k.field)
-		}
+		wantViolation(t, k.q.String(), err, k.field, k.want)
 	}
 
 	var begun, ended bool
