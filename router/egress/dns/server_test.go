@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
+	"golang.org/x/sys/unix"
 
 	"github.com/isthmus-net/isthmus/router/egress"
 	"github.com/isthmus-net/isthmus/test/root"
@@ -41,16 +42,29 @@ type server struct {
 	old   func(query []byte) []byte // returns the answer to a query with an OPT record
 }
 
+// samePort listens at a port of UDP and TCP. Another process may have that of the other protocol.
+func samePort(t *testing.T) (net.PacketConn, net.Listener) {
+	for range 100 {
+		stream, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		packets, err := net.ListenPacket("udp", stream.Addr().String())
+		if err == nil {
+			return packets, stream
+		}
+		t.Cleanup(func() { stream.Close() }) // held until then, so that it is not chosen again
+		if !errors.Is(err, unix.EADDRINUSE) {
+			t.Fatal(err)
+		}
+	}
+	t.Fatal("no port is free in both protocols")
+	return nil, nil
+}
+
 func newServer(t *testing.T) *server {
 	s := &server{zone: map[string]func(*dnsmessage.Builder, dnsmessage.Question){}}
-	var stream net.Listener
-	packets, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err == nil {
-		stream, err = net.Listen("tcp", packets.LocalAddr().String())
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	packets, stream := samePort(t)
 	t.Cleanup(func() { packets.Close(); stream.Close() })
 	s.at = netip.MustParseAddrPort(packets.LocalAddr().String())
 	go func() {
