@@ -24,7 +24,7 @@ func (e *explainer) silent() {
 	}
 	switch {
 	case e.t.WireGuard != nil:
-		e.out.Remedy = fmt.Sprintf("let UDP pass in both directions between port %d of this node and %s, and compare the MTU of the tunnel with that of the path", e.t.WireGuard.ListenPort, e.s.Remote)
+		e.out.Remedy = fmt.Sprintf("let UDP pass in both directions between port %d of this node and %s, and compare the MTU of the tunnel with that of the path", e.port(), e.s.Remote)
 		e.there("the peer's AllowedIPs must include the sources behind this node and its inside address")
 		if e.s.Silence.Inbound && e.s.Silence.Ever && !e.s.Keyed.After(e.s.Silence.Since) {
 			// The device tries a handshake after 15 s without an answer (WireGuard paper, section

@@ -133,6 +133,8 @@ func TestData(t *testing.T) {
 		s.Silence.Ever, s.Keyed = true, keyed
 		return s
 	}
+	chosen := noData
+	chosen.Device.Port = 40000
 	nat := noData
 	nat.NATTraversal = true
 	session := func(reason tunnel.Reason, change func(*tunnel.Device)) tunnel.State {
@@ -157,6 +159,7 @@ func TestData(t *testing.T) {
 		"WireGuard, nothing comes": {wg(nil), quiet(now.Add(-time.Minute)), "", "",
 			[]string{"14 packets were sent, and nothing has come since 2026-03-01T12:00:00Z", "the peer is down, UDP is filtered on the path, or the keys of the two sides do not match any more", "compare the keys", "port 51820", peerKey, "must have no pre-shared key"}},
 		"WireGuard, nothing comes, from the beginning of the last keys": {wg(nil), quiet(now), "", "", []string{"nothing has come since"}},
+		"WireGuard, a port that the device chose":                       {wg(func(w *tunnel.WireGuard) { w.ListenPort = 0 }), chosen, "", "", []string{"between port 40000 of this node"}},
 		"WireGuard, one way": {wg(nil), oneWay, "", "", []string{"the peer's data comes, but", "lets handshakes pass"}},
 		"WireGuard, no session": {wg(nil), session(tunnel.NoHandshake, nil), "wireguard.endpoint", "",
 			[]string{"no answer", "keys of the two sides do not match", ownKey, peerKey, "198.51.100.9", "must have no pre-shared key"}},
