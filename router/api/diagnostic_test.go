@@ -104,9 +104,15 @@ func TestPing(t *testing.T) {
 		wantViolation(t, k.q.String(), err, k.field, k.want)
 	}
 
+	wantAudited(t, s, "/Ping", "10.1.2.3 by tunnel aws-0")
+}
+
+// wantAudited wants the beginning and the good end of a call in the audit log.
+func wantAudited(t *testing.T, s *apitest.Server, method, object string) {
+	t.Helper()
 	var begun, ended bool
 	for _, e := range auditLog(t, s) {
-		if strings.HasSuffix(e.Method, "/Ping") && e.Object == "10.1.2.3 by tunnel aws-0" {
+		if strings.HasSuffix(e.Method, method) && e.Object == object {
 			begun = begun || e.Event == auth.Begin
 			ended = ended || e.Event == auth.End && e.Result == "OK"
 		}
@@ -252,14 +258,5 @@ func TestCapture(t *testing.T) {
 		wantViolation(t, k.q.String(), err, k.field, k.want)
 	}
 
-	var begun, ended bool
-	for _, e := range auditLog(t, s) {
-		if strings.HasSuffix(e.Method, "/Capture") && e.Object == "tunnel aws-0 host 10.1.2.3 protocol tcp port 443" {
-			begun = begun || e.Event == auth.Begin
-			ended = ended || e.Event == auth.End && e.Result == "OK"
-		}
-	}
-	if !begun || !ended {
-		t.Errorf("the audit log has begun %v, ended %v", begun, ended)
-	}
+	wantAudited(t, s, "/Capture", "tunnel aws-0 host 10.1.2.3 protocol tcp port 443")
 }
