@@ -15,11 +15,10 @@ import (
 type Filter struct {
 	// Host is the source or the destination. Not valid: any.
 	Host netip.Addr
-	// Protocols are IP protocols, one of which is that of the packet. Nil: any. Extension headers of
-	// IPv6 are not followed.
+	// Protocols are the IP protocols to select. Nil: any. Extension headers of IPv6 are not followed.
 	Protocols []uint8
-	// Port is the source or destination port of TCP and UDP. 0: any. Fragments have ports only at
-	// the beginning of the first.
+	// Port is the source or destination port of TCP and UDP. 0: any. Of a fragmented packet, only
+	// the first fragment has ports.
 	Port uint16
 }
 

@@ -10762,8 +10762,8 @@ type CaptureRequest struct {
 	// Only packets of this IP protocol: tcp, udp, icmp (ICMPv6 as well), esp, or a number from 0 to
 	// 255. Empty: of any. Extension headers of IPv6 are not followed.
 	Protocol string `protobuf:"bytes,5,opt,name=protocol,proto3" json:"protocol,omitempty"`
-	// Only packets of TCP and UDP from or to this port, 1 to 65535; of fragments only the first. 0:
-	// of any port and protocol.
+	// Only packets of TCP and UDP from or to this port, 1 to 65535. Of a fragmented packet, only the
+	// first fragment has ports. 0: of any port and protocol.
 	Port uint32 `protobuf:"varint,6,opt,name=port,proto3" json:"port,omitempty"`
 	// End after so many packets, 1 to 10000. Default: 1000.
 	Count uint32 `protobuf:"varint,7,opt,name=count,proto3" json:"count,omitempty"`

@@ -42,7 +42,7 @@ type server struct {
 	old   func(query []byte) []byte // returns the answer to a query with an OPT record
 }
 
-// samePort listens at a port of UDP and TCP. Another process may have that of the other protocol.
+// samePort listens at the same port in UDP and TCP. Another process may have it in one of them.
 func samePort(t *testing.T) (net.PacketConn, net.Listener) {
 	for range 100 {
 		stream, err := net.Listen("tcp", "127.0.0.1:0")

@@ -103,11 +103,12 @@ type fault struct {
 	words  []string
 }
 
-// wireGuard is what is known before the next handshake of a WireGuard tunnel whose peer has become
-// silent: the device tries one after 15 s (WireGuard paper, section 6.5).
+// wireGuard is the first message about a WireGuard tunnel whose peer has become silent. It has all
+// causes, until the device tries a handshake after 15 s (WireGuard paper, section 6.5).
 var wireGuard = Fault{Kind: condition.TunnelSuspect, Words: []string{"nothing has come since", "the peer is down, UDP is filtered on the path, or the keys of the two sides do not match"}}
 
-// early is what the status says within 10 s of faults of which it says more later.
+// early has the message that the status shows within 10 s of a fault, where a later message, that
+// of the fault itself, is more precise.
 var early = map[string]Fault{
 	otherPrivate: {Kind: condition.TunnelDown, Words: []string{"no handshake yet", "the keys of the two sides do not match"}},
 	otherPublic:  wireGuard, otherPSK: wireGuard, noUDP: wireGuard, noData: wireGuard, peerGone: wireGuard,
@@ -338,9 +339,9 @@ func (w *world) shows(f fault) {
 	began, shown := time.Now(), f.shown()
 	f.make(w)
 	// Errors are not the end: the repair is tried nevertheless.
-	named := func(within time.Duration, any ...Fault) {
+	named := func(within time.Duration, accepted ...Fault) {
 		err := lab.Until(w.Context(), within, func() (err error) {
-			for _, one := range any {
+			for _, one := range accepted {
 				if err = w.seen.Named(w.Context(), one); err == nil {
 					w.Logf("%5.1f s  %s  %s", time.Since(began).Seconds(), one.Kind.Name, strings.Join(one.Words, ", "))
 					break
