@@ -39,6 +39,9 @@ type Config struct {
 	// Sessions are the sources that may open BGP (TCP port 179), besides the loopback; packets from
 	// elsewhere are dropped without an answer.
 	Sessions []Session
+	// Lanes are the sources that may send STAMP packets (UDP port 862), which prove the lanes of
+	// links. With Input.Drop.
+	Lanes []Session
 	// API has the sources that may reach the node's own API.
 	API API
 	// DNS has the sources that may reach port 53 of addresses, over UDP and TCP, besides the
@@ -89,6 +92,10 @@ type Pool struct {
 	// ports. Default: the client receives a TCP RST or ICMP "administratively prohibited" (RFC 1812
 	// section 5.2.7.1, RFC 4443 section 3.1).
 	Silent bool
+	// Shared means that another node may have begun flows with the pool's addresses. A late flow
+	// has the address that its source has while every address of the pool works, whatever is down
+	// and whatever is placed here: another address would not be that of its connection.
+	Shared bool
 	// Blocks give each source ports of its own and decide its address too: slots, zones and
 	// placements do not apply. Nil: none.
 	Blocks *Blocks

@@ -130,6 +130,9 @@ func (c *Config) Match(f Flow) Decision {
 			d.Address, d.Ports, _ = pool.Block(f.Source)
 		} else {
 			d.Address = pool.For(f.Source, c.Zone(f.Source))
+			if f.Late && pool.Shared {
+				d.Address = pool.Home(f.Source, c.Zone(f.Source))
+			}
 		}
 	case d.Action == NoNAT:
 		d.Address = f.Source

@@ -58,7 +58,7 @@ type API struct {
 	From []netip.Prefix
 }
 
-// Input decides which packets may reach the node itself, besides Sessions, API and DNS.
+// Input decides which packets may reach the node itself, besides Sessions, Lanes, API and DNS.
 type Input struct {
 	// Drop drops all packets except answers to the node, ICMP as far as a node needs it (RFC 4890
 	// section 4.4), answers of DHCP, the packets of tunnels, and SSH. Default: isthmus does not

@@ -71,6 +71,21 @@ func (p Pool) For(source netip.Addr, zone string) netip.Addr {
 	return winner(p.Usable(source.Is6(), zone), Slot(source))
 }
 
+// home returns the pool as it is while every address works.
+func (p Pool) home() Pool {
+	p.Addresses = slices.Clone(p.Addresses)
+	for i := range p.Addresses {
+		p.Addresses[i].Down = false
+	}
+	return p
+}
+
+// HomeSlots returns the slots of the pool while every address works; see Slots.
+func (p Pool) HomeSlots(ipv6 bool, zone string) [Slots]netip.Addr { return p.home().Slots(ipv6, zone) }
+
+// Home returns the address of a source in a zone while every address of the pool works; see For.
+func (p Pool) Home(source netip.Addr, zone string) netip.Addr { return p.home().For(source, zone) }
+
 func winner(addrs []PoolAddress, slot int) (winner netip.Addr) {
 	best := math.Inf(-1)
 	for _, a := range addrs {

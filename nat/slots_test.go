@@ -103,6 +103,27 @@ func TestUsable(t *testing.T) {
 
 // TestSlotsFollowWeights looks at the shares of many pools: one pool deals out too few slots to be
 // exact.
+// TestHome has an address that is down: new flows leave it, and late ones keep it.
+func TestHome(t *testing.T) {
+	p := Pool{Addresses: []PoolAddress{{Address: netip.MustParseAddr("192.0.2.1"), Zone: "a"}, {Address: netip.MustParseAddr("192.0.2.2"), Zone: "b"}, {Address: netip.MustParseAddr("192.0.2.3"), Zone: "b"}}}
+	q := Pool{Addresses: slices.Clone(p.Addresses)}
+	q.Addresses[1].Down = true
+	moved := 0
+	for _, zone := range []string{"", "a", "b"} {
+		for slot, home := range q.HomeSlots(false, zone) {
+			if want := p.Slots(false, zone)[slot]; home != want {
+				t.Fatalf("zone %q: slot %d is at %v with an address down, and at %v without", zone, slot, home, want)
+			}
+			if home != q.Slots(false, zone)[slot] {
+				moved++
+			}
+		}
+	}
+	if source := netip.MustParseAddr("10.0.0.1"); q.Home(source, "b") != p.For(source, "b") || moved == 0 || !q.Addresses[1].Down {
+		t.Errorf("home of %v: %v; %d slots moved", source, q.Home(source, "b"), moved)
+	}
+}
+
 func TestSlotsFollowWeights(t *testing.T) {
 	weights := []uint32{0, 1, 2, 4} // the first counts as 1
 	var share [4]float64

@@ -113,7 +113,7 @@ func define(name string, s *set) definition {
 		d.key = nftables.TypeIFIndex
 	case name == indexMap:
 		d.key, d.data = nftables.TypeIFIndex, nftables.TypeVerdict
-	case name == sessionSet(ipv6), name == dnsDoors(ipv6), name == metricsDoors(ipv6):
+	case name == sessionSet(ipv6), name == laneSet(ipv6), name == dnsDoors(ipv6), name == metricsDoors(ipv6):
 		d.key = nftables.MustConcatSetType(nftables.TypeIFName, addr)
 	case name == armsSet(ipv6), name == apiSet(ipv6), name == metricsSources(ipv6), name == sshSet(ipv6), name == sshTunnelSet(ipv6), strings.HasPrefix(name, "from-"), strings.HasPrefix(name, "dns-"):
 		d.key = nftables.MustConcatSetType(addr, nftables.TypeInetProto)

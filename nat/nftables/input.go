@@ -85,6 +85,8 @@ func (r *ruleset) addInput(c nat.Config) {
 
 func sessionSet(ipv6 bool) string { return "bgp" + familyOf(ipv6).suffix }
 
+func laneSet(ipv6 bool) string { return "lanes" + familyOf(ipv6).suffix }
+
 func apiSet(ipv6 bool) string { return "api" + familyOf(ipv6).suffix }
 
 // toPort matches TCP packets to a port.
@@ -204,6 +206,13 @@ func (r *ruleset) addServices(c nat.Config, input *chain) {
 		return rule(udp, exprs(transport(0, 4, reg1), compare(expr.CmpOpEq, binary.BigEndian.AppendUint32(nil, uint32(source)<<16|uint32(destination))...)))
 	}
 
+	const stamp = 862 // RFC 8762 section 4.1
+	for _, f := range families {
+		r.sets[laneSet(f.ipv6)] = &set{shape: shape{isConcat: true}, elements: map[string]element{}}
+	}
+	for _, l := range c.Lanes {
+		r.sets[laneSet(l.Address.Is6())].elements[string(interfaceName(l.Interface))+string(l.Address.AsSlice())] = element{}
+	}
 	r.sets[tunnelSet], r.sets[portSet] = &set{elements: map[string]element{}}, &set{elements: map[string]element{}}
 	ipsec := false
 	for _, t := range c.Tunnels {
@@ -229,7 +238,14 @@ func (r *ruleset) addServices(c nat.Config, input *chain) {
 		rule(isFamily(v6), isICMP(v6), goTo("icmp-6")),
 		// Before established flows, so that a source that was removed from the list loses its
 		// connections too.
-		rule(toPort(ssh), goTo("ssh")),
+		rule(toPort(ssh), goTo("ssh")))
+	for _, f := range families {
+		input.rules = append(input.rules, rule(udp, isFamily(f), exprs(
+			transport(2, 2, reg1), compare(expr.CmpOpEq, binary.BigEndian.AppendUint16(nil, stamp)...),
+			meta(expr.MetaKeyIIFNAME, register(0)), network(f.source, f.size, register(unix.IFNAMSIZ)),
+			&expr.Lookup{SourceRegister: register(0), SetName: laneSet(f.ipv6)}), pass))
+	}
+	input.rules = append(input.rules,
 		rule(underWay(), pass),
 		rule(byTunnel, refuse),
 		rule(udp, exprs(transport(2, 2, reg1), setLookup(portSet)), pass),

@@ -185,6 +185,8 @@ func (k knock) lets(c nat.Config) bool {
 	case tcp && k.to == 22:
 		// these are within the sources of tun0
 		return anyContains(pfx("10.0.0.0/24", "2001:db8:a:1::/64"), k.source)
+	case udp && k.to == 862 && slices.Contains(c.Lanes, nat.Session{Interface: k.by, Address: k.source}):
+		return true
 	case tunnel:
 		return false
 	case udp && slices.ContainsFunc(c.Tunnels, func(t nat.Tunnel) bool { return t.Port == k.to }):
@@ -204,6 +206,7 @@ func inputConfig(drop bool) nat.Config {
 	c.Input = nat.Input{Drop: drop, SSH: pfx("10.0.0.0/24", "10.2.0.0/15", "172.16.0.0/24", "192.168.0.0/24", "198.51.100.0/25", "2001:db8:a:1::/64", "2001:db8::/33")}
 	c.Tunnels = []nat.Tunnel{{Interface: "tun0"}, {Interface: "wg7", Port: 51820}}
 	c.Sessions = []nat.Session{{Interface: "tun0", Address: addr("10.0.0.7")}, {Interface: "tun0", Address: addr("2001:db8:a::7")}}
+	c.Lanes = []nat.Session{{Interface: "tun0", Address: addr("10.0.0.7")}, {Interface: "tun1", Address: addr("2001:db8:c::7")}}
 	c.DNS = []nat.Door{{Interface: "tun0", Address: addr("192.0.2.1")}, {Interface: "tun1", Address: addr("2001:db8:ff::1")}}
 	c.Metrics = nat.Metrics{Port: 9100, From: pfx("10.0.0.0/24", "10.3.0.0/24", "172.16.0.0/24", "198.51.100.0/24", "2001:db8:a::/64", "2001:db8:c::/64"),
 		Inlets: []nat.Inlet{{Interface: "tun0", Address: addr("192.0.2.1")}, {Interface: "tun1", Address: addr("192.0.2.1")}, {Interface: "tun1", Address: addr("2001:db8:ff::1")}}}
@@ -237,7 +240,7 @@ func TestInput(t *testing.T) {
 		case unix.IPPROTO_TCP:
 			k.to = []uint16{22, 53, 80, 179, 7443, 9100}[random.IntN(6)]
 		case unix.IPPROTO_UDP:
-			k.to = []uint16{53, 68, 500, 546, 4500, 33434, 51820}[random.IntN(7)]
+			k.to = []uint16{53, 68, 500, 546, 862, 862, 4500, 33434, 51820}[random.IntN(9)]
 			if random.IntN(2) == 0 && k.to == 68 {
 				k.from = 67
 			}

@@ -93,6 +93,7 @@ func TestKernelAgreesWithMatch(t *testing.T) {
 		traffic.RemoveTies(&c)
 		c.Pools = slices.Clone(c.Pools)
 		for i := range c.Pools { // change zones, weights and states of addresses
+			c.Pools[i].Shared = r.IntN(2) == 0
 			c.Pools[i].Addresses = slices.Clone(c.Pools[i].Addresses)
 			for j := range c.Pools[i].Addresses {
 				a := &c.Pools[i].Addresses[j]
@@ -125,6 +126,11 @@ func TestKernelAgreesWithMatch(t *testing.T) {
 			outcomes[fmt.Sprintf("%s %v", want.Action, want.Address.IsValid())]++
 			if f.Late {
 				outcomes[fmt.Sprintf("late %v", want.Address.IsValid())]++
+				first := f
+				first.Late = false
+				if want.Address.IsValid() && want.Address != c.Match(first).Address {
+					outcomes["home"]++
+				}
 			}
 			if want.Ports != (nat.PortRange{}) {
 				outcomes["block"]++
@@ -161,6 +167,9 @@ func TestKernelAgreesWithMatch(t *testing.T) {
 			t.Errorf("only %d flows of kind %q", outcomes[want], want)
 		}
 	}
+	if outcomes["home"] == 0 {
+		t.Error("no late flow kept an address that new flows do not get")
+	}
 }
 
 // TestMutationIsSeen changes the kernel's rules by hand and checks that the comparison above
@@ -178,6 +187,7 @@ func TestMutationIsSeen(t *testing.T) {
 		{Name: "proxy", Action: nat.Redirect, Sources: pfx("10.0.0.0/8"), Destinations: pfx("198.52.0.0/16"), Protocol: "tcp", To: netip.MustParseAddrPort("172.17.0.1:3128")},
 		{Name: "web", Action: nat.DNAT, Sources: pfx("0.0.0.0/0"), Protocol: "tcp", Ports: []nat.PortRange{{First: 1, Last: 20}}, Pool: "one", To: netip.AddrPortFrom(addr("172.17.0.2"), 0)},
 	}
+	c.Pools[1].Shared = true
 	s.router.Run("ip addr add 192.0.2.11/32 dev up0\nip addr add 192.0.2.21/32 dev up0")
 	apply(t, d, c)
 	r := traffic.Random{Rand: rand.New(rand.NewPCG(1, 1))}
@@ -198,6 +208,8 @@ func TestMutationIsSeen(t *testing.T) {
 		"flush chain inet isthmus forward",
 		"flush chain inet isthmus arrival",
 		"flush chain inet isthmus pool-two-4",
+		"flush chain inet isthmus late-two-4",
+		"flush map inet isthmus late-two-4",
 		"flush chain inet isthmus to-web",
 		"insert rule inet isthmus egress oifname up0 accept",
 		"insert rule inet isthmus policy-4 accept",

@@ -51,7 +51,7 @@ func (d *definition) placement(addr nftables.SetDatatype) bool {
 	switch {
 	case d.name == fullSet:
 		d.key, d.counter = nftables.TypeNFProto, true
-	case kind == "pool":
+	case kind == "pool", kind == "late":
 		d.key, d.data = nftables.MustConcatSetType(nftables.TypeMark, nftables.TypeMark), addr
 	case kind == "blocks":
 		// Twice the pair: the first and the last port. In this form nft can list the rule.
@@ -91,18 +91,16 @@ func (r *ruleset) addPools(c nat.Config) {
 				r.chains[name] = r.blockChain(p, f)
 				continue
 			}
-			slots := &set{shape: shape{isMap: true, isConcat: true}, elements: map[string]element{}}
-			addSlots(slots, 0, p.Slots(f.ipv6, ""))
-			r.sets[name] = slots
+			near := r.addSlots(name, c, addrs, p.Slots)
 			translate := exprs(&expr.NAT{Type: expr.NATTypeSourceNAT, Family: uint32(f.nfproto), RegAddrMin: reg1, RegAddrMax: reg1})
 			look := func(name string) expr.Any {
 				return &expr.Lookup{SourceRegister: reg1, DestRegister: reg1, IsDestRegSet: true, SetName: name}
 			}
 			// The zone is in the first register, the slot follows it.
-			bySlot := func(translate []expr.Any) []expr.Any {
+			bySlot := func(slots string, translate []expr.Any) []expr.Any {
 				return rule(exprs(network(f.source, f.size, register(16)),
 					&expr.Hash{SourceRegister: register(16), DestRegister: register(4), Length: f.size, Modulus: nat.Slots, Seed: nat.HashSeed, Type: expr.HashTypeJenkins},
-					look(name)), translate)
+					look(slots)), translate)
 			}
 
 			exhausted := exprs(verdict(expr.VerdictGoto, refuseChain(f)))
@@ -116,22 +114,25 @@ func (r *ruleset) addPools(c nat.Config) {
 				meter(p.Name, f, unix.IPPROTO_TCP),
 				meter(p.Name, f, unix.IPPROTO_UDP),
 			}}
-			near := false
-			for i, z := range c.Zones {
-				if slices.ContainsFunc(addrs, func(a nat.PoolAddress) bool { return a.Zone == z.Name }) {
-					near = true
-					addSlots(slots, i+1, p.Slots(f.ipv6, z.Name))
-				}
-			}
-			choice := func(translate []expr.Any) (rules [][]expr.Any) {
-				rules = append(rules, rule(exprs(network(f.source, f.size, register(0)), network(f.dst, f.size, register(f.size)), look(placed)), translate))
+			home := func(slots string, translate []expr.Any) (rules [][]expr.Any) {
 				if near {
-					rules = append(rules, rule(exprs(network(f.source, f.size, register(0)), meta(expr.MetaKeyL4PROTO, register(f.size)), look(zoneMap(f))), bySlot(translate)))
+					rules = append(rules, rule(exprs(network(f.source, f.size, register(0)), meta(expr.MetaKeyL4PROTO, register(f.size)), look(zoneMap(f))), bySlot(slots, translate)))
 				}
 				// Every slot has an address. If one had none, the flow must not pass.
-				return append(rules, rule(exprs(&expr.Immediate{Register: reg1, Data: make([]byte, 4)}), bySlot(translate)), exprs(verdict(expr.VerdictGoto, dropped)))
+				return append(rules, rule(exprs(&expr.Immediate{Register: reg1, Data: make([]byte, 4)}), bySlot(slots, translate)), exprs(verdict(expr.VerdictGoto, dropped)))
+			}
+			choice := func(translate []expr.Any) [][]expr.Any {
+				place := rule(exprs(network(f.source, f.size, register(0)), network(f.dst, f.size, register(f.size)), look(placed)), translate)
+				return append([][]expr.Any{place}, home(name, translate)...)
 			}
 			low := lowChain(p.Name, f)
+			if p.Shared {
+				began := lateName(p.Name, f)
+				r.addSlots(began, c, addrs, p.HomeSlots)
+				r.chains[began] = &chain{rules: append([][]expr.Any{rule(hasLowPort(unix.IPPROTO_TCP), exprs(verdict(expr.VerdictGoto, began+"-low")))}, home(began, translate)...)}
+				r.chains[began+"-low"] = &chain{rules: home(began, translateHigh(f))}
+				pool.rules = append(pool.rules, rule(late(), exprs(verdict(expr.VerdictGoto, began))))
+			}
 			r.chains[low] = &chain{rules: choice(translateHigh(f))}
 			for _, protocol := range []byte{unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_SCTP} {
 				pool.rules = append(pool.rules, rule(hasLowPort(protocol), exprs(verdict(expr.VerdictGoto, low))))
@@ -173,11 +174,28 @@ func translateHigh(f family) []expr.Any {
 		&expr.NAT{Type: expr.NATTypeSourceNAT, Family: uint32(f.nfproto), Specified: true, RegAddrMin: reg1, RegAddrMax: reg1, RegProtoMin: least, RegProtoMax: most})
 }
 
-func addSlots(s *set, zone int, slots [nat.Slots]netip.Addr) {
-	for i, a := range slots {
-		key := binary.NativeEndian.AppendUint32(nil, uint32(zone))
-		s.elements[string(binary.NativeEndian.AppendUint32(key, uint32(i)))] = element{data: string(a.AsSlice())}
+// lateName is the name of the chain, and of the map of slots, for late flows of a shared pool.
+func lateName(pool string, f family) string { return "late-" + pool + "-" + f.suffix }
+
+// addSlots adds a map of the slots of a pool with the given addresses of one family: those of
+// sources without a zone, and of each zone that has an address. It reports whether one has.
+func (r *ruleset) addSlots(name string, c nat.Config, addrs []nat.PoolAddress, of func(ipv6 bool, zone string) [nat.Slots]netip.Addr) (near bool) {
+	s := &set{shape: shape{isMap: true, isConcat: true}, elements: map[string]element{}}
+	add := func(zone int, name string) {
+		for i, a := range of(addrs[0].Address.Is6(), name) {
+			key := binary.NativeEndian.AppendUint32(nil, uint32(zone))
+			s.elements[string(binary.NativeEndian.AppendUint32(key, uint32(i)))] = element{data: string(a.AsSlice())}
+		}
 	}
+	add(0, "")
+	for i, z := range c.Zones {
+		if slices.ContainsFunc(addrs, func(a nat.PoolAddress) bool { return a.Zone == z.Name }) {
+			near = true
+			add(i+1, z.Name)
+		}
+	}
+	r.sets[name] = s
+	return near
 }
 
 // zoneElements returns the zones' prefixes with the zones' positions in the list, from 1. The key
