@@ -24,7 +24,7 @@ func TestRuleMatch(t *testing.T) {
 
 // TestInterrupts changes each field by itself, and checks whether the session goes on.
 func TestInterrupts(t *testing.T) {
-	goesOn := []string{"Tunnel", "Import", "Export", "MaxPrefixes"}
+	goesOn := []string{"Lanes", "Tunnel", "Import", "Export", "MaxPrefixes"}
 	for i := range reflect.TypeFor[Peer]().NumField() {
 		var a, b Peer
 		f := reflect.ValueOf(&b).Elem().Field(i)
@@ -41,6 +41,8 @@ func TestInterrupts(t *testing.T) {
 			*v = time.Second
 		case *bool:
 			*v = true
+		case *[]string:
+			*v = []string{"x"}
 		case *uint8:
 			*v = 1
 		case *uint32:

@@ -25,9 +25,13 @@ type Config struct {
 
 // Peer is one session. Address is unique on the node, because it identifies the session.
 type Peer struct {
-	Name         string
-	Tunnel       string // name of the tunnel that carries it
-	Interface    string // of that tunnel; the session is bound to it (SO_BINDTODEVICE)
+	Name      string
+	Tunnel    string // name of the tunnel or the link that carries it
+	Interface string // of that tunnel; the session is bound to it (SO_BINDTODEVICE)
+	// Lanes are the interfaces of the lanes, if a link carries the session. Interface is empty
+	// then, and the session uses any of them.
+	Lanes []string
+
 	Address      netip.Addr
 	LocalAddress netip.Addr
 	// OtherLocal is this node's address of the other family inside the tunnel. If it is valid, the

@@ -3,7 +3,7 @@ package bgp
 import "reflect"
 
 // keeps are the fields of a Peer whose change does not end the session.
-var keeps = map[string]bool{"Tunnel": true, "Import": true, "Export": true, "MaxPrefixes": true}
+var keeps = map[string]bool{"Tunnel": true, "Lanes": true, "Import": true, "Export": true, "MaxPrefixes": true}
 
 // Interrupts returns why a change of a peer from a to b ends the session; empty if it does not.
 func Interrupts(a, b Peer) string {
