@@ -49,7 +49,7 @@ func (t *Table) Adopt(s State) {
 	}
 	for _, k := range s.Groups {
 		if t.byID[k.ID] == nil {
-			g := &group{id: k.ID, former: before[k.ID]}
+			g := &group{id: k.ID, former: before[k.ID], buckets: k.Buckets}
 			for _, id := range k.Members {
 				if o, ok := objects[id]; ok && before[k.ID] == nil {
 					o.ID = 0

@@ -42,4 +42,9 @@ type Route struct {
 	Key       Key
 	NextHops  []NextHop // in any order; duplicates count once
 	Blackhole bool
+	// Resilient means that a next hop that dies moves no flow of the others, and one that returns
+	// takes only flows that pause: the next hops are the lanes of one link.
+	Resilient bool
+	// Own means that the node needs the static route for itself: it is not withheld.
+	Own bool
 }

@@ -22,6 +22,11 @@ type Op struct {
 	ID      uint32
 	Object  Object
 	Members []uint32
+	// Buckets is the number of buckets of a resilient group, which never changes; 0: the group is
+	// not one. The kernel assigns flows to buckets by a hash, and buckets to members: a member that
+	// leaves loses its buckets, and one that joins takes idle buckets only (Linux,
+	// Documentation/networking/nexthop-group-resilient.rst).
+	Buckets uint16
 	Key     Key
 }
 

@@ -14,6 +14,7 @@ type fakeKernel struct {
 	links   map[string]Link
 	objects map[uint32]Object
 	groups  map[uint32][]uint32
+	buckets map[uint32]uint16
 	routes  map[Key]Installed
 	foreign map[Key]bool // routes of others with our metric
 	writes  uint64
@@ -24,7 +25,7 @@ type fakeKernel struct {
 
 func newFakeKernel() *fakeKernel {
 	return &fakeKernel{
-		links: map[string]Link{}, objects: map[uint32]Object{}, groups: map[uint32][]uint32{},
+		links: map[string]Link{}, objects: map[uint32]Object{}, groups: map[uint32][]uint32{}, buckets: map[uint32]uint16{},
 		routes: map[Key]Installed{}, foreign: map[Key]bool{}, kinds: map[OpKind]int{},
 	}
 }
@@ -88,7 +89,10 @@ func (k *fakeKernel) execute(op Op) error {
 				return fmt.Errorf("duplicate member")
 			}
 		}
-		k.groups[op.ID] = slices.Clone(op.Members)
+		if was, ok := k.buckets[op.ID]; ok && was != op.Buckets {
+			return fmt.Errorf("has %d buckets, not %d", was, op.Buckets)
+		}
+		k.groups[op.ID], k.buckets[op.ID] = slices.Clone(op.Members), op.Buckets
 	case AddRoute, ReplaceRoute:
 		_, there := k.routes[op.Key]
 		if there == (op.Kind == AddRoute) || k.foreign[op.Key] {
@@ -120,6 +124,7 @@ func (k *fakeKernel) execute(op Op) error {
 			}
 		}
 		delete(k.groups, op.ID)
+		delete(k.buckets, op.ID)
 	case DeleteNextHop:
 		if _, ok := k.objects[op.ID]; !ok {
 			return fmt.Errorf("no such nexthop object")
@@ -171,6 +176,7 @@ func (k *fakeKernel) removeObject(id uint32) {
 
 func (k *fakeKernel) removeGroup(id uint32) {
 	delete(k.groups, id)
+	delete(k.buckets, id)
 	for p, r := range k.routes {
 		if r.NextHop == id {
 			delete(k.routes, p)
@@ -188,7 +194,7 @@ func (k *fakeKernel) state() State {
 		s.NextHops = append(s.NextHops, o)
 	}
 	for id, m := range k.groups {
-		s.Groups = append(s.Groups, Group{ID: id, Members: m})
+		s.Groups = append(s.Groups, Group{ID: id, Members: m, Buckets: k.buckets[id]})
 	}
 	for _, r := range k.routes {
 		s.Routes = append(s.Routes, r)

@@ -78,7 +78,7 @@ func (t *Table) Ops(limit int) []Op {
 			t.claim(g, members)
 		}
 		if !slices.Equal(members, g.kernel) {
-			groups = append(groups, Op{Kind: SetGroup, ID: g.id, Members: members})
+			groups = append(groups, Op{Kind: SetGroup, ID: g.id, Members: members, Buckets: g.buckets})
 		}
 	}
 	t.dirtyGroups = t.dirtyGroups[:0]
@@ -126,7 +126,7 @@ func routeID(g *group) uint32 {
 func (t *Table) claim(g *group, members []uint32) {
 	var found *group
 	for _, k := range t.byID {
-		if k.key == "" && slices.Equal(k.kernel, members) &&
+		if k.key == "" && k.buckets == g.buckets && slices.Equal(k.kernel, members) &&
 			(found == nil || k.used > found.used || k.used == found.used && k.id < found.id) {
 			found = k
 		}

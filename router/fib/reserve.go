@@ -19,9 +19,19 @@ func (t *Table) SetReserved(all []Reserved) {
 		return
 	}
 	t.reservations, t.reserved = all, newReserve(all)
-	for k, e := range t.routes {
+	for k := range t.routes {
+		t.withhold(k)
+	}
+}
+
+// withholds reports whether the route of a key must not be in the kernel.
+func (t *Table) withholds(k Key) bool { return t.reserved.taken(k) != nil && !t.own[k] }
+
+// withhold decides again whether the route of a key, if there is one, must not be in the kernel.
+func (t *Table) withhold(k Key) {
+	if e := t.routes[k]; e != nil {
 		before := e.winner()
-		e.withheld = t.reserved.taken(k) != nil
+		e.withheld = t.withholds(k)
 		t.update(k, e, before)
 	}
 }

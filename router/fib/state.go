@@ -32,6 +32,7 @@ type Object struct {
 type Group struct {
 	ID      uint32
 	Members []uint32 // ids of nexthop objects, ascending
+	Buckets uint16   // of a resilient group; 0: it is not one
 }
 
 // Installed is a route of the kernel with our Metric, of any table.

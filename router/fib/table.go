@@ -1,6 +1,7 @@
 package fib
 
 import (
+	"math/bits"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -35,7 +36,8 @@ type Table struct {
 	lastID   uint32
 	hole     *group // stands for wanted black holes
 	static   map[Key]bool
-	transit  bool // default routes are in Transit
+	own      map[Key]bool // static routes that are not withheld
+	transit  bool         // default routes are in Transit
 	epoch    uint32
 	isSynced bool
 
@@ -59,16 +61,18 @@ type entry struct {
 
 // group is a set of next hops that share the traffic of routes.
 type group struct {
-	id     uint32 // 0: not chosen yet
-	key    string // empty: found in the kernel, and not yet wanted
-	ipv6   bool   // family of the routes in it
-	hops   []NextHop
-	kernel []uint32 // members that the kernel has; nil: the kernel has no such group
-	former []Object // content when it was found, while key is empty
-	refs   int      // sources that want it
-	wanted int      // entries that it has won
-	used   int      // routes of the kernel in it
-	dirty  bool
+	id   uint32 // 0: not chosen yet
+	key  string // empty: found in the kernel, and not yet wanted
+	ipv6 bool   // family of the routes in it
+	hops []NextHop
+	// buckets of a resilient group, 0 of another one
+	buckets uint16
+	kernel  []uint32 // members that the kernel has; nil: the kernel has no such group
+	former  []Object // content when it was found, while key is empty
+	refs    int      // sources that want it
+	wanted  int      // entries that it has won
+	used    int      // routes of the kernel in it
+	dirty   bool
 }
 
 // object is a nexthop object.
@@ -98,6 +102,21 @@ func NewTable() *Table {
 func (t *Table) SetStatic(routes []Route) {
 	before := t.static
 	t.static = make(map[Key]bool, len(routes))
+	former := t.own
+	t.own = map[Key]bool{}
+	for _, r := range routes {
+		if r.Own {
+			t.own[t.place(r.Key.Masked())] = true
+		}
+	}
+	for k := range former {
+		if !t.own[k] {
+			t.withhold(k)
+		}
+	}
+	for k := range t.own {
+		t.withhold(k)
+	}
 	for _, r := range routes {
 		k := t.place(r.Key.Masked())
 		t.static[k] = true
@@ -240,9 +259,13 @@ func (t *Table) intern(k Key, r Route) *group {
 		hops = slices.SortedFunc(slices.Values(hops), compareHops)
 	}
 	ipv6 := k.Prefix.Addr().Is6()
+	resilient := r.Resilient && len(hops) > 1
 	key := append(t.key[:0], 4)
 	if ipv6 {
 		key[0] = 6
+	}
+	if resilient {
+		key[0] |= 0x80
 	}
 	for i, h := range hops {
 		if i > 0 && h == hops[i-1] {
@@ -262,11 +285,21 @@ func (t *Table) intern(k Key, r Route) *group {
 	g := t.groups[string(key)]
 	if g == nil {
 		g = &group{key: string(key), ipv6: ipv6, hops: slices.Compact(slices.Clone(hops))}
+		if resilient {
+			g.buckets = buckets(len(g.hops))
+		}
 		t.groups[g.key] = g
 		t.markGroup(g)
 	}
 	return g
 }
+
+// bucketsEach is the least number of buckets of each member of a resilient group: the shares of
+// members differ by one bucket at most, so by 3 %.
+const bucketsEach = 32
+
+// buckets returns the number of buckets of a resilient group: a power of two.
+func buckets(members int) uint16 { return bucketsEach << bits.Len(uint(members-1)) }
 
 func compareHops(a, b NextHop) int {
 	if c := strings.Compare(a.Interface, b.Interface); c != 0 {
@@ -322,7 +355,7 @@ func (t *Table) update(k Key, e *entry, before *group) {
 
 // add adds an entry without routes. It is withheld or not until SetReserved is called again.
 func (t *Table) add(k Key) *entry {
-	e := &entry{withheld: t.reserved.taken(k) != nil}
+	e := &entry{withheld: t.withholds(k)}
 	t.routes[k] = e
 	return e
 }

@@ -309,6 +309,7 @@ func walk(t *testing.T, r *rand.Rand) {
 					rt.NextHops = append(rt.NextHops, h)
 				}
 			}
+			rt.Resilient = r.IntN(3) == 0
 			r.Shuffle(len(rt.NextHops), func(i, j int) { rt.NextHops[i], rt.NextHops[j] = rt.NextHops[j], rt.NextHops[i] })
 		}
 		return rt
@@ -458,7 +459,14 @@ func walk(t *testing.T, r *rand.Rand) {
 		}
 		set := slices.Clone(rt.NextHops)
 		slices.SortFunc(set, compareHops)
-		groups[fmt.Sprint(k.Prefix.Addr().Is6(), set)] = true
+		resilient := uint16(0)
+		if rt.Resilient && len(set) > 1 {
+			resilient = map[int]uint16{2: 64, 3: 128, 4: 128}[len(set)]
+		}
+		if n := b.kernel.buckets[got.NextHop]; n != resilient {
+			t.Fatalf("%v: %d buckets, want %d", k, n, resilient)
+		}
+		groups[fmt.Sprint(k.Prefix.Addr().Is6(), set, resilient)] = true
 	}
 	if len(b.kernel.routes) != len(want) || len(b.kernel.groups) != len(groups) || len(b.kernel.objects) != len(objects) {
 		t.Fatalf("%d routes, %d groups, %d objects; want %d, %d, %d", len(b.kernel.routes), len(b.kernel.groups),

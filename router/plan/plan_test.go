@@ -550,7 +550,7 @@ announce: [100.65.0.0/16, 10.9.0.0/24]
 	if got, want := fmt.Sprint(target.NAT.Maps), "[{[t-c-3] 10.1.0.0/16 100.64.0.0/16} {[t-a-1 t-b-2] 10.1.0.0/16 100.65.0.0/16}]"; got != want {
 		t.Errorf("maps %s, want %s", got, want)
 	}
-	if got, want := fmt.Sprint(target.Routes), "[{100.64.0.0/16 [{t-c-3 invalid IP}] false} {100.65.0.0/16 [{t-b-2 invalid IP} {t-a-1 invalid IP}] false}]"; got != want {
+	if got, want := fmt.Sprint(target.Routes), "[{100.64.0.0/16 [{t-c-3 invalid IP}] false false false} {100.65.0.0/16 [{t-b-2 invalid IP} {t-a-1 invalid IP}] false false false}]"; got != want {
 		t.Errorf("routes %s, want %s", got, want)
 	}
 	var changes []string

@@ -11,8 +11,22 @@ import (
 	"github.com/isthmus-net/isthmus/router/netlink"
 )
 
-// rtaNHID is RTA_NH_ID of linux/rtnetlink.h.
-const rtaNHID = 30
+const (
+	// rtaNHID is RTA_NH_ID of linux/rtnetlink.h.
+	rtaNHID = 30
+	// Of linux/nexthop.h, which golang.org/x/sys/unix does not have: the type of a resilient group,
+	// and its attributes.
+	nexthopGroupTypeRes        = 1
+	nhaResGroup                = 12
+	nhaResGroupBuckets         = 1
+	nhaResGroupIdleTimer       = 2
+	nhaResGroupUnbalancedTimer = 3
+	// Of linux/rtnetlink.h and linux/nexthop.h: messages about the buckets of resilient groups.
+	rtmNewNextHopBucket = 116
+	rtmGetNextHopBucket = 118
+	nhaResBucket        = 13
+	nhaResBucketNHID    = 3
+)
 
 var native = binary.NativeEndian
 
@@ -65,6 +79,9 @@ func compile(b []byte, op fib.Op, seq uint32, flags uint16) ([]byte, error) {
 			b = native.AppendUint32(b, id)
 			b = append(b, 0, 0, 0, 0) // weight minus one, reserved
 		}
+		if op.Buckets > 0 {
+			b = resilient(b, op.Buckets)
+		}
 	case fib.DeleteGroup, fib.DeleteNextHop:
 		b, start = netlink.Begin(b, unix.RTM_DELNEXTHOP, flags, seq)
 		b = append(b, unix.AF_UNSPEC, 0, 0, 0, 0, 0, 0, 0)
@@ -100,6 +117,23 @@ func compile(b []byte, op fib.Op, seq uint32, flags uint16) ([]byte, error) {
 	return netlink.End(b, start), nil
 }
 
+// idleTimer is how long a bucket must have had no packet before another member takes it, in
+// hundredths of a second. A shorter pause may be one of a flow in progress, whose packets would
+// arrive in another order.
+const idleTimer = 100
+
+// resilient appends the type of a resilient group. Without an unbalanced timer, a bucket in use
+// never moves while its member is there.
+func resilient(b []byte, buckets uint16) []byte {
+	b = netlink.AppendHeader(b, unix.NHA_GROUP_TYPE, 2)
+	b = append(native.AppendUint16(b, nexthopGroupTypeRes), 0, 0)
+	b = netlink.AppendHeader(b, nhaResGroup|unix.NLA_F_NESTED, 8+8+8)
+	b = netlink.AppendHeader(b, nhaResGroupBuckets, 2)
+	b = append(native.AppendUint16(b, buckets), 0, 0)
+	b = netlink.AppendUint32(b, nhaResGroupIdleTimer, idleTimer)
+	return netlink.AppendUint32(b, nhaResGroupUnbalancedTimer, 0)
+}
+
 // describe returns what a change does, for errors.
 func describe(op fib.Op) string {
 	switch op.Kind {
@@ -128,6 +162,11 @@ func linkDump(seq uint32) []byte {
 
 func nextHopDump(seq uint32) []byte {
 	b, start := netlink.Begin(nil, unix.RTM_GETNEXTHOP, unix.NLM_F_DUMP, seq)
+	return netlink.End(append(b, make([]byte, unix.SizeofNhmsg)...), start)
+}
+
+func bucketDump(seq uint32) []byte {
+	b, start := netlink.Begin(nil, rtmGetNextHopBucket, unix.NLM_F_DUMP, seq)
 	return netlink.End(append(b, make([]byte, unix.SizeofNhmsg)...), start)
 }
 

@@ -81,6 +81,7 @@ func decodeNextHop(m netlink.Message, s *fib.State) error {
 	}
 	o := fib.Object{IPv6: m.Body[0] == unix.AF_INET6}
 	var members []uint32
+	var buckets uint16
 	for kind, value := range netlink.Attributes(m.Body[unix.SizeofNhmsg:]) {
 		switch kind {
 		case unix.NHA_ID:
@@ -89,6 +90,12 @@ func decodeNextHop(m netlink.Message, s *fib.State) error {
 			members = []uint32{}
 			for ; len(value) >= 8; value = value[8:] {
 				members = append(members, native.Uint32(value))
+			}
+		case nhaResGroup:
+			for kind, value := range netlink.Attributes(value) {
+				if kind == nhaResGroupBuckets && len(value) >= 2 {
+					buckets = native.Uint16(value)
+				}
 			}
 		case unix.NHA_BLACKHOLE:
 			o.Blackhole = true
@@ -103,7 +110,7 @@ func decodeNextHop(m netlink.Message, s *fib.State) error {
 		s.Taken = append(s.Taken, o.ID)
 	case members != nil:
 		slices.Sort(members)
-		s.Groups = append(s.Groups, fib.Group{ID: o.ID, Members: members})
+		s.Groups = append(s.Groups, fib.Group{ID: o.ID, Members: members, Buckets: buckets})
 	default:
 		if o.Blackhole {
 			o.Link = 0 // the kernel reports the loopback interface
@@ -111,6 +118,26 @@ func decodeNextHop(m netlink.Message, s *fib.State) error {
 		s.NextHops = append(s.NextHops, o)
 	}
 	return nil
+}
+
+// decodeBucket reads the group of a bucket and the member that has it (RTM_NEWNEXTHOPBUCKET).
+func decodeBucket(m netlink.Message) (group, member uint32, err error) {
+	if m.Kind != rtmNewNextHopBucket || len(m.Body) < unix.SizeofNhmsg {
+		return 0, 0, errTruncated
+	}
+	for kind, value := range netlink.Attributes(m.Body[unix.SizeofNhmsg:]) {
+		switch kind {
+		case unix.NHA_ID:
+			group = netlink.Uint32(value)
+		case nhaResBucket:
+			for kind, value := range netlink.Attributes(value) {
+				if kind == nhaResBucketNHID {
+					member = netlink.Uint32(value)
+				}
+			}
+		}
+	}
+	return group, member, nil
 }
 
 // decodeRoute reads an RTM_NEWROUTE; ok is false for a route that is not ours.

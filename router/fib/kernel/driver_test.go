@@ -377,6 +377,7 @@ func TestRandomWalk(t *testing.T) {
 						rt.NextHops = append(rt.NextHops, hop(n, []string{"", "fe80::1", "fe80::2"}[r.IntN(3)]))
 					}
 				}
+				rt.Resilient = r.IntN(2) == 0
 			}
 			if bgp[rt.Key] = rt; !rt.Blackhole && rt.NextHops == nil {
 				delete(bgp, rt.Key)
@@ -444,6 +445,8 @@ func (s *strict) Execute(ctx context.Context, ops []fib.Op) []error {
 func FuzzDecode(f *testing.F) {
 	b, _ := compile(nil, fib.Op{Kind: fib.SetGroup, ID: 7, Members: []uint32{1, 2}}, 1, 0)
 	f.Add(b)
+	b, _ = compile(nil, fib.Op{Kind: fib.SetGroup, ID: 7, Members: []uint32{1, 2}, Buckets: 64}, 1, 0)
+	f.Add(b)
 	b, _ = compile(nil, fib.Op{Kind: fib.AddRoute, ID: 7, Key: fib.Main(pfx("10.0.0.0/24"))}, 1, 0)
 	f.Add(b)
 	b, start := netlink.Begin(nil, unix.NLMSG_ERROR, unix.NLM_F_ACK_TLVS, 1)
@@ -457,6 +460,7 @@ func FuzzDecode(f *testing.F) {
 		for _, m := range ms {
 			decodeLink(m)
 			decodeNextHop(m, &s)
+			decodeBucket(m)
 			decodeRoute(m)
 			decodeError(m)
 		}
@@ -471,15 +475,16 @@ func TestRoundTrip(t *testing.T) {
 	}
 	b, _ = compile(b, fib.Op{Kind: fib.SetGroup, ID: 8, Members: []uint32{9, 7}}, 2, 0)
 	b, _ = compile(b, fib.Op{Kind: fib.AddRoute, ID: 8, Key: fib.Main(pfx("2001:db8::/32"))}, 3, 0)
+	b, _ = compile(b, fib.Op{Kind: fib.SetGroup, ID: 9, Members: []uint32{7}, Buckets: 128}, 4, 0)
 	ms, err := messages(b)
-	if err != nil || len(ms) != 3 {
+	if err != nil || len(ms) != 4 {
 		t.Fatal(ms, err)
 	}
 	var s fib.State
-	if err := errors.Join(decodeNextHop(ms[0], &s), decodeNextHop(ms[1], &s)); err != nil {
+	if err := errors.Join(decodeNextHop(ms[0], &s), decodeNextHop(ms[1], &s), decodeNextHop(ms[3], &s)); err != nil {
 		t.Fatal(err)
 	}
-	if s.NextHops[0] != object || !slices.Equal(s.Groups[0].Members, []uint32{7, 9}) {
+	if s.NextHops[0] != object || !slices.Equal(s.Groups[0].Members, []uint32{7, 9}) || s.Groups[0].Buckets != 0 || s.Groups[1].Buckets != 128 {
 		t.Errorf("state %+v", s)
 	}
 	if r, ok, err := decodeRoute(ms[2]); !ok || err != nil || r != (fib.Installed{Key: fib.Main(pfx("2001:db8::/32")), NextHop: 8}) {
