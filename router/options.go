@@ -105,6 +105,11 @@ type Options struct {
 	// Interfaces reads the counters of the tunnels' interfaces, by name; nil: whether tunnels carry
 	// data is not watched.
 	Interfaces func() (map[string]liveness.Counters, error)
+	// Lanes proves the lanes of links. It calls changed after the state of a lane has changed.
+	// Default: proof.New.
+	Lanes func(changed func()) capability.LaneProver
+	// Shares counts the buckets of groups of next hops, by interface. Nil: unknown.
+	Shares func(context.Context) (map[string]int, error)
 	// Allowances reads the driver's counters of packets beyond the cloud's allowances of an
 	// interface, by kind; see router/link. Nil: they are not read.
 	Allowances func(iface string) (map[string]uint64, error)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"runtime"
 	"sync"
 	"time"
 
@@ -24,6 +25,7 @@ import (
 	"github.com/isthmus-net/isthmus/router/egress/takeover"
 	"github.com/isthmus-net/isthmus/router/event/export"
 	"github.com/isthmus-net/isthmus/router/fib"
+	"github.com/isthmus-net/isthmus/router/lane/proof"
 	"github.com/isthmus-net/isthmus/router/live"
 	"github.com/isthmus-net/isthmus/router/observe"
 	"github.com/isthmus-net/isthmus/router/packets"
@@ -31,6 +33,7 @@ import (
 	"github.com/isthmus-net/isthmus/router/ports"
 	"github.com/isthmus-net/isthmus/router/report"
 	"github.com/isthmus-net/isthmus/router/spec"
+	"github.com/isthmus-net/isthmus/tunnel"
 )
 
 // Router is one node. The API serves it.
@@ -92,11 +95,22 @@ func New(o Options) (*Router, error) {
 	translog := capability.Translog{Log: o.Translations, Documents: r.documents, History: o.Store.History}
 	r.capabilities = []capability.Capability{
 		capability.Takeover{Started: time.Now(), Runner: &takeover.Runner{
-			Mover: o.Mover, Changed: r.bell.Ring, Log: o.Log.With("room", "takeover"), Echo: func(ctx context.Context, p egress.Path) error {
+			Mover: o.Mover, Await: r.health.Await, Changed: r.bell.Ring, Log: o.Log.With("room", "takeover"), Echo: func(ctx context.Context, p egress.Path) error {
 				return probe(ctx, p.Interface, p.From, egress.Target{Scheme: "icmp", Host: p.To.String()})
 			}}}.Capability(),
 		probes.Capability(), domains.Capability(), used.Capability(), translog.Capability(), capability.Transit(o.FIB, o.Addresses),
 	}
+	prover := o.Lanes
+	if prover == nil {
+		prover = func(changed func()) capability.LaneProver {
+			return proof.New(proof.Options{Changed: changed, Log: o.Log.With("room", "lanes")})
+		}
+	}
+	var lanes *capability.Links
+	lanes = capability.NewLinks(capability.LinkOptions{
+		Prover: prover(func() { lanes.Kick() }), Observed: r.observer, Shares: o.Shares, Heal: r.heal, Changed: r.bell.Ring, Log: o.Log.With("room", "lanes"),
+	})
+	r.capabilities = append(r.capabilities, lanes.Capability())
 	var exports func() []export.State
 	if o.Events != nil {
 		x := export.New(export.Options{Log: o.Events, File: o.ExportFile, Secrets: o.Store.Lookup, Changed: r.bell.Ring, Logger: o.Log.With("room", "export")})
@@ -157,6 +171,7 @@ type previewed struct{ *Router }
 
 func (m previewed) Surroundings() fib.Surroundings  { return m.observer.Machine() }
 func (m previewed) MTU(iface string) int            { return m.o.Host.MTU(iface) }
+func (m previewed) Processors() int                 { return runtime.NumCPU() }
 func (m previewed) Listening(a netip.Addr) []string { return m.o.Host.Listening(a) }
 func (m previewed) Received(peer string) uint32 {
 	for _, s := range m.o.BGP.Peers() {
@@ -177,6 +192,21 @@ func (r *Router) changed(jobs ...string) func() {
 		r.applier.Again(jobs...)
 		r.bell.Ring()
 	}
+}
+
+// heal negotiates new keys of a tunnel, or makes its interface again.
+func (r *Router) heal(ctx context.Context, name string, again bool) error {
+	t := r.observer.Target()
+	i, ok := t.Tunnel(name)
+	if !ok {
+		return fmt.Errorf("healing lane %s: %w", name, tunnel.ErrNotFound)
+	}
+	d := r.o.Drivers[t.Tunnels[i].Kind()]
+	if !again {
+		return d.Reset(ctx, name)
+	}
+	defer r.applier.Again("tunnel/" + name)
+	return d.Remove(ctx, name)
 }
 
 func (r *Router) namesChanged(addresses bool) {

@@ -27,6 +27,13 @@ type Config struct {
 	MTU       int    // bytes
 	Inside    []Inside
 	Probe     Probe
+	// Own are further addresses of this node on the interface, without a route: those of the link
+	// whose lane the tunnel is.
+	Own []netip.Addr
+	// Link is the name of the link whose lane the tunnel is, and Number the lane's number, from 1.
+	// Empty and 0: it is not a lane.
+	Link   string
+	Number int
 	// Disabled means that the document shuts the tunnel down. No driver applies it.
 	Disabled bool
 

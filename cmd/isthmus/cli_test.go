@@ -105,6 +105,15 @@ func fill(r *apitest.Router) {
 			},
 		},
 	})
+	direction := func(status string, since time.Duration, reason string, loss float64) *isthmusv1.LaneDirection {
+		return &isthmusv1.LaneDirection{Status: status, Since: ago(since), Reason: reason, Loss: &loss}
+	}
+	r.SetLinks(&isthmusv1.LinkStatus{Name: "pair", Node: "isthmus-b", Usable: 1, Restarts: 1, Lanes: []*isthmusv1.LaneStatus{
+		{Tunnel: "pair-1", Number: 1, Interface: "t-pair-1-4", Local: "169.254.96.2", Remote: "169.254.96.3", Out: direction("ok", time.Hour, "", 0), In: direction("ok", time.Hour, "", 0.015625),
+			Usable: true, PathMtu: 1420, RttP50: durationpb.New(1234567), RttP99: durationpb.New(4 * time.Millisecond), Buckets: 128, TxPackets: 12000, RxPackets: 9000, TxBytes: 12e6, RxBytes: 9e6},
+		{Tunnel: "pair-2", Number: 2, Interface: "t-pair-2-5", Local: "169.254.96.4", Remote: "169.254.96.5", Out: direction("dead", time.Minute, "isthmus-b says that no packet of this node arrives", 1), In: direction("ok", time.Hour, "", 0),
+			Reason: "isthmus-b says that no packet of this node arrives", Heals: 3, Healed: ago(20 * time.Second), Heal: "new interface"},
+	}})
 	r.SetNames(
 		&isthmusv1.NameStatus{Name: "*.example.com", Policies: []string{"partner"}, Addresses: []string{"203.0.113.1", "203.0.113.2", "203.0.113.3", "203.0.113.4", "203.0.113.5", "2001:db8::1"}},
 		&isthmusv1.NameStatus{Name: "api.partner.example", Policies: []string{"partner", "web"}, Addresses: []string{"203.0.113.7"}, Gone: []*isthmusv1.GoneAddress{{Address: "203.0.113.6", Since: ago(time.Hour)}, {Address: "203.0.113.8", Since: ago(2 * time.Minute)}, {Address: "203.0.113.9", Since: ago(time.Minute)}}, Next: timestamppb.New(noon.Add(30 * time.Second)), LastError: "asking 10.9.0.2:53: no answer in time", Failing: ago(5 * time.Minute)},

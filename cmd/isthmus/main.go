@@ -245,7 +245,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the plan has changes.`,
 	watch := a.group("watch", "Follow changes of objects until interrupted")
 	root.AddCommand(get, describe, watch)
 	for _, add := range []func(root, get, describe, watch *cobra.Command){
-		a.addSpec, a.addTunnels, a.addPeers, a.addDisable, a.addRoutes, a.addPolicies, a.addPolicy, a.addEgress, a.addWho, a.addFlows, a.addPing, a.addCapture, a.addPorts, a.addPools, a.addNames, a.addConditions, a.addEvents, a.addAudit, a.addStatus, a.addSupport, a.addLogs, a.addNode, a.addSecrets, a.addClients,
+		a.addSpec, a.addTunnels, a.addPeers, a.addDisable, a.addRoutes, a.addPolicies, a.addPolicy, a.addEgress, a.addWho, a.addFlows, a.addPing, a.addCapture, a.addPorts, a.addPools, a.addLinks, a.addNames, a.addConditions, a.addEvents, a.addAudit, a.addStatus, a.addSupport, a.addLogs, a.addNode, a.addSecrets, a.addClients,
 		a.addContext, a.addCloud, a.addTopology,
 	} {
 		add(root, get, describe, watch)

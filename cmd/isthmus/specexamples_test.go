@@ -93,6 +93,15 @@ metrics: {listen: [169.254.80.1], from: [10.20.0.0/24]}
   export: {allow: [{prefix: 0.0.0.0/0}]}
   maxPrefixes: 100
 `,
+	"NodeLink": `links:   # of node a; node b has the same with "node: a", its own key and the endpoint of a
+- name: b
+  node: b
+  lanes: 3
+  inside: [169.254.96.0/26]
+  wireguard: {privateKey: link, peerPublicKey: "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=", endpoint: "203.0.113.20:51900", listenPort: 51900}
+peers:
+- {name: b, tunnel: b, asn: 64602, import: {allow: [{prefix: 10.20.0.0/16, le: 24}]}, export: {allow: [{prefix: 10.10.0.0/16, le: 24}]}}
+`,
 	"PrefixRule": `peers:
 - name: aws-0
   tunnel: aws-0
@@ -231,6 +240,7 @@ var specWishes = [][3]string{
 	{"a log of who had which port", "egress.log", "TranslationLog"},
 	{"two spokes with the same prefix", "egress.maps", "PrefixMap"},
 	{"the hosts of a branch to reach the Internet through a hub", "underlay.defaultRoute", "Underlay"},
+	{"a link of several lanes to another node", "links", "NodeLink"},
 	{"another node to take over the addresses", "egress.takeover", "Takeover"},
 }
 

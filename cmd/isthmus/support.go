@@ -35,6 +35,8 @@ var supportLines = []struct{ file, line string }{
 	{"machine.json", "system status -o json"},
 	{"tunnels.txt", "get tunnels -o wide"},
 	{"tunnels.json", "get tunnels -o json"},
+	{"links.txt", "get links -o wide"},
+	{"links.json", "get links -o json"},
 	{"peers.txt", "get peers -o wide"},
 	{"peers.json", "get peers -o json"},
 	{"routes.txt", "get routes -o wide"},
@@ -64,7 +66,7 @@ func fileName(name string) string { return unfitForFile.ReplaceAllString(name, "
 func (a *app) addSupport(root, _, _, _ *cobra.Command) {
 	var file string
 	cmd := &cobra.Command{Use: "support", Short: "Write an archive with the node's state, for a report of a problem", Args: cobra.NoArgs,
-		Long: `Write an archive (tar.gz) with what the node shows: its status, tunnels, peers and the routes of each, policies, pools, ports, events,
+		Long: `Write an archive (tar.gz) with what the node shows: its status, tunnels, links, peers and the routes of each, policies, pools, ports, events,
 log and documents, each as the output of a command of isthmus. The file "commands" names them.
 
 The archive has addresses, names and the text of the document, and no secret. Look at it before you pass it on. Parts that the

@@ -205,7 +205,7 @@ func coloured(word string) string {
 	switch first, _, _ := strings.Cut(word, " "); first {
 	case "down", "dead", "error", "refused", "exhausted", "revoked", "expired", "quarantined", "prefix-limit", "no":
 		return red + word + end
-	case "connecting", "suspect", "warning", "warn", "low", "returning", "unknown", "idle", "connect", "active", "opensent", "openconfirm":
+	case "connecting", "suspect", "mtu", "warning", "warn", "low", "returning", "unknown", "idle", "connect", "active", "opensent", "openconfirm":
 		return yellow + word + end
 	}
 	return word

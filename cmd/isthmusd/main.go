@@ -268,7 +268,7 @@ func run(ctx context.Context, o options, apiFrom []netip.Prefix, log *slog.Logge
 		firstAPI, facts, place, bootConditions = boot.API(), boot.Addresses(), boot.Status, boot.Conditions
 	}
 	r, err := router.New(router.Options{
-		Store: st, Drivers: map[tunnel.Kind]tunnel.Driver{tunnel.KindIPsec: vpn, tunnel.KindWireGuard: wg}, BGP: speaker, Tables: speaker, FIB: table, NAT: filter, Flows: flows, Translations: translations, Addresses: links, Host: kernelOf, Interfaces: interfaces(links), Allowances: links.Allowances,
+		Store: st, Drivers: map[tunnel.Kind]tunnel.Driver{tunnel.KindIPsec: vpn, tunnel.KindWireGuard: wg}, BGP: speaker, Tables: speaker, FIB: table, NAT: filter, Flows: flows, Translations: translations, Addresses: links, Host: kernelOf, Interfaces: interfaces(links), Shares: kernel.Shares, Allowances: links.Allowances,
 		APIPort: port(o.listen), APIFrom: apiFrom, FirstAPI: firstAPI, Facts: facts, Platform: place, SSH: ssh, Drop: o.input == "drop", Resolvers: dns.System,
 		Version: version, Events: events, Log: log, Safe: o.safe, Metrics: http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) { shown.ServeHTTP(w, q) }),
 		Notices: func() []*isthmusv1.Condition {

@@ -71,6 +71,19 @@ var (
 			}
 		}
 	})
+	// Links are watched without their counters, which change all the time.
+	Links = Named[*isthmusv1.LinkStatus]("link").quietly(func(l *isthmusv1.LinkStatus) {
+		l.Stalls = 0
+		for _, one := range l.Lanes {
+			one.RttP50, one.RttP99, one.Buckets, one.LastError = nil, nil, 0, ""
+			one.RxBytes, one.TxBytes, one.RxPackets, one.TxPackets = 0, 0, 0, 0
+			for _, d := range []*isthmusv1.LaneDirection{one.Out, one.In} {
+				if d != nil {
+					d.Loss = nil
+				}
+			}
+		}
+	})
 	Names    = Named[*isthmusv1.NameStatus]("name").quietly(func(n *isthmusv1.NameStatus) { n.Next, n.LastError, n.Gone = nil, "", nil })
 	Secrets  = Named[*isthmusv1.SecretInfo]("secret")
 	Policies = func() Kind[*isthmusv1.PolicyStatus] {

@@ -810,7 +810,7 @@ func TestHealthAndReflection(t *testing.T) {
 		t.Fatal(err)
 	}
 	list, err := info.Recv()
-	if err != nil || len(list.GetListServicesResponse().GetService()) != 17 {
+	if err != nil || len(list.GetListServicesResponse().GetService()) != 18 {
 		t.Errorf("reflection: %v, %v", list, err)
 	}
 }

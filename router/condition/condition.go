@@ -31,7 +31,7 @@ type Kind struct {
 	Meaning    string
 	Cause      string // possible causes
 	Remedy     string
-	// Of is the object that has the condition: "node", "tunnel", "peer" or "route".
+	// Of is the object that has the condition: "node", "tunnel", "link", "peer" or "route".
 	Of string
 }
 

@@ -17,7 +17,7 @@ func TestKinds(t *testing.T) {
 		if i > 0 && All[i-1].Name == k.Name {
 			t.Errorf("%s is listed twice", k.Name)
 		}
-		if len(k.Severities) == 0 || !slices.Contains([]string{"node", "tunnel", "peer", "route"}, k.Of) {
+		if len(k.Severities) == 0 || !slices.Contains([]string{"node", "tunnel", "peer", "route", "link"}, k.Of) {
 			t.Errorf("%s: severities %v, of %q", k.Name, k.Severities, k.Of)
 		}
 		for what, text := range map[string]string{"meaning": k.Meaning, "cause": k.Cause, "remedy": k.Remedy} {

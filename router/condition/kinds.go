@@ -188,6 +188,36 @@ var (
 		Cause:   "The receiver or the path to it is down, it refuses the request, its name is not found, or it is an address that must not be one.",
 		Remedy:  "The message has the answer of the receiver. `ip route get` shows the path to its address.",
 	}
+	LaneDead = &Kind{
+		Name: "LaneDead", Of: "link", Severities: []Severity{Warning},
+		Meaning: "A lane of a link does not carry packets in the direction that the message names. Routes do not use it, at both ends; its flows go over the other lanes, and the node tries to heal it.",
+		Cause:   "A filter or a fault of the path of one UDP port, or the keys of one end.",
+		Remedy:  "`isthmus describe link NAME` shows both directions with their times. Check that the UDP port of the lane is open both ways.",
+	}
+	LaneMTU = &Kind{
+		Name: "LaneMTU", Of: "link", Severities: []Severity{Warning},
+		Meaning: "Small packets arrive over a lane, and packets of the size of its MTU do not. Routes use the lane only if no other lane carries large packets.",
+		Cause:   "The path between the nodes has a smaller MTU than the underlay.",
+		Remedy:  "Set `mtu` of the link to the size that the message names, at both ends.",
+	}
+	LaneUnproved = &Kind{
+		Name: "LaneUnproved", Of: "link", Severities: []Severity{Warning},
+		Meaning: "A lane has not carried packets both ways since it was made, while other lanes of its link have. Routes do not use it.",
+		Cause:   "The UDP port of the lane is closed, or the other node has fewer lanes.",
+		Remedy:  "Give both nodes the same number of lanes, and open as many UDP ports, one after the other, as there are lanes.",
+	}
+	LinkDown = &Kind{
+		Name: "LinkDown", Of: "link", Severities: []Severity{Error},
+		Meaning: "No lane of a link carries packets both ways.",
+		Cause:   "The other node, or the network between the nodes, is down.",
+		Remedy:  "Look at the other node, and at the network between the underlays.",
+	}
+	LinkSilent = &Kind{
+		Name: "LinkSilent", Of: "link", Severities: []Severity{Warning},
+		Meaning: "The daemon of the other node does not prove the lanes of a link, while its kernel answers. Lanes stay in use.",
+		Cause:   "The other daemon does not run, is of a version without links, or UDP port 862 is filtered inside the lanes.",
+		Remedy:  "Look at the other node with `isthmus status`.",
+	}
 	MetricsDown = &Kind{
 		Name: "MetricsDown", Of: "node", Severities: []Severity{Warning},
 		Meaning: "The node does not serve its metrics at an address of `metrics.listen`. They are still at the port of the API.",
@@ -452,6 +482,12 @@ var (
 		Cause:   "isthmusd was started without -mover.",
 		Remedy:  "Start isthmusd with -mover.",
 	}
+	TakeoverNotReady = &Kind{
+		Name: "TakeoverNotReady", Of: "node", Severities: []Severity{Warning},
+		Meaning: "The other node of the pair has not answered since this node began to watch it. When it fails now, this node waits until 30 s after that before it takes the addresses.",
+		Cause:   "The other node, or each tunnel to it, has not been up since the start of this node.",
+		Remedy:  "Look at the other node with `isthmus status`, and at the tunnels that lead to the addresses of `egress.takeover.watch`.",
+	}
 	TookOver = &Kind{
 		Name: "TookOver", Of: "node", Severities: []Severity{Warning},
 		Meaning: "The other node did not answer, and this node has taken over its public addresses.",
@@ -547,6 +583,11 @@ var All = []*Kind{
 	InstanceChanged,
 	InterfaceDown,
 	InterfaceMissing,
+	LaneDead,
+	LaneMTU,
+	LaneUnproved,
+	LinkDown,
+	LinkSilent,
 	MetricsDown,
 	NICAllowance,
 	NameDiffers,
@@ -591,6 +632,7 @@ var All = []*Kind{
 	StoreNewer,
 	TakeoverFailed,
 	TakeoverImpossible,
+	TakeoverNotReady,
 	TookOver,
 	TranslationLogDamaged,
 	TranslationLogIncomplete,

@@ -24,6 +24,7 @@ func (counting) Surroundings() fib.Surroundings       { return fib.Surroundings{
 func (counting) Learned() map[netip.Prefix][]bgp.Path { return nil }
 func (counting) MTU(string) int                       { return 0 }
 func (counting) Received(string) uint32               { return 3 }
+func (counting) Processors() int                      { return 1 }
 func (counting) Listening(netip.Addr) []string        { return []string{"tcp/22"} }
 func (c counting) Count(ctx context.Context, sets []nat.Ending) ([]int, error) {
 	return observe.CountFlows(ctx, c.flows, sets)

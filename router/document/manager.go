@@ -50,6 +50,8 @@ type Machine interface {
 	Listening(netip.Addr) []string
 	// MTU returns the MTU of an interface, 0 if it is unknown.
 	MTU(iface string) int
+	// Processors returns the number of processors.
+	Processors() int
 	// Count returns the number of established flows in each of some sets.
 	Count(ctx context.Context, sets []nat.Ending) ([]int, error)
 	// Received returns the number of prefixes that a BGP peer has sent.
@@ -183,7 +185,7 @@ func (m *Manager) plan(ctx context.Context, d spec.Document, decodeProblems spec
 			return nil, plan.Target{}, former, spec.Join(decodeProblems, spec.Problems{{Rule: "has an unreadable ledger: " + err.Error(), Remedy: "roll back to an earlier generation"}}), nil
 		}
 	}
-	s, problems, err := spec.CheckWithin(ctx, d.On(*m.facts.Load()).Over(m.Machine.MTU), func(name string) (secret.Ref, bool) {
+	s, problems, err := spec.CheckWithin(ctx, d.On(*m.facts.Load()).Over(m.Machine.MTU).With(m.Machine.Processors()), func(name string) (secret.Ref, bool) {
 		ref, err := m.Store.Ref(name)
 		if (awaits && errors.Is(err, secret.ErrNotFound) || errors.Is(err, store.ErrSealed)) && store.ValidSecretName(name) {
 			// drivers refuse this reference until the secret can be read

@@ -1,6 +1,7 @@
 package document
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 
@@ -20,7 +21,7 @@ func Explanation(s *spec.Spec) explain.Document {
 		asn[p.Tunnel] = p.ASN
 	}
 	for _, t := range s.Tunnels {
-		d.Tunnels = append(d.Tunnels, explain.Tunnel{Config: t.Config, Cloud: t.Cloud, ASN: asn[t.Name]})
+		d.Tunnels = append(d.Tunnels, explain.Tunnel{Config: t.Config, Cloud: t.Cloud, ASN: asn[cmp.Or(t.Link, t.Name)]})
 	}
 	return d
 }

@@ -63,6 +63,13 @@ func reserved(t *plan.Target, f Facts) (all []fib.Reserved) {
 			all = append(all, fib.Reserved{Key: fib.Main(one(a)), Covered: true, Why: "the outside address of a tunnel, and would draw encrypted packets into a tunnel; announce more exact prefixes"})
 		}
 	}
+	for _, l := range t.Links {
+		for _, in := range l.Inside {
+			for _, a := range []netip.Addr{in.Local.Addr(), in.Remote} {
+				all = append(all, fib.Reserved{Key: fib.Main(one(a)), Why: "an inside address of link " + l.Name + "; have the peer not announce it"})
+			}
+		}
+	}
 	return all
 }
 

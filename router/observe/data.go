@@ -36,6 +36,7 @@ func (o *Observer) dataTargets() []liveness.Target {
 		switch state := o.sessions[p.Name]; {
 		case state == bgp.Established, state == bgp.OpenSent, state == bgp.OpenConfirm,
 			!p.Passive && (state == bgp.Connect || state == bgp.Active):
+			// A session over a link uses any one of its lanes.
 			talks[p.Tunnel] = max(talks[p.Tunnel], p.Keepalive)
 		}
 	}
@@ -57,7 +58,7 @@ func (o *Observer) setData(reports map[string]liveness.Report) {
 	defer o.telling.Unlock()
 	for name, t := range o.setReports(reports, time.Now()) {
 		o.o.Log.Info("tunnel is "+string(t.state.Status), "tunnel", name, "reason", t.state.LastError)
-		o.o.FIB.SetAlive(fib.NextHop{Interface: t.config.Interface}, alive(t.state.Status))
+		o.o.FIB.SetAlive(fib.NextHop{Interface: t.config.Interface}, t.carries)
 		if t.mapped {
 			o.o.Nudge("bgp")
 		}
@@ -66,9 +67,10 @@ func (o *Observer) setData(reports map[string]liveness.Report) {
 
 // turn is a change of a tunnel's status.
 type turn struct {
-	config tunnel.Config
-	state  tunnel.State
-	mapped bool // a map of prefixes is behind the tunnel
+	config  tunnel.Config
+	state   tunnel.State
+	mapped  bool // a map of prefixes is behind the tunnel
+	carries bool // routes may use it
 }
 
 // setReports stores the reports, and returns the tunnels whose status has changed.
@@ -99,7 +101,7 @@ func (o *Observer) setReports(reports map[string]liveness.Report, now time.Time)
 		o.store(s)
 		// A state that the driver has changed is reported by Seen.
 		if s.Status != former.Status {
-			turns[name] = turn{c, s, o.mapped(c)}
+			turns[name] = turn{c, s, o.mapped(c), o.carries(name, s.Status)}
 			o.o.Bell.Ring()
 		}
 	}

@@ -93,6 +93,7 @@ type Observer struct {
 	data     map[string]data             // of tunnels
 	sessions map[string]bgp.SessionState // by name of the peer
 	told     map[string]uint64           // sequence number of the last state of each tunnel
+	out      map[string]bool             // lanes that routes must not use, by name
 	states   uint64                      // sequence number of the newest state
 	telling  sync.Mutex                  // serializes reactions to tunnel states
 	around   around
@@ -215,7 +216,7 @@ func (o *Observer) down() map[string]bool {
 	defer o.mu.Unlock()
 	out := map[string]bool{}
 	for name, c := range o.tunnels {
-		if s, seen := o.seen.Tunnels[name]; seen && !alive(s.Status) {
+		if s, seen := o.seen.Tunnels[name]; seen && !o.carries(name, s.Status) {
 			out[c.Interface] = true
 		}
 	}
@@ -236,25 +237,25 @@ func (o *Observer) Changed(s tunnel.State) { o.Seen(s, math.MaxUint64) }
 func (o *Observer) Seen(s tunnel.State, mark uint64) {
 	o.telling.Lock()
 	defer o.telling.Unlock()
-	s, mapped, ok := o.setTunnel(s, mark)
+	s, mapped, carries, ok := o.setTunnel(s, mark)
 	if !ok || s.Status == tunnel.Unknown {
 		return
 	}
-	o.o.FIB.SetAlive(fib.NextHop{Interface: s.Interface}, alive(s.Status))
+	o.o.FIB.SetAlive(fib.NextHop{Interface: s.Interface}, carries)
 	if mapped {
 		o.o.Nudge("bgp")
 	}
 }
 
 // setTunnel stores a state. It returns the state with what is known about the tunnel's data,
-// whether a map of prefixes is behind it, and false if the tunnel is not wanted, is disabled, or a
-// newer state has come since the mark.
-func (o *Observer) setTunnel(s tunnel.State, mark uint64) (effect tunnel.State, mapped, wanted bool) {
+// whether a map of prefixes is behind it, whether routes may use it, and false if the tunnel is not
+// wanted, is disabled, or a newer state has come since the mark.
+func (o *Observer) setTunnel(s tunnel.State, mark uint64) (effect tunnel.State, mapped, carries, wanted bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	c, ok := o.tunnels[s.Name]
 	if !ok || c.Disabled || c.Kind() != s.Kind || o.told[s.Name] > mark {
-		return s, false, false
+		return s, false, false, false
 	}
 	o.states++
 	o.told[s.Name] = o.states
@@ -266,7 +267,7 @@ func (o *Observer) setTunnel(s tunnel.State, mark uint64) (effect tunnel.State, 
 	o.store(s)
 	o.o.Bell.Ring()
 	s.Interface = c.Interface
-	return s, o.mapped(c), true
+	return s, o.mapped(c), o.carries(s.Name, s.Status), true
 }
 
 // store keeps the state of a tunnel, and since when it is not up.

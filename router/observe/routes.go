@@ -9,14 +9,23 @@ import (
 	"github.com/isthmus-net/isthmus/router/fib"
 )
 
-// NextHop returns the next hop of a peer's path: the tunnel of its session. It includes the peer's
-// address only to distinguish the end of the session from the end of the tunnel; it is not
-// resolved.
-func NextHop(p bgp.Peer, prefix netip.Prefix) fib.NextHop {
-	if p.Address.Is4() != prefix.Addr().Is4() {
-		return fib.NextHop{Interface: p.Interface}
+// NextHops returns the next hops of a peer's path: the tunnel of its session, or each lane of its
+// link. They include the peer's address only to distinguish the end of the session from the end of
+// the tunnel; it is not resolved.
+func NextHops(p bgp.Peer, prefix netip.Prefix) []fib.NextHop {
+	interfaces := p.Lanes
+	if len(interfaces) == 0 {
+		interfaces = []string{p.Interface}
 	}
-	return fib.NextHop{Interface: p.Interface, Gateway: p.Address}
+	out := make([]fib.NextHop, 0, len(interfaces))
+	for _, name := range interfaces {
+		h := fib.NextHop{Interface: name}
+		if p.Address.Is4() == prefix.Addr().Is4() {
+			h.Gateway = p.Address
+		}
+		out = append(out, h)
+	}
+	return out
 }
 
 // setPaths stores the paths that BGP reported, and returns them as routes into the tunnels of the
@@ -30,9 +39,12 @@ func (o *Observer) setPaths(updates []bgp.Update) []fib.Route {
 		r := fib.Route{Key: fib.Main(u.Prefix)}
 		for _, p := range u.Paths {
 			if peer, ok := o.peers[p.Peer]; ok {
-				hop := NextHop(peer, u.Prefix)
-				if !slices.Contains(r.NextHops, hop) {
-					r.NextHops = append(r.NextHops, hop)
+				// A flow of one link keeps its lane; paths by several are replaced as a whole.
+				r.Resilient = len(u.Paths) == 1 && len(peer.Lanes) > 1
+				for _, hop := range NextHops(peer, u.Prefix) {
+					if !slices.Contains(r.NextHops, hop) {
+						r.NextHops = append(r.NextHops, hop)
+					}
 				}
 			}
 		}
@@ -84,7 +96,9 @@ func (o *Observer) Peer(s bgp.PeerState) {
 	c, ok := o.session(s)
 	if ok && s.State != bgp.Unknown {
 		alive := s.State == bgp.Established || s.Restarting
-		o.o.FIB.SetAlive(fib.NextHop{Interface: c.Interface, Gateway: c.Address}, alive)
+		for _, hop := range NextHops(c, netip.PrefixFrom(c.Address, c.Address.BitLen())) {
+			o.o.FIB.SetAlive(hop, alive)
+		}
 	}
 	o.o.Bell.Ring()
 }

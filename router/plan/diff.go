@@ -32,7 +32,7 @@ const (
 // Change is one difference between two targets.
 type Change struct {
 	Action Action
-	// Kind is "node", "underlay", "tunnel", "attachment", "access", "peer", "announcement",
+	// Kind is "node", "underlay", "tunnel", "link", "attachment", "access", "peer", "announcement",
 	// "route", "pool", "zone", "health", "names", "takeover", "proxy", "egress", "policy", "map" or
 	// "log".
 	Kind string
@@ -73,7 +73,7 @@ func differences(a, b Target) []Change {
 		c.Interrupts = interrupted(modify == Modify && a.Underlay.Transit != b.Underlay.Transit, "forwarded packets take another default route, and flows over it may end")
 		changes = append(changes, c)
 	}
-	record(diff("pool", a.NAT.Pools, b.NAT.Pools, func(p nat.Pool) string { return p.Name }, anyFields[nat.Pool](""), ""))
+	record(diff("pool", ownFields(a.NAT.Pools), ownFields(b.NAT.Pools), func(p nat.Pool) string { return p.Name }, anyFields[nat.Pool](""), ""))
 	record(diff("zone", a.NAT.Zones, b.NAT.Zones, func(z nat.Zone) string { return z.Name }, anyFields[nat.Zone](""), ""))
 	record(diff("health", a.Health, b.Health, func(p egress.ProbedPool) string { return p.Name }, anyFields[egress.ProbedPool](""), "all addresses of the pool count as healthy, and its announcements are withdrawn"))
 	if f := differ(reflect.ValueOf(a.Takeover), reflect.ValueOf(b.Takeover)); len(f) > 0 && (modify != Add || len(b.Takeover.Paths) > 0) {
@@ -99,6 +99,7 @@ func differences(a, b Target) []Change {
 	record(diff("policy", a.NAT.Policies, b.NAT.Policies, func(p nat.Policy) string { return p.Name }, policyFields, "other policies decide its new flows, and the guard drops those that none decides"))
 	record(diff("map", a.NAT.Maps, b.NAT.Maps, func(m nat.Map) string { return m.Mapped.String() }, anyFields[nat.Map](""), ""))
 	record(diff("tunnel", a.Tunnels, b.Tunnels, func(c tunnel.Config) string { return c.Name }, tunnelFields(a.NAT.Clamps, b.NAT.Clamps), "the tunnel goes down for good"))
+	record(diff("link", a.Links, b.Links, func(l Link) string { return l.Name }, anyFields[Link](""), "its lanes go down for good"))
 	record(diff("attachment", a.Attachments, b.Attachments, func(x Attachment) string { return x.Name }, anyFields[Attachment]("packets from it with other sources are dropped"), "packets from it are dropped, except those that peers and routes of a tunnel allow"))
 	changes = append(changes, accessChanges(a.NAT, b.NAT)...)
 	if !slices.Equal(a.SSHKeys, b.SSHKeys) {
@@ -320,6 +321,15 @@ func fieldName(name string) string {
 		b.WriteRune(r)
 	}
 	return b.String()
+}
+
+// ownFields leaves out whether pools are shared, which the document does not say of each pool.
+func ownFields(pools []nat.Pool) []nat.Pool {
+	out := slices.Clone(pools)
+	for i := range out {
+		out[i].Shared = false
+	}
+	return out
 }
 
 // settings returns the fields of a new object that are set.

@@ -53,6 +53,15 @@ func Effective(m *isthmusv1.Spec, s *spec.Spec, t Target) *isthmusv1.Spec {
 			effectiveTunnel(tu, t.Tunnels[i], t.NAT)
 		}
 	}
+	for _, l := range m.Links {
+		if i := slices.IndexFunc(t.Links, func(o Link) bool { return o.Name == l.Name }); i >= 0 {
+			l.Lanes = uint32(len(t.Links[i].Lanes))
+			if j, ok := t.Tunnel(t.Links[i].Lanes[0]); ok {
+				l.Mtu = uint32(t.Tunnels[j].MTU)
+				effectiveWireGuard(l.GetWireguard(), t.Tunnels[j].WireGuard)
+			}
+		}
+	}
 	for _, p := range m.Peers {
 		if i := slices.IndexFunc(t.BGP.Peers, func(o bgp.Peer) bool { return o.Name == p.Name }); i >= 0 {
 			effectivePeer(p, t.BGP.Peers[i])
@@ -105,8 +114,12 @@ func effectiveTunnel(m *isthmusv1.Tunnel, c tunnel.Config, n nat.Config) {
 			i.UdpEncapsulation = "always"
 		}
 	}
-	if w, c := m.GetWireguard(), c.WireGuard; w != nil && c != nil && c.Keepalive > 0 {
-		w.Keepalive = duration(c.Keepalive)
+	effectiveWireGuard(m.GetWireguard(), c.WireGuard)
+}
+
+func effectiveWireGuard(m *isthmusv1.WireGuard, c *tunnel.WireGuard) {
+	if m != nil && c != nil && c.Keepalive > 0 {
+		m.Keepalive = duration(c.Keepalive)
 	}
 }
 

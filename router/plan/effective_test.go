@@ -28,6 +28,7 @@ peers:
 - {name: site, tunnel: site, asn: 65030, export: {allow: [{prefix: 172.16.0.0/12, ge: 16}]}}
 staticRoutes: [{prefix: 10.30.0.0/16, tunnels: [site]}]
 attachments: [{name: lan, interface: eth1, routes: [{prefix: 10.50.0.0/16}]}]
+links: [{name: west, node: b, inside: [169.254.96.0/26], wireguard: {privateKey: w, peerPublicKey: "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=", listenPort: 51900, endpoint: "198.51.100.9:51900"}}]
 metrics: {listen: [10.50.0.1], from: [10.50.0.0/24]}
 events: {export: [{name: siem, syslog: "10.20.0.5:514"}, {name: pager, webhook: "https://hooks.example.com/"}]}
 egress:
@@ -87,8 +88,9 @@ func TestEffective(t *testing.T) {
 		"access.api", "access.ssh", "access.sshKeys", "announce", "attachments.routes.via",
 		"egress.dnsProxy", "egress.nameHold", "egress.policies.destinations", "egress.policies.flows", "egress.policies.names", "egress.policies.pickup", "egress.policies.pool",
 		"egress.policies.ports", "egress.policies.probes", "egress.policies.probes.quorum", "egress.policies.protocol", "egress.policies.timeouts", "egress.policies.to", "egress.policies.whenDown",
-		"egress.pools.addresses.zone", "egress.pools.announce", "egress.pools.blocks", "egress.pools.probes.quorum", "egress.portlessTimeout", "egress.resolvers", "egress.zones",
+		"egress.pools.addresses.zone", "egress.pools.announce", "egress.pools.blocks", "egress.pools.probes.quorum", "egress.portlessTimeout", "egress.resolvers", "egress.takeover.link", "egress.zones",
 		"events.export.protocol", "events.export.secret", "events.export.syslog", "events.export.webhook",
+		"links.sources", "links.wireguard.presharedKey",
 		"peers.allowOwnAs", "peers.asOverride", "peers.disableGracefulRestart", "peers.disabled", "peers.export.allow", "peers.export.maxPrefixes", "peers.export.med", "peers.export.prepend",
 		"peers.import.allow", "peers.password", "staticRoutes.blackhole",
 		"tunnels.cloud", "tunnels.disabled", "tunnels.ipsec.childRekeyBytes", "tunnels.ipsec.respondOnly", "tunnels.probe", "tunnels.sources", "tunnels.wireguard.endpoint", "tunnels.wireguard.presharedKey",

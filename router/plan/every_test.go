@@ -70,7 +70,7 @@ func leaves(v reflect.Value, path string, yield func(path string, v reflect.Valu
 
 // derived are fields that follow from other fields, which are reported. TestDiff checks the clamps,
 // which belong to a tunnel.
-var derived = []string{"Reason", "BGP.Reason", "BGP.ASN", "BGP.RouterID", "NAT.Underlay", "NAT.Own", "NAT.Attachments", "NAT.Sessions", "NAT.API.Port", "NAT.DNS", "NAT.Links", "NAT.Tunnels", "NAT.Clamps."}
+var derived = []string{"Reason", "BGP.Reason", "BGP.ASN", "BGP.RouterID", "NAT.Underlay", "NAT.Own", "NAT.Attachments", "NAT.Sessions", "NAT.Lanes", "NAT.API.Port", "NAT.DNS", "NAT.Links", "NAT.Tunnels", "NAT.Clamps.", "NAT.Pools.Shared", "Tunnels.Own", "Tunnels.Link", "Tunnels.Number"}
 
 // oneKind keeps the settings of the tunnel's kind that a path leads to, or else those of the first
 // kind: a tunnel has one kind.

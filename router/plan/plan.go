@@ -42,6 +42,8 @@ type Target struct {
 	Log      egress.Log
 	// Reason is why the document was accepted, in the words of its author.
 	Reason string
+	// Links are the links to other nodes, by name. Their lanes are in Tunnels too.
+	Links []Link
 	// SSHKeys may log in by SSH.
 	SSHKeys []string
 	// Exports are the receivers of events, by name.
@@ -55,6 +57,14 @@ type Target struct {
 // Tunnel returns the index of a tunnel in Tunnels, and false when no tunnel has the name.
 func (t *Target) Tunnel(name string) (int, bool) {
 	return slices.BinarySearchFunc(t.Tunnels, name, func(c tunnel.Config, name string) int { return cmp.Compare(c.Name, name) })
+}
+
+// Link is a link to another node.
+type Link struct {
+	Name, Node string
+	Lanes      []string // names of the tunnels, by number
+	// Inside are the addresses of the link itself.
+	Inside []tunnel.Inside
 }
 
 // Attachment is an interface that leads to a network, with its sources in the document.
@@ -102,7 +112,7 @@ func Make(s *spec.Spec, former Ledger, m Machine) (Target, Ledger, spec.Problems
 	// given has the document's inside addresses, and shared those of them that several tunnels may
 	// have: this node's single link-local ones.
 	var given, shared []netip.Prefix
-	for i, tu := range s.Tunnels {
+	for _, tu := range s.Tunnels {
 		present[tu.Name] = true
 		for _, in := range tu.Inside {
 			given = append(given, in.Local.Masked(), netip.PrefixFrom(in.Remote, in.Remote.BitLen()))
@@ -112,7 +122,7 @@ func Make(s *spec.Spec, former Ledger, m Machine) (Target, Ledger, spec.Problems
 		}
 		if need := tu.Needs(); !slices.ContainsFunc(need, func(set []string) bool { return all(set, m.Can) }) {
 			problems = append(problems, spec.Problem{
-				Path:   fmt.Sprintf("tunnels[%d].%s", i, tu.Kind()),
+				Path:   tu.Path() + "." + string(tu.Kind()),
 				Rule:   "needs features that this kernel does not have: " + strings.Join(need[0], ", "),
 				Remedy: "run the node on the isthmus image, or on a kernel with these features",
 			})
@@ -157,6 +167,7 @@ func Make(s *spec.Spec, former Ledger, m Machine) (Target, Ledger, spec.Problems
 		t.NAT.Tunnels = append(t.NAT.Tunnels, nat.Tunnel{Interface: c.Interface, Port: c.ListenPort()})
 	}
 
+	t.links(s, interfaces)
 	t.routes(s, interfaces)
 	t.BGP.Announce = slices.Clone(s.Announce)
 	t.maps(s, interfaces)
@@ -176,8 +187,14 @@ func Make(s *spec.Spec, former Ledger, m Machine) (Target, Ledger, spec.Problems
 	t.metrics(s)
 	t.Exports = slices.SortedFunc(slices.Values(s.Exports), func(a, b spec.Export) int { return cmp.Compare(a.Name, b.Name) })
 	t.Takeover = s.Takeover
+	for i := range t.NAT.Pools {
+		t.NAT.Pools[i].Shared = len(s.Takeover.Paths) > 0
+	}
 	t.Takeover.Paths = nil
 	for _, w := range s.Takeover.Paths {
+		if w.Interface != "" { // outside the tunnels
+			t.Takeover.Paths = append(t.Takeover.Paths, w)
+		}
 		for _, c := range t.Tunnels {
 			for _, in := range c.Inside {
 				if in.Remote == w.To && !c.Disabled {
@@ -238,7 +255,7 @@ func embedded(s *spec.Spec, former Ledger, can func(string) bool) spec.Problems 
 	if n <= tunnel.MaxEmbedded || added < 0 {
 		return nil
 	}
-	path := fmt.Sprintf("tunnels[%d].%s", added, s.Tunnels[added].Kind())
+	path := s.Tunnels[added].Path() + "." + string(s.Tunnels[added].Kind())
 	return spec.Problems{{
 		Path:   path,
 		Line:   s.Line(path),
@@ -262,9 +279,34 @@ func clamp(c tunnel.Config, mss uint16) nat.Clamp {
 	return out
 }
 
+// links adds the links, and the host routes to their other ends.
+func (t *Target) links(s *spec.Spec, tunnels map[string]tunnel.Config) {
+	for _, l := range s.Links {
+		t.Links = append(t.Links, Link{Name: l.Name, Node: l.Node, Lanes: l.Lanes, Inside: l.Inside})
+		var hops []fib.NextHop
+		for _, iface := range laneInterfaces(l, tunnels) {
+			hops = append(hops, fib.NextHop{Interface: iface})
+		}
+		for _, in := range l.Inside {
+			t.Routes = append(t.Routes, fib.Route{Key: fib.Main(netip.PrefixFrom(in.Remote, in.Remote.BitLen())), NextHops: hops, Resilient: true, Own: true})
+		}
+	}
+	slices.SortFunc(t.Links, func(a, b Link) int { return cmp.Compare(a.Name, b.Name) })
+}
+
+// laneInterfaces returns the interfaces of a link's lanes, by number.
+func laneInterfaces(l spec.Link, tunnels map[string]tunnel.Config) (out []string) {
+	for _, name := range l.Lanes {
+		if c, ok := tunnels[name]; ok { // else it has no ID
+			out = append(out, c.Interface)
+		}
+	}
+	return out
+}
+
 func (t *Target) routes(s *spec.Spec, tunnels map[string]tunnel.Config) {
 	for _, r := range s.Routes {
-		route := fib.Route{Key: fib.Main(r.Prefix), Blackhole: r.Blackhole}
+		route := fib.Route{Key: fib.Main(r.Prefix), Blackhole: r.Blackhole, Resilient: r.Resilient}
 		for _, name := range r.Tunnels {
 			route.NextHops = append(route.NextHops, fib.NextHop{Interface: tunnels[name].Interface})
 		}
@@ -300,6 +342,10 @@ func (t *Target) maps(s *spec.Spec, tunnels map[string]tunnel.Config) {
 // not at the other end of its tunnel: a learnt prefix that covers the peer's address must not carry
 // the session itself.
 func (t *Target) peers(s *spec.Spec, tunnels map[string]tunnel.Config) (problems spec.Problems) {
+	links := make(map[string]spec.Link, len(s.Links))
+	for _, l := range s.Links {
+		links[l.Name] = l
+	}
 	at := map[netip.Addr]string{}
 	routed := make(map[fib.Key]bool, len(t.Routes))
 	for _, r := range t.Routes {
@@ -307,6 +353,11 @@ func (t *Target) peers(s *spec.Spec, tunnels map[string]tunnel.Config) (problems
 	}
 	for _, p := range s.Peers {
 		c := tunnels[p.Tunnel]
+		link, linked := links[p.Tunnel]
+		if linked {
+			p.Lanes = laneInterfaces(link, tunnels)
+			c = tunnel.Config{Inside: link.Inside, WireGuard: &tunnel.WireGuard{}}
+		}
 		p.Interface, p.Disabled = c.Interface, p.Disabled || c.Disabled
 		for _, in := range c.Inside {
 			if !p.Address.IsValid() {
@@ -323,7 +374,11 @@ func (t *Target) peers(s *spec.Spec, tunnels map[string]tunnel.Config) (problems
 					if p.TTL == 0 {
 						p.TTL = 2
 					}
-					t.hostRoute(routed, p.Address, c.Interface)
+					if linked {
+						t.hostRoute(routed, p.Address, p.Lanes...)
+					} else {
+						t.hostRoute(routed, p.Address, c.Interface)
+					}
 				}
 			}
 		}
@@ -343,13 +398,17 @@ func (t *Target) peers(s *spec.Spec, tunnels map[string]tunnel.Config) (problems
 	return problems
 }
 
-func (t *Target) hostRoute(routed map[fib.Key]bool, a netip.Addr, iface string) {
+func (t *Target) hostRoute(routed map[fib.Key]bool, a netip.Addr, interfaces ...string) {
 	k := fib.Main(netip.PrefixFrom(a, a.BitLen()))
 	if routed[k] {
 		return
 	}
 	routed[k] = true
-	t.Routes = append(t.Routes, fib.Route{Key: k, NextHops: []fib.NextHop{{Interface: iface}}})
+	r := fib.Route{Key: k, Resilient: len(interfaces) > 1}
+	for _, iface := range interfaces {
+		r.NextHops = append(r.NextHops, fib.NextHop{Interface: iface})
+	}
+	t.Routes = append(t.Routes, r)
 }
 
 func comparePrefix(a, b netip.Prefix) int {

@@ -16,7 +16,17 @@ import (
 // sides adds the attachments with their sources and routes, and the BGP sessions, to the target.
 func (t *Target) sides(s *spec.Spec, tunnels map[string]tunnel.Config) (problems spec.Problems) {
 	for _, p := range t.BGP.Peers {
-		t.NAT.Sessions = append(t.NAT.Sessions, nat.Session{Interface: p.Interface, Address: p.Address})
+		for _, lane := range p.Lanes {
+			t.NAT.Sessions = append(t.NAT.Sessions, nat.Session{Interface: lane, Address: p.Address})
+		}
+		if len(p.Lanes) == 0 {
+			t.NAT.Sessions = append(t.NAT.Sessions, nat.Session{Interface: p.Interface, Address: p.Address})
+		}
+	}
+	for _, c := range t.Tunnels {
+		if c.Link != "" && !c.Disabled {
+			t.NAT.Lanes = append(t.NAT.Lanes, nat.Session{Interface: c.Interface, Address: c.Inside[0].Remote})
+		}
 	}
 	owners := map[string]string{} // interface -> tunnel
 	for _, tu := range s.Tunnels {
@@ -142,8 +152,15 @@ func (t *Target) tunnelSources(s *spec.Spec, tu spec.Tunnel, c tunnel.Config) (s
 	for _, in := range c.Inside {
 		sources = append(sources, one(in.Remote))
 	}
+	for _, l := range t.Links {
+		if l.Name == tu.Link {
+			for _, in := range l.Inside {
+				sources = append(sources, one(in.Remote))
+			}
+		}
+	}
 	for _, p := range t.BGP.Peers {
-		if p.Tunnel != tu.Name {
+		if p.Tunnel != tu.Name && p.Tunnel != tu.Link {
 			continue
 		}
 		sources = append(sources, one(p.Address))

@@ -147,7 +147,7 @@ func (r *Report) pathMessages(entries []bgp.Entry, view bgp.View) []*isthmusv1.P
 		if p.State == "used" && e.Peer != "" {
 			_, outranked := outranking[e.Prefix]
 			outranked = outranked && !transits(states[e.Prefix], machine)
-			if reason, why := kernelUse(states[e.Prefix], observe.NextHop(peers[e.Peer], e.Prefix), outranked); reason != "" {
+			if reason, why := kernelUse(states[e.Prefix], observe.NextHops(peers[e.Peer], e.Prefix), outranked); reason != "" {
 				p.State, p.Reason, p.Why = "unused", reason, why
 			}
 		}
@@ -156,17 +156,17 @@ func (r *Report) pathMessages(entries []bgp.Entry, view bgp.View) []*isthmusv1.P
 	return out
 }
 
-// kernelUse returns why the kernel does not forward by a path that BGP uses; empty: it does. hop is
-// the next hop of the path.
-func kernelUse(s fib.RouteState, hop fib.NextHop, outranked bool) (reason, why string) {
+// kernelUse returns why the kernel does not forward by a path that BGP uses; empty: it does. hops
+// are the next hops of the path.
+func kernelUse(s fib.RouteState, hops []fib.NextHop, outranked bool) (reason, why string) {
 	switch {
 	case s.Source == fib.Static:
 		return reasonStatic, "a static route to the prefix comes first"
 	case s.Takes != nil:
 		return reasonWithheld, fmt.Sprintf("%s: the prefix takes %s, %s", condition.Withheld.Name, shown(s.Takes.Key.Prefix), s.Takes.Why)
-	case !slices.Contains(s.NextHops, hop):
+	case slices.ContainsFunc(hops, func(h fib.NextHop) bool { return !slices.Contains(s.NextHops, h) }):
 		return string(bgp.Changing), "the route is not among the wanted ones yet; ask again"
-	case !slices.Contains(s.Alive, hop):
+	case !slices.ContainsFunc(hops, func(h fib.NextHop) bool { return slices.Contains(s.Alive, h) }):
 		return reasonDead, "its tunnel or its session is down, and routes do not use it"
 	case !s.Installed:
 		return reasonNotInstalled, "the kernel does not have the route; see isthmus get status"

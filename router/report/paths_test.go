@@ -95,7 +95,7 @@ func TestPaths(t *testing.T) {
 	if !strings.Contains(out.Paths[2].Why, "10.1.0.1, an address of this node") {
 		t.Errorf("withheld: %q", out.Paths[2].Why)
 	}
-	if _, why := kernelUse(routes[0], a, true); why == "" {
+	if _, why := kernelUse(routes[0], []fib.NextHop{a}, true); why == "" {
 		t.Error("an outranked route is used")
 	}
 	sent, _, err := r.Paths(t.Context(), bgp.Query{Peer: "a", View: bgp.Advertised, After: prefix("10.0.0.0/8")})

@@ -60,7 +60,9 @@ func routeMessage(s fib.RouteState, names map[string]string, peers map[string]bg
 			if i == 0 {
 				route.AsPath = asPath(p.ASPath)
 			}
-			from[observe.NextHop(peers[p.Peer], s.Key.Prefix)] = p
+			for _, hop := range observe.NextHops(peers[p.Peer], s.Key.Prefix) {
+				from[hop] = p
+			}
 		}
 	}
 	for _, h := range s.NextHops {

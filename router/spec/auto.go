@@ -28,6 +28,12 @@ func (d Document) Over(mtu func(iface string) int) Document {
 	return d
 }
 
+// With returns the document with the number of processors of its machine.
+func (d Document) With(processors int) Document {
+	d.processors = processors
+	return d
+}
+
 // The default MTU of the underlay: paths through the Internet are not larger, also where the
 // interface is, as with 9001 bytes in AWS. A smaller one than the least cannot be given.
 const leastMTU, mostMTU = 1280, 1500

@@ -15,6 +15,8 @@ const (
 	maxSteps = 1 << 27
 	// maxTunnels is the number of tunnel IDs of the ledger.
 	maxTunnels = 9999
+	// maxLinks bounds the links to other nodes.
+	maxLinks = 64
 	// maxMaps, maxPoolAddresses and maxPeers bound the comparisons of planning and applying.
 	maxMaps          = 4096
 	maxPoolAddresses = 4096

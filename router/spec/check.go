@@ -41,7 +41,9 @@ func newChecker(d Document, secrets Secrets) *checker {
 		secrets:     secrets,
 		platform:    d.platform,
 		mtu:         d.mtu,
+		processors:  d.processors,
 		tunnels:     map[string]Tunnel{},
+		links:       map[string]Link{},
 		ports:       map[uint16]string{500: "IKE", 4500: "IKE"},
 		gateways:    map[string]string{},
 		peerings:    map[netip.Addr]string{},
@@ -72,6 +74,9 @@ func (c *checker) document(d Document) {
 	}
 	for i, t := range m.GetTunnels()[:c.limited("tunnels", len(m.GetTunnels()), maxTunnels)] {
 		c.tunnel(fmt.Sprintf("tunnels[%d]", i), t)
+	}
+	for i, l := range m.GetLinks()[:c.limited("links", len(m.GetLinks()), maxLinks)] {
+		c.link(fmt.Sprintf("links[%d]", i), l)
 	}
 	c.insideOverlaps()
 	c.outside()
@@ -141,6 +146,8 @@ type checker struct {
 	secrets  Secrets
 	platform Platform
 	mtu      func(iface string) int
+	// processors is 0 when it is unknown.
+	processors int
 
 	// The cost of the check: see spend.
 	ctx   context.Context // nil: never done
@@ -149,6 +156,7 @@ type checker struct {
 
 	// Tunnels.
 	tunnels  map[string]Tunnel
+	links    map[string]Link
 	inside   []placed                // inside addresses and blocks
 	insideAt map[netip.Prefix]string // index of inside; nil until insideOf needs it
 	ports    map[uint16]string       // UDP ports of this node

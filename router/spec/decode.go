@@ -54,6 +54,8 @@ type Document struct {
 
 	platform Platform
 	mtu      func(iface string) int // nil: unknown
+	// processors is 0 when it is unknown.
+	processors int
 }
 
 // Lines has the line of each field of a text, by field path.

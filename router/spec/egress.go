@@ -114,8 +114,14 @@ func (c *checker) takeover(e *isthmusv1.Egress) {
 		Fall:     int(c.Number("egress.takeover.fall", t.GetFall(), 4, 2, 100)),
 	}
 	switch n := len(t.GetWatch()); {
+	case t.GetLink() != "":
+		if n > 0 {
+			c.Problem("egress.takeover.watch", strings.Join(t.GetWatch(), ", "), "stands beside `link`, which has the addresses of the other node", "remove one of the two")
+			return
+		}
+		out.Paths = c.watchLink(t.GetLink())
 	case n == 0:
-		c.Missing("egress.takeover.watch", "give remote inside addresses of the tunnels to the node that shares the pools")
+		c.Missing("egress.takeover.watch", "give the `link` to the node that shares the pools, or remote inside addresses of the tunnels to the node that shares the pools")
 	case n > maxWatched:
 		c.Problem("egress.takeover.watch", strconv.Itoa(n), "are more than 8", "keep those that fail apart")
 	}
@@ -155,6 +161,25 @@ func (c *checker) takeover(e *isthmusv1.Egress) {
 		}
 	}
 	c.s.Takeover = out
+}
+
+// watchLink returns the paths to the node of a link: each lane, and the network outside them.
+func (c *checker) watchLink(name string) (paths []egress.Path) {
+	const at = "egress.takeover.link"
+	link, ok := c.links[name]
+	if !ok || len(link.Lanes) == 0 {
+		c.Problem(at, name, "is not a link", "give the `name` of one of `links`")
+		return nil
+	}
+	for _, lane := range link.Lanes {
+		paths = append(paths, egress.Path{To: c.tunnels[lane].Inside[0].Remote})
+	}
+	endpoint := c.tunnels[link.Lanes[0]].WireGuard.Endpoint
+	if !endpoint.IsValid() {
+		c.Problem(at, name, "has no `endpoint`, so that there is no second way to see the other node", "give the link an endpoint")
+		return nil
+	}
+	return append(paths, egress.Path{Interface: c.s.Underlay.Interface, From: c.s.Underlay.Address, To: endpoint.Addr()})
 }
 
 func (c *checker) translationLog(path string, l *isthmusv1.TranslationLog) {

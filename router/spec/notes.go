@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -20,16 +21,19 @@ func (s *Spec) Notes() (out Problems) {
 		note("access.api", "", "is not given: no other machine reaches the API, but for sources that the daemon was started with",
 			"name the prefixes of your operators, such as `access: {api: [198.51.100.0/28]}`")
 	}
-	for i, t := range s.Tunnels {
+	for _, t := range s.Tunnels {
+		if t.Number > 1 {
+			continue // as lane 1
+		}
 		if most := t.LargestMTU(s.Underlay.MTU); t.MTU > most {
-			note(fmt.Sprintf("tunnels[%d].mtu", i), strconv.Itoa(t.MTU), fmt.Sprintf("is more than the underlay's MTU of %d leaves, %d: larger packets are fragmented, and many networks drop fragments", s.Underlay.MTU, most),
+			note(t.Path()+".mtu", strconv.Itoa(t.MTU), fmt.Sprintf("is more than the underlay's MTU of %d leaves, %d: larger packets are fragmented, and many networks drop fragments", s.Underlay.MTU, most),
 				"leave it out, or raise `underlay.mtu` where the path to the peer allows it")
 		}
 		routed := slices.ContainsFunc(s.Routes, func(r StaticRoute) bool { return slices.Contains(r.Tunnels, t.Name) }) ||
 			slices.ContainsFunc(s.Maps, func(m PrefixMap) bool { return slices.Contains(m.Tunnels, t.Name) })
-		accepts := slices.ContainsFunc(s.Peers, func(p Peer) bool { return p.Tunnel == t.Name && len(p.Import.Allow) > 0 })
+		accepts := slices.ContainsFunc(s.Peers, func(p Peer) bool { return (p.Tunnel == t.Name || p.Tunnel == t.Link) && len(p.Import.Allow) > 0 })
 		if len(t.Sources) == 0 && !routed && !accepts {
-			note(fmt.Sprintf("tunnels[%d].sources", i), t.Name, "lets in only packets of its peer itself, because neither a peer's import nor a static route names a prefix behind it",
+			note(t.Path()+".sources", cmp.Or(t.Link, t.Name), "lets in only packets of its peer itself, because neither a peer's import nor a static route names a prefix behind it",
 				"give `sources`, such as [172.16.0.0/16]")
 		}
 	}

@@ -14,7 +14,7 @@ import (
 
 func (c *checker) peer(path string, p *isthmusv1.Peer) {
 	c.Name("peer", path+".name", p.GetName())
-	t, known := c.tunnelRef(path+".tunnel", p.GetTunnel())
+	t, known := c.carrierRef(path+".tunnel", p.GetTunnel())
 	preset, _ := cloud.Lookup(t.Cloud)
 	ttl := uint32(0)
 	if preset.TTL.Is > 1 {
@@ -120,7 +120,11 @@ func (c *checker) otherFamilies() {
 		if !p.Address.Is4() || own[p.Tunnel] || !slices.ContainsFunc(p.Import.Allow, six) && !slices.ContainsFunc(p.Export.Allow, six) {
 			continue
 		}
-		for _, in := range c.tunnels[p.Tunnel].Inside {
+		inside := c.tunnels[p.Tunnel].Inside
+		if l, ok := c.links[p.Tunnel]; ok {
+			inside = l.Inside
+		}
+		for _, in := range inside {
 			if in.Local.Addr().Is6() {
 				p.OtherLocal = in.Local.Addr()
 			}

@@ -34,12 +34,20 @@ func (c *checker) route(path string, r *isthmusv1.StaticRoute) {
 		if !c.spend(i) {
 			return
 		}
-		c.tunnelRef(at, name)
+		c.carrierRef(at, name)
 		if slices.Contains(r.GetTunnels()[:i], name) {
 			c.Problem(at, name, "is named twice", "keep one of them")
 		}
 	}
-	c.s.Routes = append(c.s.Routes, StaticRoute{Prefix: p, Tunnels: r.GetTunnels(), Blackhole: r.GetBlackhole()})
+	out := StaticRoute{Prefix: p, Blackhole: r.GetBlackhole()}
+	for _, name := range r.GetTunnels() {
+		if l, ok := c.links[name]; ok {
+			out.Tunnels, out.Resilient = append(out.Tunnels, l.Lanes...), len(r.GetTunnels()) == 1
+		} else {
+			out.Tunnels = append(out.Tunnels, name)
+		}
+	}
+	c.s.Routes = append(c.s.Routes, out)
 }
 
 // Unroutable are the prefixes that no route may lead to: this network, loopback, link-local,

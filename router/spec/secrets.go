@@ -27,6 +27,10 @@ func SecretUses(m *isthmusv1.Spec) (out []SecretUse) {
 		add(t.GetWireguard().GetPrivateKey(), "tunnels[%d].wireguard.privateKey", i, secret.WireGuardKey)
 		add(t.GetWireguard().GetPresharedKey(), "tunnels[%d].wireguard.presharedKey", i, secret.WireGuardKey)
 	}
+	for i, l := range m.GetLinks() {
+		add(l.GetWireguard().GetPrivateKey(), "links[%d].wireguard.privateKey", i, secret.WireGuardKey)
+		add(l.GetWireguard().GetPresharedKey(), "links[%d].wireguard.presharedKey", i, secret.WireGuardKey)
+	}
 	for i, p := range m.GetPeers() {
 		add(p.GetPassword(), "peers[%d].password", i, secret.Password)
 	}

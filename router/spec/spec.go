@@ -18,7 +18,8 @@ type Spec struct {
 	Underlay Underlay
 	// DerivedMTU means that the document does not give underlay.mtu; see DefaultMTU.
 	DerivedMTU bool
-	Tunnels    []Tunnel // in the order of the document
+	Tunnels    []Tunnel // in the order of the document; those of Links follow
+	Links      []Link
 	Peers      []Peer
 	Announce   []netip.Prefix
 	Routes     []StaticRoute
@@ -121,6 +122,18 @@ type Tunnel struct {
 	Cloud string // name of a preset of tunnel/cloud; empty: none
 	// Sources are those of the document; empty: router/plan derives them.
 	Sources []netip.Prefix
+	path    string
+}
+
+// Path returns the field path of the tunnel, or of the link whose lane it is.
+func (t Tunnel) Path() string { return t.path }
+
+// Link is a checked link to another node. Its lanes are Tunnels.
+type Link struct {
+	Name, Node string
+	Lanes      []string // names of the tunnels, by number
+	// Inside are the addresses of the link itself, which its lanes share.
+	Inside []tunnel.Inside
 }
 
 // Attachment is a checked plain interface that leads to a network.
@@ -157,6 +170,8 @@ type StaticRoute struct {
 	Prefix    netip.Prefix
 	Tunnels   []string
 	Blackhole bool
+	// Resilient means that Tunnels are the lanes of one link.
+	Resilient bool
 }
 
 // PrefixMap is a checked map of a prefix behind tunnels to another prefix.

@@ -14,7 +14,7 @@ import (
 func (c *checker) tunnel(path string, t *isthmusv1.Tunnel) {
 	ok := c.Name("tunnel", path+".name", t.GetName())
 	preset := c.cloud(path+".cloud", t)
-	out := Tunnel{Config: tunnel.Config{Name: t.GetName(), Disabled: t.GetDisabled()}, Cloud: preset.Name}
+	out := Tunnel{Config: tunnel.Config{Name: t.GetName(), Disabled: t.GetDisabled()}, Cloud: preset.Name, path: path}
 	for i, in := range t.GetInside() {
 		c.insidePair(fmt.Sprintf("%s.inside[%d]", path, i), in, &out)
 	}
@@ -194,6 +194,14 @@ func otherEnd(p netip.Prefix) netip.Addr {
 		return first.Next()
 	}
 	return first
+}
+
+// carrierRef returns the tunnel or the link of a name; of a link, its addresses and no lane.
+func (c *checker) carrierRef(path, name string) (Tunnel, bool) {
+	if l, ok := c.links[name]; ok {
+		return Tunnel{Config: tunnel.Config{Name: name, Link: name, Inside: l.Inside}}, true
+	}
+	return c.tunnelRef(path, name)
 }
 
 func (c *checker) tunnelRef(path, name string) (Tunnel, bool) {

@@ -59,6 +59,9 @@ func compileLink(c tunnel.Config, kind string) link.Wanted {
 	for _, in := range c.Inside {
 		w.Addresses = append(w.Addresses, link.Address{Local: in.Local, Peer: in.Remote})
 	}
+	for _, a := range c.Own {
+		w.Addresses = append(w.Addresses, link.Address{Local: netip.PrefixFrom(a, a.BitLen())})
+	}
 	return w
 }
 

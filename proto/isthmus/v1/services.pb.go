@@ -4957,6 +4957,641 @@ func (x *PolicyStatus) GetDown() bool {
 	return false
 }
 
+type ListLinksRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At most so many, 1 to 5000. Default: 1000.
+	PageSize      uint32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	PageToken     string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListLinksRequest) Reset() {
+	*x = ListLinksRequest{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListLinksRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListLinksRequest) ProtoMessage() {}
+
+func (x *ListLinksRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListLinksRequest.ProtoReflect.Descriptor instead.
+func (*ListLinksRequest) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{64}
+}
+
+func (x *ListLinksRequest) GetPageSize() uint32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListLinksRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+type ListLinksResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Links         []*LinkStatus          `protobuf:"bytes,1,rep,name=links,proto3" json:"links,omitempty"`
+	NextPageToken string                 `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListLinksResponse) Reset() {
+	*x = ListLinksResponse{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[65]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListLinksResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListLinksResponse) ProtoMessage() {}
+
+func (x *ListLinksResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[65]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListLinksResponse.ProtoReflect.Descriptor instead.
+func (*ListLinksResponse) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{65}
+}
+
+func (x *ListLinksResponse) GetLinks() []*LinkStatus {
+	if x != nil {
+		return x.Links
+	}
+	return nil
+}
+
+func (x *ListLinksResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+type GetLinkRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetLinkRequest) Reset() {
+	*x = GetLinkRequest{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[66]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetLinkRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetLinkRequest) ProtoMessage() {}
+
+func (x *GetLinkRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[66]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetLinkRequest.ProtoReflect.Descriptor instead.
+func (*GetLinkRequest) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{66}
+}
+
+func (x *GetLinkRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type WatchLinksRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchLinksRequest) Reset() {
+	*x = WatchLinksRequest{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[67]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchLinksRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchLinksRequest) ProtoMessage() {}
+
+func (x *WatchLinksRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[67]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchLinksRequest.ProtoReflect.Descriptor instead.
+func (*WatchLinksRequest) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{67}
+}
+
+type LinkEvent struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Type          EventType              `protobuf:"varint,1,opt,name=type,proto3,enum=isthmus.v1.EventType" json:"type,omitempty"`
+	Link          *LinkStatus            `protobuf:"bytes,2,opt,name=link,proto3" json:"link,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LinkEvent) Reset() {
+	*x = LinkEvent{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[68]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LinkEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LinkEvent) ProtoMessage() {}
+
+func (x *LinkEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[68]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LinkEvent.ProtoReflect.Descriptor instead.
+func (*LinkEvent) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{68}
+}
+
+func (x *LinkEvent) GetType() EventType {
+	if x != nil {
+		return x.Type
+	}
+	return EventType_EVENT_TYPE_UNSPECIFIED
+}
+
+func (x *LinkEvent) GetLink() *LinkStatus {
+	if x != nil {
+		return x.Link
+	}
+	return nil
+}
+
+// LinkStatus is the state of a link to another node.
+type LinkStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// The other node.
+	Node string `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	// The lanes, by number.
+	Lanes []*LaneStatus `protobuf:"bytes,3,rep,name=lanes,proto3" json:"lanes,omitempty"`
+	// How many of them routes may use.
+	Usable uint32 `protobuf:"varint,4,opt,name=usable,proto3" json:"usable,omitempty"`
+	// Since when the daemon of the other node sends no STAMP packets, while its kernel answers. Not
+	// set: it sends.
+	Silent *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=silent,proto3" json:"silent,omitempty"`
+	// Starts of the other node's daemon that this one has seen, without the first.
+	Restarts uint32 `protobuf:"varint,6,opt,name=restarts,proto3" json:"restarts,omitempty"`
+	// How often this daemon was not scheduled for so long that it could have missed packets. Such
+	// time does not count as silence.
+	Stalls        uint32 `protobuf:"varint,7,opt,name=stalls,proto3" json:"stalls,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LinkStatus) Reset() {
+	*x = LinkStatus{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[69]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LinkStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LinkStatus) ProtoMessage() {}
+
+func (x *LinkStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[69]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LinkStatus.ProtoReflect.Descriptor instead.
+func (*LinkStatus) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{69}
+}
+
+func (x *LinkStatus) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *LinkStatus) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *LinkStatus) GetLanes() []*LaneStatus {
+	if x != nil {
+		return x.Lanes
+	}
+	return nil
+}
+
+func (x *LinkStatus) GetUsable() uint32 {
+	if x != nil {
+		return x.Usable
+	}
+	return 0
+}
+
+func (x *LinkStatus) GetSilent() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Silent
+	}
+	return nil
+}
+
+func (x *LinkStatus) GetRestarts() uint32 {
+	if x != nil {
+		return x.Restarts
+	}
+	return 0
+}
+
+func (x *LinkStatus) GetStalls() uint32 {
+	if x != nil {
+		return x.Stalls
+	}
+	return 0
+}
+
+// LaneStatus is the state of a lane, as STAMP (RFC 8762) and echo requests show it.
+type LaneStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The tunnel that is the lane.
+	Tunnel    string `protobuf:"bytes,1,opt,name=tunnel,proto3" json:"tunnel,omitempty"`
+	Number    uint32 `protobuf:"varint,2,opt,name=number,proto3" json:"number,omitempty"`
+	Interface string `protobuf:"bytes,3,opt,name=interface,proto3" json:"interface,omitempty"`
+	// Inside addresses of this node and of the other one.
+	Local  string `protobuf:"bytes,4,opt,name=local,proto3" json:"local,omitempty"`
+	Remote string `protobuf:"bytes,5,opt,name=remote,proto3" json:"remote,omitempty"`
+	// From this node to the other one, and back.
+	Out *LaneDirection `protobuf:"bytes,6,opt,name=out,proto3" json:"out,omitempty"`
+	In  *LaneDirection `protobuf:"bytes,7,opt,name=in,proto3" json:"in,omitempty"`
+	// Whether routes may use the lane; if not, why.
+	Usable bool   `protobuf:"varint,8,opt,name=usable,proto3" json:"usable,omitempty"`
+	Reason string `protobuf:"bytes,9,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The daemon of the other node sends no STAMP packets on this lane, while its kernel answers.
+	Silent bool `protobuf:"varint,10,opt,name=silent,proto3" json:"silent,omitempty"`
+	// Size of the largest IP packets that arrive at the other node, in bytes. 0: unknown.
+	PathMtu uint32 `protobuf:"varint,11,opt,name=path_mtu,json=pathMtu,proto3" json:"path_mtu,omitempty"`
+	// Percentiles of the last 128 round trips. Not set: there was none.
+	RttP50 *durationpb.Duration `protobuf:"bytes,12,opt,name=rtt_p50,json=rttP50,proto3" json:"rtt_p50,omitempty"`
+	RttP99 *durationpb.Duration `protobuf:"bytes,13,opt,name=rtt_p99,json=rttP99,proto3" json:"rtt_p99,omitempty"`
+	// Buckets of the link's groups of next hops that lead into the lane: its share of new flows.
+	Buckets uint32 `protobuf:"varint,14,opt,name=buckets,proto3" json:"buckets,omitempty"`
+	// Counters of the interface.
+	RxBytes   uint64 `protobuf:"varint,15,opt,name=rx_bytes,json=rxBytes,proto3" json:"rx_bytes,omitempty"`
+	TxBytes   uint64 `protobuf:"varint,16,opt,name=tx_bytes,json=txBytes,proto3" json:"tx_bytes,omitempty"`
+	RxPackets uint64 `protobuf:"varint,17,opt,name=rx_packets,json=rxPackets,proto3" json:"rx_packets,omitempty"`
+	TxPackets uint64 `protobuf:"varint,18,opt,name=tx_packets,json=txPackets,proto3" json:"tx_packets,omitempty"`
+	// How often this node has tried to heal the lane since it died, the last time, and what it did:
+	// "new keys" or "new interface".
+	Heals  uint32                 `protobuf:"varint,19,opt,name=heals,proto3" json:"heals,omitempty"`
+	Healed *timestamppb.Timestamp `protobuf:"bytes,20,opt,name=healed,proto3" json:"healed,omitempty"`
+	Heal   string                 `protobuf:"bytes,21,opt,name=heal,proto3" json:"heal,omitempty"`
+	// The last error of sending or of healing.
+	LastError     string `protobuf:"bytes,22,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LaneStatus) Reset() {
+	*x = LaneStatus{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[70]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LaneStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LaneStatus) ProtoMessage() {}
+
+func (x *LaneStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[70]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LaneStatus.ProtoReflect.Descriptor instead.
+func (*LaneStatus) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{70}
+}
+
+func (x *LaneStatus) GetTunnel() string {
+	if x != nil {
+		return x.Tunnel
+	}
+	return ""
+}
+
+func (x *LaneStatus) GetNumber() uint32 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *LaneStatus) GetInterface() string {
+	if x != nil {
+		return x.Interface
+	}
+	return ""
+}
+
+func (x *LaneStatus) GetLocal() string {
+	if x != nil {
+		return x.Local
+	}
+	return ""
+}
+
+func (x *LaneStatus) GetRemote() string {
+	if x != nil {
+		return x.Remote
+	}
+	return ""
+}
+
+func (x *LaneStatus) GetOut() *LaneDirection {
+	if x != nil {
+		return x.Out
+	}
+	return nil
+}
+
+func (x *LaneStatus) GetIn() *LaneDirection {
+	if x != nil {
+		return x.In
+	}
+	return nil
+}
+
+func (x *LaneStatus) GetUsable() bool {
+	if x != nil {
+		return x.Usable
+	}
+	return false
+}
+
+func (x *LaneStatus) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *LaneStatus) GetSilent() bool {
+	if x != nil {
+		return x.Silent
+	}
+	return false
+}
+
+func (x *LaneStatus) GetPathMtu() uint32 {
+	if x != nil {
+		return x.PathMtu
+	}
+	return 0
+}
+
+func (x *LaneStatus) GetRttP50() *durationpb.Duration {
+	if x != nil {
+		return x.RttP50
+	}
+	return nil
+}
+
+func (x *LaneStatus) GetRttP99() *durationpb.Duration {
+	if x != nil {
+		return x.RttP99
+	}
+	return nil
+}
+
+func (x *LaneStatus) GetBuckets() uint32 {
+	if x != nil {
+		return x.Buckets
+	}
+	return 0
+}
+
+func (x *LaneStatus) GetRxBytes() uint64 {
+	if x != nil {
+		return x.RxBytes
+	}
+	return 0
+}
+
+func (x *LaneStatus) GetTxBytes() uint64 {
+	if x != nil {
+		return x.TxBytes
+	}
+	return 0
+}
+
+func (x *LaneStatus) GetRxPackets() uint64 {
+	if x != nil {
+		return x.RxPackets
+	}
+	return 0
+}
+
+func (x *LaneStatus) GetTxPackets() uint64 {
+	if x != nil {
+		return x.TxPackets
+	}
+	return 0
+}
+
+func (x *LaneStatus) GetHeals() uint32 {
+	if x != nil {
+		return x.Heals
+	}
+	return 0
+}
+
+func (x *LaneStatus) GetHealed() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Healed
+	}
+	return nil
+}
+
+func (x *LaneStatus) GetHeal() string {
+	if x != nil {
+		return x.Heal
+	}
+	return ""
+}
+
+func (x *LaneStatus) GetLastError() string {
+	if x != nil {
+		return x.LastError
+	}
+	return ""
+}
+
+// LaneDirection is the state of one direction of a lane.
+type LaneDirection struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "ok", "dead", "mtu" (small packets arrive, and those of the size of the MTU do not) or
+	// "unknown" (no packet has come yet, or nothing can be said).
+	Status string                 `protobuf:"bytes,1,opt,name=status,proto3" json:"status,omitempty"`
+	Since  *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=since,proto3" json:"since,omitempty"`
+	Reason string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Part of the last 128 packets that did not arrive, 0 to 1. Not set: unknown.
+	Loss          *float64 `protobuf:"fixed64,4,opt,name=loss,proto3,oneof" json:"loss,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LaneDirection) Reset() {
+	*x = LaneDirection{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[71]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LaneDirection) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LaneDirection) ProtoMessage() {}
+
+func (x *LaneDirection) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[71]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LaneDirection.ProtoReflect.Descriptor instead.
+func (*LaneDirection) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{71}
+}
+
+func (x *LaneDirection) GetStatus() string {
+	if x != nil {
+		return x.Status
+	}
+	return ""
+}
+
+func (x *LaneDirection) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *LaneDirection) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *LaneDirection) GetLoss() float64 {
+	if x != nil && x.Loss != nil {
+		return *x.Loss
+	}
+	return 0
+}
+
 type ListPoolsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// At most so many, 1 to 5000. Default: 1000.
@@ -4968,7 +5603,7 @@ type ListPoolsRequest struct {
 
 func (x *ListPoolsRequest) Reset() {
 	*x = ListPoolsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[64]
+	mi := &file_isthmus_v1_services_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4980,7 +5615,7 @@ func (x *ListPoolsRequest) String() string {
 func (*ListPoolsRequest) ProtoMessage() {}
 
 func (x *ListPoolsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[64]
+	mi := &file_isthmus_v1_services_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4993,7 +5628,7 @@ func (x *ListPoolsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoolsRequest.ProtoReflect.Descriptor instead.
 func (*ListPoolsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{64}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ListPoolsRequest) GetPageSize() uint32 {
@@ -5020,7 +5655,7 @@ type ListPoolsResponse struct {
 
 func (x *ListPoolsResponse) Reset() {
 	*x = ListPoolsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[65]
+	mi := &file_isthmus_v1_services_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5032,7 +5667,7 @@ func (x *ListPoolsResponse) String() string {
 func (*ListPoolsResponse) ProtoMessage() {}
 
 func (x *ListPoolsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[65]
+	mi := &file_isthmus_v1_services_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5045,7 +5680,7 @@ func (x *ListPoolsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoolsResponse.ProtoReflect.Descriptor instead.
 func (*ListPoolsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{65}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *ListPoolsResponse) GetPools() []*PoolStatus {
@@ -5071,7 +5706,7 @@ type GetPoolRequest struct {
 
 func (x *GetPoolRequest) Reset() {
 	*x = GetPoolRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[66]
+	mi := &file_isthmus_v1_services_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5083,7 +5718,7 @@ func (x *GetPoolRequest) String() string {
 func (*GetPoolRequest) ProtoMessage() {}
 
 func (x *GetPoolRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[66]
+	mi := &file_isthmus_v1_services_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5096,7 +5731,7 @@ func (x *GetPoolRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPoolRequest.ProtoReflect.Descriptor instead.
 func (*GetPoolRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{66}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *GetPoolRequest) GetName() string {
@@ -5114,7 +5749,7 @@ type WatchPoolsRequest struct {
 
 func (x *WatchPoolsRequest) Reset() {
 	*x = WatchPoolsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[67]
+	mi := &file_isthmus_v1_services_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5126,7 +5761,7 @@ func (x *WatchPoolsRequest) String() string {
 func (*WatchPoolsRequest) ProtoMessage() {}
 
 func (x *WatchPoolsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[67]
+	mi := &file_isthmus_v1_services_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5139,7 +5774,7 @@ func (x *WatchPoolsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPoolsRequest.ProtoReflect.Descriptor instead.
 func (*WatchPoolsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{67}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{75}
 }
 
 type PoolEvent struct {
@@ -5152,7 +5787,7 @@ type PoolEvent struct {
 
 func (x *PoolEvent) Reset() {
 	*x = PoolEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[68]
+	mi := &file_isthmus_v1_services_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5164,7 +5799,7 @@ func (x *PoolEvent) String() string {
 func (*PoolEvent) ProtoMessage() {}
 
 func (x *PoolEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[68]
+	mi := &file_isthmus_v1_services_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5177,7 +5812,7 @@ func (x *PoolEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolEvent.ProtoReflect.Descriptor instead.
 func (*PoolEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{68}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *PoolEvent) GetType() EventType {
@@ -5211,7 +5846,7 @@ type PoolStatus struct {
 
 func (x *PoolStatus) Reset() {
 	*x = PoolStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[69]
+	mi := &file_isthmus_v1_services_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5223,7 +5858,7 @@ func (x *PoolStatus) String() string {
 func (*PoolStatus) ProtoMessage() {}
 
 func (x *PoolStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[69]
+	mi := &file_isthmus_v1_services_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5236,7 +5871,7 @@ func (x *PoolStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolStatus.ProtoReflect.Descriptor instead.
 func (*PoolStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{69}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *PoolStatus) GetName() string {
@@ -5296,7 +5931,7 @@ type PoolMember struct {
 
 func (x *PoolMember) Reset() {
 	*x = PoolMember{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[70]
+	mi := &file_isthmus_v1_services_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5308,7 +5943,7 @@ func (x *PoolMember) String() string {
 func (*PoolMember) ProtoMessage() {}
 
 func (x *PoolMember) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[70]
+	mi := &file_isthmus_v1_services_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5321,7 +5956,7 @@ func (x *PoolMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolMember.ProtoReflect.Descriptor instead.
 func (*PoolMember) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{70}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *PoolMember) GetAddress() string {
@@ -5398,7 +6033,7 @@ type ProbeTarget struct {
 
 func (x *ProbeTarget) Reset() {
 	*x = ProbeTarget{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[71]
+	mi := &file_isthmus_v1_services_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5410,7 +6045,7 @@ func (x *ProbeTarget) String() string {
 func (*ProbeTarget) ProtoMessage() {}
 
 func (x *ProbeTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[71]
+	mi := &file_isthmus_v1_services_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5423,7 +6058,7 @@ func (x *ProbeTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeTarget.ProtoReflect.Descriptor instead.
 func (*ProbeTarget) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{71}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *ProbeTarget) GetTarget() string {
@@ -5472,7 +6107,7 @@ type ListNamesRequest struct {
 
 func (x *ListNamesRequest) Reset() {
 	*x = ListNamesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[72]
+	mi := &file_isthmus_v1_services_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5484,7 +6119,7 @@ func (x *ListNamesRequest) String() string {
 func (*ListNamesRequest) ProtoMessage() {}
 
 func (x *ListNamesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[72]
+	mi := &file_isthmus_v1_services_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5497,7 +6132,7 @@ func (x *ListNamesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNamesRequest.ProtoReflect.Descriptor instead.
 func (*ListNamesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{72}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *ListNamesRequest) GetPageSize() uint32 {
@@ -5524,7 +6159,7 @@ type ListNamesResponse struct {
 
 func (x *ListNamesResponse) Reset() {
 	*x = ListNamesResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[73]
+	mi := &file_isthmus_v1_services_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5536,7 +6171,7 @@ func (x *ListNamesResponse) String() string {
 func (*ListNamesResponse) ProtoMessage() {}
 
 func (x *ListNamesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[73]
+	mi := &file_isthmus_v1_services_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5549,7 +6184,7 @@ func (x *ListNamesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNamesResponse.ProtoReflect.Descriptor instead.
 func (*ListNamesResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{73}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *ListNamesResponse) GetNames() []*NameStatus {
@@ -5574,7 +6209,7 @@ type WatchNamesRequest struct {
 
 func (x *WatchNamesRequest) Reset() {
 	*x = WatchNamesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[74]
+	mi := &file_isthmus_v1_services_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5586,7 +6221,7 @@ func (x *WatchNamesRequest) String() string {
 func (*WatchNamesRequest) ProtoMessage() {}
 
 func (x *WatchNamesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[74]
+	mi := &file_isthmus_v1_services_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5599,7 +6234,7 @@ func (x *WatchNamesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchNamesRequest.ProtoReflect.Descriptor instead.
 func (*WatchNamesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{74}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{82}
 }
 
 type NameEvent struct {
@@ -5612,7 +6247,7 @@ type NameEvent struct {
 
 func (x *NameEvent) Reset() {
 	*x = NameEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[75]
+	mi := &file_isthmus_v1_services_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5624,7 +6259,7 @@ func (x *NameEvent) String() string {
 func (*NameEvent) ProtoMessage() {}
 
 func (x *NameEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[75]
+	mi := &file_isthmus_v1_services_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5637,7 +6272,7 @@ func (x *NameEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NameEvent.ProtoReflect.Descriptor instead.
 func (*NameEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{75}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *NameEvent) GetType() EventType {
@@ -5684,7 +6319,7 @@ type NameStatus struct {
 
 func (x *NameStatus) Reset() {
 	*x = NameStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[76]
+	mi := &file_isthmus_v1_services_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5696,7 +6331,7 @@ func (x *NameStatus) String() string {
 func (*NameStatus) ProtoMessage() {}
 
 func (x *NameStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[76]
+	mi := &file_isthmus_v1_services_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5709,7 +6344,7 @@ func (x *NameStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NameStatus.ProtoReflect.Descriptor instead.
 func (*NameStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{76}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *NameStatus) GetName() string {
@@ -5787,7 +6422,7 @@ type GoneAddress struct {
 
 func (x *GoneAddress) Reset() {
 	*x = GoneAddress{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[77]
+	mi := &file_isthmus_v1_services_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5799,7 +6434,7 @@ func (x *GoneAddress) String() string {
 func (*GoneAddress) ProtoMessage() {}
 
 func (x *GoneAddress) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[77]
+	mi := &file_isthmus_v1_services_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5812,7 +6447,7 @@ func (x *GoneAddress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GoneAddress.ProtoReflect.Descriptor instead.
 func (*GoneAddress) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{77}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *GoneAddress) GetAddress() string {
@@ -5843,7 +6478,7 @@ type SealRequest struct {
 
 func (x *SealRequest) Reset() {
 	*x = SealRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[78]
+	mi := &file_isthmus_v1_services_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5855,7 +6490,7 @@ func (x *SealRequest) String() string {
 func (*SealRequest) ProtoMessage() {}
 
 func (x *SealRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[78]
+	mi := &file_isthmus_v1_services_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5868,7 +6503,7 @@ func (x *SealRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealRequest.ProtoReflect.Descriptor instead.
 func (*SealRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{78}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *SealRequest) GetWith() string {
@@ -5895,7 +6530,7 @@ type SealResponse struct {
 
 func (x *SealResponse) Reset() {
 	*x = SealResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[79]
+	mi := &file_isthmus_v1_services_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5907,7 +6542,7 @@ func (x *SealResponse) String() string {
 func (*SealResponse) ProtoMessage() {}
 
 func (x *SealResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[79]
+	mi := &file_isthmus_v1_services_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5920,7 +6555,7 @@ func (x *SealResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealResponse.ProtoReflect.Descriptor instead.
 func (*SealResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{79}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *SealResponse) GetRecovery() string {
@@ -5940,7 +6575,7 @@ type UnsealRequest struct {
 
 func (x *UnsealRequest) Reset() {
 	*x = UnsealRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[80]
+	mi := &file_isthmus_v1_services_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5952,7 +6587,7 @@ func (x *UnsealRequest) String() string {
 func (*UnsealRequest) ProtoMessage() {}
 
 func (x *UnsealRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[80]
+	mi := &file_isthmus_v1_services_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5965,7 +6600,7 @@ func (x *UnsealRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnsealRequest.ProtoReflect.Descriptor instead.
 func (*UnsealRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{80}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *UnsealRequest) GetRecovery() string {
@@ -5986,7 +6621,7 @@ type UnsealResponse struct {
 
 func (x *UnsealResponse) Reset() {
 	*x = UnsealResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[81]
+	mi := &file_isthmus_v1_services_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5998,7 +6633,7 @@ func (x *UnsealResponse) String() string {
 func (*UnsealResponse) ProtoMessage() {}
 
 func (x *UnsealResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[81]
+	mi := &file_isthmus_v1_services_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6011,7 +6646,7 @@ func (x *UnsealResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnsealResponse.ProtoReflect.Descriptor instead.
 func (*UnsealResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{81}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *UnsealResponse) GetNotSealed() string {
@@ -6029,7 +6664,7 @@ type GetMachineRequest struct {
 
 func (x *GetMachineRequest) Reset() {
 	*x = GetMachineRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[82]
+	mi := &file_isthmus_v1_services_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6041,7 +6676,7 @@ func (x *GetMachineRequest) String() string {
 func (*GetMachineRequest) ProtoMessage() {}
 
 func (x *GetMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[82]
+	mi := &file_isthmus_v1_services_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6054,7 +6689,7 @@ func (x *GetMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMachineRequest.ProtoReflect.Descriptor instead.
 func (*GetMachineRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{82}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{90}
 }
 
 // Machine is the state of the machine that the router runs on.
@@ -6087,7 +6722,7 @@ type Machine struct {
 
 func (x *Machine) Reset() {
 	*x = Machine{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[83]
+	mi := &file_isthmus_v1_services_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6099,7 +6734,7 @@ func (x *Machine) String() string {
 func (*Machine) ProtoMessage() {}
 
 func (x *Machine) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[83]
+	mi := &file_isthmus_v1_services_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6112,7 +6747,7 @@ func (x *Machine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Machine.ProtoReflect.Descriptor instead.
 func (*Machine) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{83}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *Machine) GetSlots() []*Slot {
@@ -6212,7 +6847,7 @@ type Slot struct {
 
 func (x *Slot) Reset() {
 	*x = Slot{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[84]
+	mi := &file_isthmus_v1_services_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6224,7 +6859,7 @@ func (x *Slot) String() string {
 func (*Slot) ProtoMessage() {}
 
 func (x *Slot) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[84]
+	mi := &file_isthmus_v1_services_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6237,7 +6872,7 @@ func (x *Slot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Slot.ProtoReflect.Descriptor instead.
 func (*Slot) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{84}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *Slot) GetName() string {
@@ -6321,7 +6956,7 @@ type UpgradeRequest struct {
 
 func (x *UpgradeRequest) Reset() {
 	*x = UpgradeRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[85]
+	mi := &file_isthmus_v1_services_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6333,7 +6968,7 @@ func (x *UpgradeRequest) String() string {
 func (*UpgradeRequest) ProtoMessage() {}
 
 func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[85]
+	mi := &file_isthmus_v1_services_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6346,7 +6981,7 @@ func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeRequest.ProtoReflect.Descriptor instead.
 func (*UpgradeRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{85}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *UpgradeRequest) GetHeader() *UpgradeHeader {
@@ -6379,7 +7014,7 @@ type UpgradeHeader struct {
 
 func (x *UpgradeHeader) Reset() {
 	*x = UpgradeHeader{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[86]
+	mi := &file_isthmus_v1_services_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6391,7 +7026,7 @@ func (x *UpgradeHeader) String() string {
 func (*UpgradeHeader) ProtoMessage() {}
 
 func (x *UpgradeHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[86]
+	mi := &file_isthmus_v1_services_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6404,7 +7039,7 @@ func (x *UpgradeHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeHeader.ProtoReflect.Descriptor instead.
 func (*UpgradeHeader) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{86}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *UpgradeHeader) GetSize() int64 {
@@ -6447,7 +7082,7 @@ type UpgradeResponse struct {
 
 func (x *UpgradeResponse) Reset() {
 	*x = UpgradeResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[87]
+	mi := &file_isthmus_v1_services_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6459,7 +7094,7 @@ func (x *UpgradeResponse) String() string {
 func (*UpgradeResponse) ProtoMessage() {}
 
 func (x *UpgradeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[87]
+	mi := &file_isthmus_v1_services_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6472,7 +7107,7 @@ func (x *UpgradeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeResponse.ProtoReflect.Descriptor instead.
 func (*UpgradeResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{87}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *UpgradeResponse) GetSlot() string {
@@ -6504,7 +7139,7 @@ type RollbackSlotRequest struct {
 
 func (x *RollbackSlotRequest) Reset() {
 	*x = RollbackSlotRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[88]
+	mi := &file_isthmus_v1_services_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6516,7 +7151,7 @@ func (x *RollbackSlotRequest) String() string {
 func (*RollbackSlotRequest) ProtoMessage() {}
 
 func (x *RollbackSlotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[88]
+	mi := &file_isthmus_v1_services_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6529,7 +7164,7 @@ func (x *RollbackSlotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackSlotRequest.ProtoReflect.Descriptor instead.
 func (*RollbackSlotRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{88}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{96}
 }
 
 type RollbackSlotResponse struct {
@@ -6542,7 +7177,7 @@ type RollbackSlotResponse struct {
 
 func (x *RollbackSlotResponse) Reset() {
 	*x = RollbackSlotResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[89]
+	mi := &file_isthmus_v1_services_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6554,7 +7189,7 @@ func (x *RollbackSlotResponse) String() string {
 func (*RollbackSlotResponse) ProtoMessage() {}
 
 func (x *RollbackSlotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[89]
+	mi := &file_isthmus_v1_services_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6567,7 +7202,7 @@ func (x *RollbackSlotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackSlotResponse.ProtoReflect.Descriptor instead.
 func (*RollbackSlotResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{89}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *RollbackSlotResponse) GetSlot() string {
@@ -6585,7 +7220,7 @@ type RebootRequest struct {
 
 func (x *RebootRequest) Reset() {
 	*x = RebootRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[90]
+	mi := &file_isthmus_v1_services_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6597,7 +7232,7 @@ func (x *RebootRequest) String() string {
 func (*RebootRequest) ProtoMessage() {}
 
 func (x *RebootRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[90]
+	mi := &file_isthmus_v1_services_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6610,7 +7245,7 @@ func (x *RebootRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RebootRequest.ProtoReflect.Descriptor instead.
 func (*RebootRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{90}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{98}
 }
 
 type RebootResponse struct {
@@ -6621,7 +7256,7 @@ type RebootResponse struct {
 
 func (x *RebootResponse) Reset() {
 	*x = RebootResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[91]
+	mi := &file_isthmus_v1_services_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6633,7 +7268,7 @@ func (x *RebootResponse) String() string {
 func (*RebootResponse) ProtoMessage() {}
 
 func (x *RebootResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[91]
+	mi := &file_isthmus_v1_services_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6646,7 +7281,7 @@ func (x *RebootResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RebootResponse.ProtoReflect.Descriptor instead.
 func (*RebootResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{91}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{99}
 }
 
 type PowerOffRequest struct {
@@ -6657,7 +7292,7 @@ type PowerOffRequest struct {
 
 func (x *PowerOffRequest) Reset() {
 	*x = PowerOffRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[92]
+	mi := &file_isthmus_v1_services_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6669,7 +7304,7 @@ func (x *PowerOffRequest) String() string {
 func (*PowerOffRequest) ProtoMessage() {}
 
 func (x *PowerOffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[92]
+	mi := &file_isthmus_v1_services_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6682,7 +7317,7 @@ func (x *PowerOffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerOffRequest.ProtoReflect.Descriptor instead.
 func (*PowerOffRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{92}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{100}
 }
 
 type PowerOffResponse struct {
@@ -6693,7 +7328,7 @@ type PowerOffResponse struct {
 
 func (x *PowerOffResponse) Reset() {
 	*x = PowerOffResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[93]
+	mi := &file_isthmus_v1_services_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6705,7 +7340,7 @@ func (x *PowerOffResponse) String() string {
 func (*PowerOffResponse) ProtoMessage() {}
 
 func (x *PowerOffResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[93]
+	mi := &file_isthmus_v1_services_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6718,7 +7353,7 @@ func (x *PowerOffResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerOffResponse.ProtoReflect.Descriptor instead.
 func (*PowerOffResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{93}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{101}
 }
 
 type GetStatusRequest struct {
@@ -6729,7 +7364,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[94]
+	mi := &file_isthmus_v1_services_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6741,7 +7376,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[94]
+	mi := &file_isthmus_v1_services_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6754,7 +7389,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{94}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{102}
 }
 
 type WatchStatusRequest struct {
@@ -6769,7 +7404,7 @@ type WatchStatusRequest struct {
 
 func (x *WatchStatusRequest) Reset() {
 	*x = WatchStatusRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[95]
+	mi := &file_isthmus_v1_services_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6781,7 +7416,7 @@ func (x *WatchStatusRequest) String() string {
 func (*WatchStatusRequest) ProtoMessage() {}
 
 func (x *WatchStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[95]
+	mi := &file_isthmus_v1_services_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6794,7 +7429,7 @@ func (x *WatchStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchStatusRequest.ProtoReflect.Descriptor instead.
 func (*WatchStatusRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{95}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *WatchStatusRequest) GetResumeToken() string {
@@ -6815,7 +7450,7 @@ type WatchStatusResponse struct {
 
 func (x *WatchStatusResponse) Reset() {
 	*x = WatchStatusResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[96]
+	mi := &file_isthmus_v1_services_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6827,7 +7462,7 @@ func (x *WatchStatusResponse) String() string {
 func (*WatchStatusResponse) ProtoMessage() {}
 
 func (x *WatchStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[96]
+	mi := &file_isthmus_v1_services_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6840,7 +7475,7 @@ func (x *WatchStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchStatusResponse.ProtoReflect.Descriptor instead.
 func (*WatchStatusResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{96}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *WatchStatusResponse) GetStatus() *SystemStatus {
@@ -6882,7 +7517,7 @@ type SystemStatus struct {
 
 func (x *SystemStatus) Reset() {
 	*x = SystemStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[97]
+	mi := &file_isthmus_v1_services_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6894,7 +7529,7 @@ func (x *SystemStatus) String() string {
 func (*SystemStatus) ProtoMessage() {}
 
 func (x *SystemStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[97]
+	mi := &file_isthmus_v1_services_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6907,7 +7542,7 @@ func (x *SystemStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SystemStatus.ProtoReflect.Descriptor instead.
 func (*SystemStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{97}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *SystemStatus) GetNode() string {
@@ -7022,7 +7657,7 @@ type Summary struct {
 
 func (x *Summary) Reset() {
 	*x = Summary{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[98]
+	mi := &file_isthmus_v1_services_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7034,7 +7669,7 @@ func (x *Summary) String() string {
 func (*Summary) ProtoMessage() {}
 
 func (x *Summary) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[98]
+	mi := &file_isthmus_v1_services_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7047,7 +7682,7 @@ func (x *Summary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Summary.ProtoReflect.Descriptor instead.
 func (*Summary) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{98}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *Summary) GetTunnels() uint32 {
@@ -7181,7 +7816,7 @@ type PlatformStatus struct {
 
 func (x *PlatformStatus) Reset() {
 	*x = PlatformStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[99]
+	mi := &file_isthmus_v1_services_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7193,7 +7828,7 @@ func (x *PlatformStatus) String() string {
 func (*PlatformStatus) ProtoMessage() {}
 
 func (x *PlatformStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[99]
+	mi := &file_isthmus_v1_services_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7206,7 +7841,7 @@ func (x *PlatformStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlatformStatus.ProtoReflect.Descriptor instead.
 func (*PlatformStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{99}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *PlatformStatus) GetPlatform() string {
@@ -7277,7 +7912,7 @@ type PlatformInterface struct {
 
 func (x *PlatformInterface) Reset() {
 	*x = PlatformInterface{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[100]
+	mi := &file_isthmus_v1_services_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7289,7 +7924,7 @@ func (x *PlatformInterface) String() string {
 func (*PlatformInterface) ProtoMessage() {}
 
 func (x *PlatformInterface) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[100]
+	mi := &file_isthmus_v1_services_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7302,7 +7937,7 @@ func (x *PlatformInterface) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlatformInterface.ProtoReflect.Descriptor instead.
 func (*PlatformInterface) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{100}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *PlatformInterface) GetName() string {
@@ -7368,7 +8003,7 @@ type Counters struct {
 
 func (x *Counters) Reset() {
 	*x = Counters{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[101]
+	mi := &file_isthmus_v1_services_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7380,7 +8015,7 @@ func (x *Counters) String() string {
 func (*Counters) ProtoMessage() {}
 
 func (x *Counters) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[101]
+	mi := &file_isthmus_v1_services_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7393,7 +8028,7 @@ func (x *Counters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counters.ProtoReflect.Descriptor instead.
 func (*Counters) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{101}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *Counters) GetViciWrites() uint64 {
@@ -7450,7 +8085,7 @@ type SetSecretRequest struct {
 
 func (x *SetSecretRequest) Reset() {
 	*x = SetSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[102]
+	mi := &file_isthmus_v1_services_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7462,7 +8097,7 @@ func (x *SetSecretRequest) String() string {
 func (*SetSecretRequest) ProtoMessage() {}
 
 func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[102]
+	mi := &file_isthmus_v1_services_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7475,7 +8110,7 @@ func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSecretRequest.ProtoReflect.Descriptor instead.
 func (*SetSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{102}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *SetSecretRequest) GetName() string {
@@ -7501,7 +8136,7 @@ type RollbackSecretRequest struct {
 
 func (x *RollbackSecretRequest) Reset() {
 	*x = RollbackSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[103]
+	mi := &file_isthmus_v1_services_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7513,7 +8148,7 @@ func (x *RollbackSecretRequest) String() string {
 func (*RollbackSecretRequest) ProtoMessage() {}
 
 func (x *RollbackSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[103]
+	mi := &file_isthmus_v1_services_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7526,7 +8161,7 @@ func (x *RollbackSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackSecretRequest.ProtoReflect.Descriptor instead.
 func (*RollbackSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{103}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *RollbackSecretRequest) GetName() string {
@@ -7547,7 +8182,7 @@ type ListSecretsRequest struct {
 
 func (x *ListSecretsRequest) Reset() {
 	*x = ListSecretsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[104]
+	mi := &file_isthmus_v1_services_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7559,7 +8194,7 @@ func (x *ListSecretsRequest) String() string {
 func (*ListSecretsRequest) ProtoMessage() {}
 
 func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[104]
+	mi := &file_isthmus_v1_services_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7572,7 +8207,7 @@ func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsRequest.ProtoReflect.Descriptor instead.
 func (*ListSecretsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{104}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *ListSecretsRequest) GetPageSize() uint32 {
@@ -7599,7 +8234,7 @@ type ListSecretsResponse struct {
 
 func (x *ListSecretsResponse) Reset() {
 	*x = ListSecretsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[105]
+	mi := &file_isthmus_v1_services_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7611,7 +8246,7 @@ func (x *ListSecretsResponse) String() string {
 func (*ListSecretsResponse) ProtoMessage() {}
 
 func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[105]
+	mi := &file_isthmus_v1_services_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7624,7 +8259,7 @@ func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsResponse.ProtoReflect.Descriptor instead.
 func (*ListSecretsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{105}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *ListSecretsResponse) GetSecrets() []*SecretInfo {
@@ -7660,7 +8295,7 @@ type SecretInfo struct {
 
 func (x *SecretInfo) Reset() {
 	*x = SecretInfo{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[106]
+	mi := &file_isthmus_v1_services_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7672,7 +8307,7 @@ func (x *SecretInfo) String() string {
 func (*SecretInfo) ProtoMessage() {}
 
 func (x *SecretInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[106]
+	mi := &file_isthmus_v1_services_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7685,7 +8320,7 @@ func (x *SecretInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretInfo.ProtoReflect.Descriptor instead.
 func (*SecretInfo) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{106}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *SecretInfo) GetName() string {
@@ -7732,7 +8367,7 @@ type DeleteSecretRequest struct {
 
 func (x *DeleteSecretRequest) Reset() {
 	*x = DeleteSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[107]
+	mi := &file_isthmus_v1_services_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7744,7 +8379,7 @@ func (x *DeleteSecretRequest) String() string {
 func (*DeleteSecretRequest) ProtoMessage() {}
 
 func (x *DeleteSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[107]
+	mi := &file_isthmus_v1_services_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7757,7 +8392,7 @@ func (x *DeleteSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSecretRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{107}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *DeleteSecretRequest) GetName() string {
@@ -7775,7 +8410,7 @@ type DeleteSecretResponse struct {
 
 func (x *DeleteSecretResponse) Reset() {
 	*x = DeleteSecretResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[108]
+	mi := &file_isthmus_v1_services_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7787,7 +8422,7 @@ func (x *DeleteSecretResponse) String() string {
 func (*DeleteSecretResponse) ProtoMessage() {}
 
 func (x *DeleteSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[108]
+	mi := &file_isthmus_v1_services_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7800,7 +8435,7 @@ func (x *DeleteSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSecretResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSecretResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{108}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{116}
 }
 
 type ListAuditRequest struct {
@@ -7822,7 +8457,7 @@ type ListAuditRequest struct {
 
 func (x *ListAuditRequest) Reset() {
 	*x = ListAuditRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[109]
+	mi := &file_isthmus_v1_services_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7834,7 +8469,7 @@ func (x *ListAuditRequest) String() string {
 func (*ListAuditRequest) ProtoMessage() {}
 
 func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[109]
+	mi := &file_isthmus_v1_services_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7847,7 +8482,7 @@ func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditRequest.ProtoReflect.Descriptor instead.
 func (*ListAuditRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{109}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{117}
 }
 
 func (x *ListAuditRequest) GetPageSize() uint32 {
@@ -7905,7 +8540,7 @@ type ListAuditResponse struct {
 
 func (x *ListAuditResponse) Reset() {
 	*x = ListAuditResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[110]
+	mi := &file_isthmus_v1_services_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7917,7 +8552,7 @@ func (x *ListAuditResponse) String() string {
 func (*ListAuditResponse) ProtoMessage() {}
 
 func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[110]
+	mi := &file_isthmus_v1_services_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7930,7 +8565,7 @@ func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditResponse.ProtoReflect.Descriptor instead.
 func (*ListAuditResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{110}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *ListAuditResponse) GetEntries() []*AuditEntry {
@@ -7989,7 +8624,7 @@ type AuditEntry struct {
 
 func (x *AuditEntry) Reset() {
 	*x = AuditEntry{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[111]
+	mi := &file_isthmus_v1_services_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8001,7 +8636,7 @@ func (x *AuditEntry) String() string {
 func (*AuditEntry) ProtoMessage() {}
 
 func (x *AuditEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[111]
+	mi := &file_isthmus_v1_services_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8014,7 +8649,7 @@ func (x *AuditEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditEntry.ProtoReflect.Descriptor instead.
 func (*AuditEntry) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{111}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *AuditEntry) GetTime() *timestamppb.Timestamp {
@@ -8133,7 +8768,7 @@ type RenewAuthorityRequest struct {
 
 func (x *RenewAuthorityRequest) Reset() {
 	*x = RenewAuthorityRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[112]
+	mi := &file_isthmus_v1_services_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8145,7 +8780,7 @@ func (x *RenewAuthorityRequest) String() string {
 func (*RenewAuthorityRequest) ProtoMessage() {}
 
 func (x *RenewAuthorityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[112]
+	mi := &file_isthmus_v1_services_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8158,7 +8793,7 @@ func (x *RenewAuthorityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewAuthorityRequest.ProtoReflect.Descriptor instead.
 func (*RenewAuthorityRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{112}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{120}
 }
 
 func (x *RenewAuthorityRequest) GetAtOnce() bool {
@@ -8180,7 +8815,7 @@ type RenewAuthorityResponse struct {
 
 func (x *RenewAuthorityResponse) Reset() {
 	*x = RenewAuthorityResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[113]
+	mi := &file_isthmus_v1_services_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8192,7 +8827,7 @@ func (x *RenewAuthorityResponse) String() string {
 func (*RenewAuthorityResponse) ProtoMessage() {}
 
 func (x *RenewAuthorityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[113]
+	mi := &file_isthmus_v1_services_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8205,7 +8840,7 @@ func (x *RenewAuthorityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewAuthorityResponse.ProtoReflect.Descriptor instead.
 func (*RenewAuthorityResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{113}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *RenewAuthorityResponse) GetAuthority() string {
@@ -8238,7 +8873,7 @@ type IssueClientRequest struct {
 
 func (x *IssueClientRequest) Reset() {
 	*x = IssueClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[114]
+	mi := &file_isthmus_v1_services_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8250,7 +8885,7 @@ func (x *IssueClientRequest) String() string {
 func (*IssueClientRequest) ProtoMessage() {}
 
 func (x *IssueClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[114]
+	mi := &file_isthmus_v1_services_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8263,7 +8898,7 @@ func (x *IssueClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueClientRequest.ProtoReflect.Descriptor instead.
 func (*IssueClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{114}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{122}
 }
 
 func (x *IssueClientRequest) GetName() string {
@@ -8307,7 +8942,7 @@ type IssueClientResponse struct {
 
 func (x *IssueClientResponse) Reset() {
 	*x = IssueClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[115]
+	mi := &file_isthmus_v1_services_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8319,7 +8954,7 @@ func (x *IssueClientResponse) String() string {
 func (*IssueClientResponse) ProtoMessage() {}
 
 func (x *IssueClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[115]
+	mi := &file_isthmus_v1_services_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8332,7 +8967,7 @@ func (x *IssueClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueClientResponse.ProtoReflect.Descriptor instead.
 func (*IssueClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{115}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{123}
 }
 
 func (x *IssueClientResponse) GetCertificate() string {
@@ -8367,7 +9002,7 @@ type RenewClientRequest struct {
 
 func (x *RenewClientRequest) Reset() {
 	*x = RenewClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[116]
+	mi := &file_isthmus_v1_services_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8379,7 +9014,7 @@ func (x *RenewClientRequest) String() string {
 func (*RenewClientRequest) ProtoMessage() {}
 
 func (x *RenewClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[116]
+	mi := &file_isthmus_v1_services_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8392,7 +9027,7 @@ func (x *RenewClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewClientRequest.ProtoReflect.Descriptor instead.
 func (*RenewClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{116}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{124}
 }
 
 func (x *RenewClientRequest) GetCsr() []byte {
@@ -8415,7 +9050,7 @@ type RenewClientResponse struct {
 
 func (x *RenewClientResponse) Reset() {
 	*x = RenewClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[117]
+	mi := &file_isthmus_v1_services_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8427,7 +9062,7 @@ func (x *RenewClientResponse) String() string {
 func (*RenewClientResponse) ProtoMessage() {}
 
 func (x *RenewClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[117]
+	mi := &file_isthmus_v1_services_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8440,7 +9075,7 @@ func (x *RenewClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewClientResponse.ProtoReflect.Descriptor instead.
 func (*RenewClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{117}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{125}
 }
 
 func (x *RenewClientResponse) GetCertificate() string {
@@ -8472,7 +9107,7 @@ type ListClientsRequest struct {
 
 func (x *ListClientsRequest) Reset() {
 	*x = ListClientsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[118]
+	mi := &file_isthmus_v1_services_proto_msgTypes[126]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8484,7 +9119,7 @@ func (x *ListClientsRequest) String() string {
 func (*ListClientsRequest) ProtoMessage() {}
 
 func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[118]
+	mi := &file_isthmus_v1_services_proto_msgTypes[126]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8497,7 +9132,7 @@ func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsRequest.ProtoReflect.Descriptor instead.
 func (*ListClientsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{118}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{126}
 }
 
 type ListClientsResponse struct {
@@ -8509,7 +9144,7 @@ type ListClientsResponse struct {
 
 func (x *ListClientsResponse) Reset() {
 	*x = ListClientsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[119]
+	mi := &file_isthmus_v1_services_proto_msgTypes[127]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8521,7 +9156,7 @@ func (x *ListClientsResponse) String() string {
 func (*ListClientsResponse) ProtoMessage() {}
 
 func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[119]
+	mi := &file_isthmus_v1_services_proto_msgTypes[127]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8534,7 +9169,7 @@ func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsResponse.ProtoReflect.Descriptor instead.
 func (*ListClientsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{119}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{127}
 }
 
 func (x *ListClientsResponse) GetClients() []*Client {
@@ -8565,7 +9200,7 @@ type Client struct {
 
 func (x *Client) Reset() {
 	*x = Client{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[120]
+	mi := &file_isthmus_v1_services_proto_msgTypes[128]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8577,7 +9212,7 @@ func (x *Client) String() string {
 func (*Client) ProtoMessage() {}
 
 func (x *Client) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[120]
+	mi := &file_isthmus_v1_services_proto_msgTypes[128]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8590,7 +9225,7 @@ func (x *Client) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Client.ProtoReflect.Descriptor instead.
 func (*Client) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{120}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{128}
 }
 
 func (x *Client) GetName() string {
@@ -8652,7 +9287,7 @@ type RevokeClientRequest struct {
 
 func (x *RevokeClientRequest) Reset() {
 	*x = RevokeClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[121]
+	mi := &file_isthmus_v1_services_proto_msgTypes[129]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8664,7 +9299,7 @@ func (x *RevokeClientRequest) String() string {
 func (*RevokeClientRequest) ProtoMessage() {}
 
 func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[121]
+	mi := &file_isthmus_v1_services_proto_msgTypes[129]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8677,7 +9312,7 @@ func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientRequest.ProtoReflect.Descriptor instead.
 func (*RevokeClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{121}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{129}
 }
 
 func (x *RevokeClientRequest) GetSerial() string {
@@ -8695,7 +9330,7 @@ type RevokeClientResponse struct {
 
 func (x *RevokeClientResponse) Reset() {
 	*x = RevokeClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[122]
+	mi := &file_isthmus_v1_services_proto_msgTypes[130]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8707,7 +9342,7 @@ func (x *RevokeClientResponse) String() string {
 func (*RevokeClientResponse) ProtoMessage() {}
 
 func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[122]
+	mi := &file_isthmus_v1_services_proto_msgTypes[130]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8720,7 +9355,7 @@ func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientResponse.ProtoReflect.Descriptor instead.
 func (*RevokeClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{122}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{130}
 }
 
 type ListPortsRequest struct {
@@ -8734,7 +9369,7 @@ type ListPortsRequest struct {
 
 func (x *ListPortsRequest) Reset() {
 	*x = ListPortsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[123]
+	mi := &file_isthmus_v1_services_proto_msgTypes[131]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8746,7 +9381,7 @@ func (x *ListPortsRequest) String() string {
 func (*ListPortsRequest) ProtoMessage() {}
 
 func (x *ListPortsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[123]
+	mi := &file_isthmus_v1_services_proto_msgTypes[131]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8759,7 +9394,7 @@ func (x *ListPortsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPortsRequest.ProtoReflect.Descriptor instead.
 func (*ListPortsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{123}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{131}
 }
 
 func (x *ListPortsRequest) GetPageSize() uint32 {
@@ -8796,7 +9431,7 @@ type ListPortsResponse struct {
 
 func (x *ListPortsResponse) Reset() {
 	*x = ListPortsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[124]
+	mi := &file_isthmus_v1_services_proto_msgTypes[132]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8808,7 +9443,7 @@ func (x *ListPortsResponse) String() string {
 func (*ListPortsResponse) ProtoMessage() {}
 
 func (x *ListPortsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[124]
+	mi := &file_isthmus_v1_services_proto_msgTypes[132]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8821,7 +9456,7 @@ func (x *ListPortsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPortsResponse.ProtoReflect.Descriptor instead.
 func (*ListPortsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{124}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{132}
 }
 
 func (x *ListPortsResponse) GetPorts() []*PortUse {
@@ -8874,7 +9509,7 @@ type WatchPortsRequest struct {
 
 func (x *WatchPortsRequest) Reset() {
 	*x = WatchPortsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[125]
+	mi := &file_isthmus_v1_services_proto_msgTypes[133]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8886,7 +9521,7 @@ func (x *WatchPortsRequest) String() string {
 func (*WatchPortsRequest) ProtoMessage() {}
 
 func (x *WatchPortsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[125]
+	mi := &file_isthmus_v1_services_proto_msgTypes[133]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8899,7 +9534,7 @@ func (x *WatchPortsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPortsRequest.ProtoReflect.Descriptor instead.
 func (*WatchPortsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{125}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{133}
 }
 
 type PortEvent struct {
@@ -8912,7 +9547,7 @@ type PortEvent struct {
 
 func (x *PortEvent) Reset() {
 	*x = PortEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[126]
+	mi := &file_isthmus_v1_services_proto_msgTypes[134]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8924,7 +9559,7 @@ func (x *PortEvent) String() string {
 func (*PortEvent) ProtoMessage() {}
 
 func (x *PortEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[126]
+	mi := &file_isthmus_v1_services_proto_msgTypes[134]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8937,7 +9572,7 @@ func (x *PortEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortEvent.ProtoReflect.Descriptor instead.
 func (*PortEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{126}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{134}
 }
 
 func (x *PortEvent) GetType() EventType {
@@ -8989,7 +9624,7 @@ type PortUse struct {
 
 func (x *PortUse) Reset() {
 	*x = PortUse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[127]
+	mi := &file_isthmus_v1_services_proto_msgTypes[135]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9001,7 +9636,7 @@ func (x *PortUse) String() string {
 func (*PortUse) ProtoMessage() {}
 
 func (x *PortUse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[127]
+	mi := &file_isthmus_v1_services_proto_msgTypes[135]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9014,7 +9649,7 @@ func (x *PortUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortUse.ProtoReflect.Descriptor instead.
 func (*PortUse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{127}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{135}
 }
 
 func (x *PortUse) GetPool() string {
@@ -9123,7 +9758,7 @@ type AddressUse struct {
 
 func (x *AddressUse) Reset() {
 	*x = AddressUse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[128]
+	mi := &file_isthmus_v1_services_proto_msgTypes[136]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9135,7 +9770,7 @@ func (x *AddressUse) String() string {
 func (*AddressUse) ProtoMessage() {}
 
 func (x *AddressUse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[128]
+	mi := &file_isthmus_v1_services_proto_msgTypes[136]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9148,7 +9783,7 @@ func (x *AddressUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressUse.ProtoReflect.Descriptor instead.
 func (*AddressUse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{128}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{136}
 }
 
 func (x *AddressUse) GetPool() string {
@@ -9210,7 +9845,7 @@ type ConnectionTable struct {
 
 func (x *ConnectionTable) Reset() {
 	*x = ConnectionTable{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[129]
+	mi := &file_isthmus_v1_services_proto_msgTypes[137]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9222,7 +9857,7 @@ func (x *ConnectionTable) String() string {
 func (*ConnectionTable) ProtoMessage() {}
 
 func (x *ConnectionTable) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[129]
+	mi := &file_isthmus_v1_services_proto_msgTypes[137]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9235,7 +9870,7 @@ func (x *ConnectionTable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionTable.ProtoReflect.Descriptor instead.
 func (*ConnectionTable) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{129}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{137}
 }
 
 func (x *ConnectionTable) GetEntries() uint32 {
@@ -9303,7 +9938,7 @@ type EndFlowsRequest struct {
 
 func (x *EndFlowsRequest) Reset() {
 	*x = EndFlowsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[130]
+	mi := &file_isthmus_v1_services_proto_msgTypes[138]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9315,7 +9950,7 @@ func (x *EndFlowsRequest) String() string {
 func (*EndFlowsRequest) ProtoMessage() {}
 
 func (x *EndFlowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[130]
+	mi := &file_isthmus_v1_services_proto_msgTypes[138]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9328,7 +9963,7 @@ func (x *EndFlowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndFlowsRequest.ProtoReflect.Descriptor instead.
 func (*EndFlowsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{130}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{138}
 }
 
 func (x *EndFlowsRequest) GetSource() string {
@@ -9369,7 +10004,7 @@ type EndFlowsResponse struct {
 
 func (x *EndFlowsResponse) Reset() {
 	*x = EndFlowsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[131]
+	mi := &file_isthmus_v1_services_proto_msgTypes[139]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9381,7 +10016,7 @@ func (x *EndFlowsResponse) String() string {
 func (*EndFlowsResponse) ProtoMessage() {}
 
 func (x *EndFlowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[131]
+	mi := &file_isthmus_v1_services_proto_msgTypes[139]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9394,7 +10029,7 @@ func (x *EndFlowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndFlowsResponse.ProtoReflect.Descriptor instead.
 func (*EndFlowsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{131}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{139}
 }
 
 func (x *EndFlowsResponse) GetFlows() uint64 {
@@ -9430,7 +10065,7 @@ type WhoRequest struct {
 
 func (x *WhoRequest) Reset() {
 	*x = WhoRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[132]
+	mi := &file_isthmus_v1_services_proto_msgTypes[140]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9442,7 +10077,7 @@ func (x *WhoRequest) String() string {
 func (*WhoRequest) ProtoMessage() {}
 
 func (x *WhoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[132]
+	mi := &file_isthmus_v1_services_proto_msgTypes[140]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9455,7 +10090,7 @@ func (x *WhoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoRequest.ProtoReflect.Descriptor instead.
 func (*WhoRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{132}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{140}
 }
 
 func (x *WhoRequest) GetAddress() string {
@@ -9524,7 +10159,7 @@ type WhoResponse struct {
 
 func (x *WhoResponse) Reset() {
 	*x = WhoResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[133]
+	mi := &file_isthmus_v1_services_proto_msgTypes[141]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9536,7 +10171,7 @@ func (x *WhoResponse) String() string {
 func (*WhoResponse) ProtoMessage() {}
 
 func (x *WhoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[133]
+	mi := &file_isthmus_v1_services_proto_msgTypes[141]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9549,7 +10184,7 @@ func (x *WhoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoResponse.ProtoReflect.Descriptor instead.
 func (*WhoResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{133}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{141}
 }
 
 func (x *WhoResponse) GetFlows() []*TranslatedFlow {
@@ -9612,7 +10247,7 @@ type TranslatedFlow struct {
 
 func (x *TranslatedFlow) Reset() {
 	*x = TranslatedFlow{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[134]
+	mi := &file_isthmus_v1_services_proto_msgTypes[142]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9624,7 +10259,7 @@ func (x *TranslatedFlow) String() string {
 func (*TranslatedFlow) ProtoMessage() {}
 
 func (x *TranslatedFlow) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[134]
+	mi := &file_isthmus_v1_services_proto_msgTypes[142]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9637,7 +10272,7 @@ func (x *TranslatedFlow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TranslatedFlow.ProtoReflect.Descriptor instead.
 func (*TranslatedFlow) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{134}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{142}
 }
 
 func (x *TranslatedFlow) GetStart() *timestamppb.Timestamp {
@@ -9744,7 +10379,7 @@ type EventFilter struct {
 
 func (x *EventFilter) Reset() {
 	*x = EventFilter{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[135]
+	mi := &file_isthmus_v1_services_proto_msgTypes[143]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9756,7 +10391,7 @@ func (x *EventFilter) String() string {
 func (*EventFilter) ProtoMessage() {}
 
 func (x *EventFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[135]
+	mi := &file_isthmus_v1_services_proto_msgTypes[143]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9769,7 +10404,7 @@ func (x *EventFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventFilter.ProtoReflect.Descriptor instead.
 func (*EventFilter) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{135}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{143}
 }
 
 func (x *EventFilter) GetSince() *timestamppb.Timestamp {
@@ -9819,7 +10454,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[136]
+	mi := &file_isthmus_v1_services_proto_msgTypes[144]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9831,7 +10466,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[136]
+	mi := &file_isthmus_v1_services_proto_msgTypes[144]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9844,7 +10479,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{136}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{144}
 }
 
 func (x *ListEventsRequest) GetPageSize() uint32 {
@@ -9879,7 +10514,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[137]
+	mi := &file_isthmus_v1_services_proto_msgTypes[145]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9891,7 +10526,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[137]
+	mi := &file_isthmus_v1_services_proto_msgTypes[145]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9904,7 +10539,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{137}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{145}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -9934,7 +10569,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[138]
+	mi := &file_isthmus_v1_services_proto_msgTypes[146]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9946,7 +10581,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[138]
+	mi := &file_isthmus_v1_services_proto_msgTypes[146]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9959,7 +10594,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{138}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{146}
 }
 
 func (x *WatchEventsRequest) GetResumeToken() string {
@@ -9992,7 +10627,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[139]
+	mi := &file_isthmus_v1_services_proto_msgTypes[147]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10004,7 +10639,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[139]
+	mi := &file_isthmus_v1_services_proto_msgTypes[147]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10017,7 +10652,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{139}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{147}
 }
 
 func (x *WatchEventsResponse) GetType() EventType {
@@ -10076,7 +10711,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[140]
+	mi := &file_isthmus_v1_services_proto_msgTypes[148]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10088,7 +10723,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[140]
+	mi := &file_isthmus_v1_services_proto_msgTypes[148]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10101,7 +10736,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{140}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{148}
 }
 
 func (x *Event) GetSequence() uint64 {
@@ -10190,7 +10825,7 @@ type LogFilter struct {
 
 func (x *LogFilter) Reset() {
 	*x = LogFilter{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[141]
+	mi := &file_isthmus_v1_services_proto_msgTypes[149]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10202,7 +10837,7 @@ func (x *LogFilter) String() string {
 func (*LogFilter) ProtoMessage() {}
 
 func (x *LogFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[141]
+	mi := &file_isthmus_v1_services_proto_msgTypes[149]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10215,7 +10850,7 @@ func (x *LogFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogFilter.ProtoReflect.Descriptor instead.
 func (*LogFilter) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{141}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{149}
 }
 
 func (x *LogFilter) GetSince() *timestamppb.Timestamp {
@@ -10251,7 +10886,7 @@ type ListLogsRequest struct {
 
 func (x *ListLogsRequest) Reset() {
 	*x = ListLogsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[142]
+	mi := &file_isthmus_v1_services_proto_msgTypes[150]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10263,7 +10898,7 @@ func (x *ListLogsRequest) String() string {
 func (*ListLogsRequest) ProtoMessage() {}
 
 func (x *ListLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[142]
+	mi := &file_isthmus_v1_services_proto_msgTypes[150]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10276,7 +10911,7 @@ func (x *ListLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListLogsRequest.ProtoReflect.Descriptor instead.
 func (*ListLogsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{142}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{150}
 }
 
 func (x *ListLogsRequest) GetPageSize() uint32 {
@@ -10314,7 +10949,7 @@ type ListLogsResponse struct {
 
 func (x *ListLogsResponse) Reset() {
 	*x = ListLogsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[143]
+	mi := &file_isthmus_v1_services_proto_msgTypes[151]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10326,7 +10961,7 @@ func (x *ListLogsResponse) String() string {
 func (*ListLogsResponse) ProtoMessage() {}
 
 func (x *ListLogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[143]
+	mi := &file_isthmus_v1_services_proto_msgTypes[151]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10339,7 +10974,7 @@ func (x *ListLogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListLogsResponse.ProtoReflect.Descriptor instead.
 func (*ListLogsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{143}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{151}
 }
 
 func (x *ListLogsResponse) GetEntries() []*LogEntry {
@@ -10377,7 +11012,7 @@ type WatchLogsRequest struct {
 
 func (x *WatchLogsRequest) Reset() {
 	*x = WatchLogsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[144]
+	mi := &file_isthmus_v1_services_proto_msgTypes[152]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10389,7 +11024,7 @@ func (x *WatchLogsRequest) String() string {
 func (*WatchLogsRequest) ProtoMessage() {}
 
 func (x *WatchLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[144]
+	mi := &file_isthmus_v1_services_proto_msgTypes[152]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10402,7 +11037,7 @@ func (x *WatchLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchLogsRequest.ProtoReflect.Descriptor instead.
 func (*WatchLogsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{144}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{152}
 }
 
 func (x *WatchLogsRequest) GetResumeToken() string {
@@ -10443,7 +11078,7 @@ type LogEntry struct {
 
 func (x *LogEntry) Reset() {
 	*x = LogEntry{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[145]
+	mi := &file_isthmus_v1_services_proto_msgTypes[153]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10455,7 +11090,7 @@ func (x *LogEntry) String() string {
 func (*LogEntry) ProtoMessage() {}
 
 func (x *LogEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[145]
+	mi := &file_isthmus_v1_services_proto_msgTypes[153]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10468,7 +11103,7 @@ func (x *LogEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEntry.ProtoReflect.Descriptor instead.
 func (*LogEntry) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{145}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{153}
 }
 
 func (x *LogEntry) GetTime() *timestamppb.Timestamp {
@@ -10538,7 +11173,7 @@ type LogAttribute struct {
 
 func (x *LogAttribute) Reset() {
 	*x = LogAttribute{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[146]
+	mi := &file_isthmus_v1_services_proto_msgTypes[154]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10550,7 +11185,7 @@ func (x *LogAttribute) String() string {
 func (*LogAttribute) ProtoMessage() {}
 
 func (x *LogAttribute) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[146]
+	mi := &file_isthmus_v1_services_proto_msgTypes[154]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10563,7 +11198,7 @@ func (x *LogAttribute) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogAttribute.ProtoReflect.Descriptor instead.
 func (*LogAttribute) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{146}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{154}
 }
 
 func (x *LogAttribute) GetKey() string {
@@ -10603,7 +11238,7 @@ type PingRequest struct {
 
 func (x *PingRequest) Reset() {
 	*x = PingRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[147]
+	mi := &file_isthmus_v1_services_proto_msgTypes[155]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10615,7 +11250,7 @@ func (x *PingRequest) String() string {
 func (*PingRequest) ProtoMessage() {}
 
 func (x *PingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[147]
+	mi := &file_isthmus_v1_services_proto_msgTypes[155]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10628,7 +11263,7 @@ func (x *PingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingRequest.ProtoReflect.Descriptor instead.
 func (*PingRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{147}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{155}
 }
 
 func (x *PingRequest) GetAddress() string {
@@ -10691,7 +11326,7 @@ type PingReply struct {
 
 func (x *PingReply) Reset() {
 	*x = PingReply{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[148]
+	mi := &file_isthmus_v1_services_proto_msgTypes[156]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10703,7 +11338,7 @@ func (x *PingReply) String() string {
 func (*PingReply) ProtoMessage() {}
 
 func (x *PingReply) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[148]
+	mi := &file_isthmus_v1_services_proto_msgTypes[156]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10716,7 +11351,7 @@ func (x *PingReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingReply.ProtoReflect.Descriptor instead.
 func (*PingReply) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{148}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{156}
 }
 
 func (x *PingReply) GetSequence() uint32 {
@@ -10777,7 +11412,7 @@ type CaptureRequest struct {
 
 func (x *CaptureRequest) Reset() {
 	*x = CaptureRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[149]
+	mi := &file_isthmus_v1_services_proto_msgTypes[157]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10789,7 +11424,7 @@ func (x *CaptureRequest) String() string {
 func (*CaptureRequest) ProtoMessage() {}
 
 func (x *CaptureRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[149]
+	mi := &file_isthmus_v1_services_proto_msgTypes[157]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10802,7 +11437,7 @@ func (x *CaptureRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CaptureRequest.ProtoReflect.Descriptor instead.
 func (*CaptureRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{149}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{157}
 }
 
 func (x *CaptureRequest) GetAt() isCaptureRequest_At {
@@ -10923,7 +11558,7 @@ type CaptureReply struct {
 
 func (x *CaptureReply) Reset() {
 	*x = CaptureReply{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[150]
+	mi := &file_isthmus_v1_services_proto_msgTypes[158]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10935,7 +11570,7 @@ func (x *CaptureReply) String() string {
 func (*CaptureReply) ProtoMessage() {}
 
 func (x *CaptureReply) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[150]
+	mi := &file_isthmus_v1_services_proto_msgTypes[158]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10948,7 +11583,7 @@ func (x *CaptureReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CaptureReply.ProtoReflect.Descriptor instead.
 func (*CaptureReply) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{150}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{158}
 }
 
 func (x *CaptureReply) GetInterface() string {
@@ -10996,7 +11631,7 @@ type CapturedPacket struct {
 
 func (x *CapturedPacket) Reset() {
 	*x = CapturedPacket{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[151]
+	mi := &file_isthmus_v1_services_proto_msgTypes[159]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11008,7 +11643,7 @@ func (x *CapturedPacket) String() string {
 func (*CapturedPacket) ProtoMessage() {}
 
 func (x *CapturedPacket) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[151]
+	mi := &file_isthmus_v1_services_proto_msgTypes[159]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11021,7 +11656,7 @@ func (x *CapturedPacket) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CapturedPacket.ProtoReflect.Descriptor instead.
 func (*CapturedPacket) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{151}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{159}
 }
 
 func (x *CapturedPacket) GetTime() *timestamppb.Timestamp {
@@ -11469,6 +12104,62 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\x05names\x18\x1e \x03(\tR\x05names\x12\x0e\n" +
 	"\x02to\x18\x14 \x01(\tR\x02to\x12\x12\n" +
 	"\x04down\x18\x15 \x01(\bR\x04down\"N\n" +
+	"\x10ListLinksRequest\x12\x1b\n" +
+	"\tpage_size\x18\x01 \x01(\rR\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x02 \x01(\tR\tpageToken\"i\n" +
+	"\x11ListLinksResponse\x12,\n" +
+	"\x05links\x18\x01 \x03(\v2\x16.isthmus.v1.LinkStatusR\x05links\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"$\n" +
+	"\x0eGetLinkRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x13\n" +
+	"\x11WatchLinksRequest\"b\n" +
+	"\tLinkEvent\x12)\n" +
+	"\x04type\x18\x01 \x01(\x0e2\x15.isthmus.v1.EventTypeR\x04type\x12*\n" +
+	"\x04link\x18\x02 \x01(\v2\x16.isthmus.v1.LinkStatusR\x04link\"\xe2\x01\n" +
+	"\n" +
+	"LinkStatus\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\x12,\n" +
+	"\x05lanes\x18\x03 \x03(\v2\x16.isthmus.v1.LaneStatusR\x05lanes\x12\x16\n" +
+	"\x06usable\x18\x04 \x01(\rR\x06usable\x122\n" +
+	"\x06silent\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x06silent\x12\x1a\n" +
+	"\brestarts\x18\x06 \x01(\rR\brestarts\x12\x16\n" +
+	"\x06stalls\x18\a \x01(\rR\x06stalls\"\xb6\x05\n" +
+	"\n" +
+	"LaneStatus\x12\x16\n" +
+	"\x06tunnel\x18\x01 \x01(\tR\x06tunnel\x12\x16\n" +
+	"\x06number\x18\x02 \x01(\rR\x06number\x12\x1c\n" +
+	"\tinterface\x18\x03 \x01(\tR\tinterface\x12\x14\n" +
+	"\x05local\x18\x04 \x01(\tR\x05local\x12\x16\n" +
+	"\x06remote\x18\x05 \x01(\tR\x06remote\x12+\n" +
+	"\x03out\x18\x06 \x01(\v2\x19.isthmus.v1.LaneDirectionR\x03out\x12)\n" +
+	"\x02in\x18\a \x01(\v2\x19.isthmus.v1.LaneDirectionR\x02in\x12\x16\n" +
+	"\x06usable\x18\b \x01(\bR\x06usable\x12\x16\n" +
+	"\x06reason\x18\t \x01(\tR\x06reason\x12\x16\n" +
+	"\x06silent\x18\n" +
+	" \x01(\bR\x06silent\x12\x19\n" +
+	"\bpath_mtu\x18\v \x01(\rR\apathMtu\x122\n" +
+	"\artt_p50\x18\f \x01(\v2\x19.google.protobuf.DurationR\x06rttP50\x122\n" +
+	"\artt_p99\x18\r \x01(\v2\x19.google.protobuf.DurationR\x06rttP99\x12\x18\n" +
+	"\abuckets\x18\x0e \x01(\rR\abuckets\x12\x19\n" +
+	"\brx_bytes\x18\x0f \x01(\x04R\arxBytes\x12\x19\n" +
+	"\btx_bytes\x18\x10 \x01(\x04R\atxBytes\x12\x1d\n" +
+	"\n" +
+	"rx_packets\x18\x11 \x01(\x04R\trxPackets\x12\x1d\n" +
+	"\n" +
+	"tx_packets\x18\x12 \x01(\x04R\ttxPackets\x12\x14\n" +
+	"\x05heals\x18\x13 \x01(\rR\x05heals\x122\n" +
+	"\x06healed\x18\x14 \x01(\v2\x1a.google.protobuf.TimestampR\x06healed\x12\x12\n" +
+	"\x04heal\x18\x15 \x01(\tR\x04heal\x12\x1d\n" +
+	"\n" +
+	"last_error\x18\x16 \x01(\tR\tlastError\"\x93\x01\n" +
+	"\rLaneDirection\x12\x16\n" +
+	"\x06status\x18\x01 \x01(\tR\x06status\x120\n" +
+	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x17\n" +
+	"\x04loss\x18\x04 \x01(\x01H\x00R\x04loss\x88\x01\x01B\a\n" +
+	"\x05_loss\"N\n" +
 	"\x10ListPoolsRequest\x12\x1b\n" +
 	"\tpage_size\x18\x01 \x01(\rR\bpageSize\x12\x1d\n" +
 	"\n" +
@@ -11971,6 +12662,11 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\vProveEgress\x12\x1e.isthmus.v1.ProveEgressRequest\x1a\x1f.isthmus.v1.ProveEgressResponse\"\b\xd0\xd3\x18\x02\xd8\xd3\x18\x01\x12@\n" +
 	"\x03Who\x12\x16.isthmus.v1.WhoRequest\x1a\x17.isthmus.v1.WhoResponse\"\b\xd0\xd3\x18\x02\xd8\xd3\x18\x01\x12O\n" +
 	"\bEndFlows\x12\x1b.isthmus.v1.EndFlowsRequest\x1a\x1c.isthmus.v1.EndFlowsResponse\"\b\xd0\xd3\x18\x02\xd8\xd3\x18\x012\xee\x01\n" +
+	"\vLinkService\x12N\n" +
+	"\tListLinks\x12\x1c.isthmus.v1.ListLinksRequest\x1a\x1d.isthmus.v1.ListLinksResponse\"\x04\xd0\xd3\x18\x01\x12C\n" +
+	"\aGetLink\x12\x1a.isthmus.v1.GetLinkRequest\x1a\x16.isthmus.v1.LinkStatus\"\x04\xd0\xd3\x18\x01\x12J\n" +
+	"\n" +
+	"WatchLinks\x12\x1d.isthmus.v1.WatchLinksRequest\x1a\x15.isthmus.v1.LinkEvent\"\x04\xd0\xd3\x18\x010\x012\xee\x01\n" +
 	"\vPoolService\x12N\n" +
 	"\tListPools\x12\x1c.isthmus.v1.ListPoolsRequest\x1a\x1d.isthmus.v1.ListPoolsResponse\"\x04\xd0\xd3\x18\x01\x12C\n" +
 	"\aGetPool\x12\x1a.isthmus.v1.GetPoolRequest\x1a\x16.isthmus.v1.PoolStatus\"\x04\xd0\xd3\x18\x01\x12J\n" +
@@ -12033,7 +12729,7 @@ func file_isthmus_v1_services_proto_rawDescGZIP() []byte {
 }
 
 var file_isthmus_v1_services_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 152)
+var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 160)
 var file_isthmus_v1_services_proto_goTypes = []any{
 	(PathView)(0),                   // 0: isthmus.v1.PathView
 	(Change_Action)(0),              // 1: isthmus.v1.Change.Action
@@ -12101,376 +12797,401 @@ var file_isthmus_v1_services_proto_goTypes = []any{
 	(*EgressProofState)(nil),        // 63: isthmus.v1.EgressProofState
 	(*CanaryResult)(nil),            // 64: isthmus.v1.CanaryResult
 	(*PolicyStatus)(nil),            // 65: isthmus.v1.PolicyStatus
-	(*ListPoolsRequest)(nil),        // 66: isthmus.v1.ListPoolsRequest
-	(*ListPoolsResponse)(nil),       // 67: isthmus.v1.ListPoolsResponse
-	(*GetPoolRequest)(nil),          // 68: isthmus.v1.GetPoolRequest
-	(*WatchPoolsRequest)(nil),       // 69: isthmus.v1.WatchPoolsRequest
-	(*PoolEvent)(nil),               // 70: isthmus.v1.PoolEvent
-	(*PoolStatus)(nil),              // 71: isthmus.v1.PoolStatus
-	(*PoolMember)(nil),              // 72: isthmus.v1.PoolMember
-	(*ProbeTarget)(nil),             // 73: isthmus.v1.ProbeTarget
-	(*ListNamesRequest)(nil),        // 74: isthmus.v1.ListNamesRequest
-	(*ListNamesResponse)(nil),       // 75: isthmus.v1.ListNamesResponse
-	(*WatchNamesRequest)(nil),       // 76: isthmus.v1.WatchNamesRequest
-	(*NameEvent)(nil),               // 77: isthmus.v1.NameEvent
-	(*NameStatus)(nil),              // 78: isthmus.v1.NameStatus
-	(*GoneAddress)(nil),             // 79: isthmus.v1.GoneAddress
-	(*SealRequest)(nil),             // 80: isthmus.v1.SealRequest
-	(*SealResponse)(nil),            // 81: isthmus.v1.SealResponse
-	(*UnsealRequest)(nil),           // 82: isthmus.v1.UnsealRequest
-	(*UnsealResponse)(nil),          // 83: isthmus.v1.UnsealResponse
-	(*GetMachineRequest)(nil),       // 84: isthmus.v1.GetMachineRequest
-	(*Machine)(nil),                 // 85: isthmus.v1.Machine
-	(*Slot)(nil),                    // 86: isthmus.v1.Slot
-	(*UpgradeRequest)(nil),          // 87: isthmus.v1.UpgradeRequest
-	(*UpgradeHeader)(nil),           // 88: isthmus.v1.UpgradeHeader
-	(*UpgradeResponse)(nil),         // 89: isthmus.v1.UpgradeResponse
-	(*RollbackSlotRequest)(nil),     // 90: isthmus.v1.RollbackSlotRequest
-	(*RollbackSlotResponse)(nil),    // 91: isthmus.v1.RollbackSlotResponse
-	(*RebootRequest)(nil),           // 92: isthmus.v1.RebootRequest
-	(*RebootResponse)(nil),          // 93: isthmus.v1.RebootResponse
-	(*PowerOffRequest)(nil),         // 94: isthmus.v1.PowerOffRequest
-	(*PowerOffResponse)(nil),        // 95: isthmus.v1.PowerOffResponse
-	(*GetStatusRequest)(nil),        // 96: isthmus.v1.GetStatusRequest
-	(*WatchStatusRequest)(nil),      // 97: isthmus.v1.WatchStatusRequest
-	(*WatchStatusResponse)(nil),     // 98: isthmus.v1.WatchStatusResponse
-	(*SystemStatus)(nil),            // 99: isthmus.v1.SystemStatus
-	(*Summary)(nil),                 // 100: isthmus.v1.Summary
-	(*PlatformStatus)(nil),          // 101: isthmus.v1.PlatformStatus
-	(*PlatformInterface)(nil),       // 102: isthmus.v1.PlatformInterface
-	(*Counters)(nil),                // 103: isthmus.v1.Counters
-	(*SetSecretRequest)(nil),        // 104: isthmus.v1.SetSecretRequest
-	(*RollbackSecretRequest)(nil),   // 105: isthmus.v1.RollbackSecretRequest
-	(*ListSecretsRequest)(nil),      // 106: isthmus.v1.ListSecretsRequest
-	(*ListSecretsResponse)(nil),     // 107: isthmus.v1.ListSecretsResponse
-	(*SecretInfo)(nil),              // 108: isthmus.v1.SecretInfo
-	(*DeleteSecretRequest)(nil),     // 109: isthmus.v1.DeleteSecretRequest
-	(*DeleteSecretResponse)(nil),    // 110: isthmus.v1.DeleteSecretResponse
-	(*ListAuditRequest)(nil),        // 111: isthmus.v1.ListAuditRequest
-	(*ListAuditResponse)(nil),       // 112: isthmus.v1.ListAuditResponse
-	(*AuditEntry)(nil),              // 113: isthmus.v1.AuditEntry
-	(*RenewAuthorityRequest)(nil),   // 114: isthmus.v1.RenewAuthorityRequest
-	(*RenewAuthorityResponse)(nil),  // 115: isthmus.v1.RenewAuthorityResponse
-	(*IssueClientRequest)(nil),      // 116: isthmus.v1.IssueClientRequest
-	(*IssueClientResponse)(nil),     // 117: isthmus.v1.IssueClientResponse
-	(*RenewClientRequest)(nil),      // 118: isthmus.v1.RenewClientRequest
-	(*RenewClientResponse)(nil),     // 119: isthmus.v1.RenewClientResponse
-	(*ListClientsRequest)(nil),      // 120: isthmus.v1.ListClientsRequest
-	(*ListClientsResponse)(nil),     // 121: isthmus.v1.ListClientsResponse
-	(*Client)(nil),                  // 122: isthmus.v1.Client
-	(*RevokeClientRequest)(nil),     // 123: isthmus.v1.RevokeClientRequest
-	(*RevokeClientResponse)(nil),    // 124: isthmus.v1.RevokeClientResponse
-	(*ListPortsRequest)(nil),        // 125: isthmus.v1.ListPortsRequest
-	(*ListPortsResponse)(nil),       // 126: isthmus.v1.ListPortsResponse
-	(*WatchPortsRequest)(nil),       // 127: isthmus.v1.WatchPortsRequest
-	(*PortEvent)(nil),               // 128: isthmus.v1.PortEvent
-	(*PortUse)(nil),                 // 129: isthmus.v1.PortUse
-	(*AddressUse)(nil),              // 130: isthmus.v1.AddressUse
-	(*ConnectionTable)(nil),         // 131: isthmus.v1.ConnectionTable
-	(*EndFlowsRequest)(nil),         // 132: isthmus.v1.EndFlowsRequest
-	(*EndFlowsResponse)(nil),        // 133: isthmus.v1.EndFlowsResponse
-	(*WhoRequest)(nil),              // 134: isthmus.v1.WhoRequest
-	(*WhoResponse)(nil),             // 135: isthmus.v1.WhoResponse
-	(*TranslatedFlow)(nil),          // 136: isthmus.v1.TranslatedFlow
-	(*EventFilter)(nil),             // 137: isthmus.v1.EventFilter
-	(*ListEventsRequest)(nil),       // 138: isthmus.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),      // 139: isthmus.v1.ListEventsResponse
-	(*WatchEventsRequest)(nil),      // 140: isthmus.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),     // 141: isthmus.v1.WatchEventsResponse
-	(*Event)(nil),                   // 142: isthmus.v1.Event
-	(*LogFilter)(nil),               // 143: isthmus.v1.LogFilter
-	(*ListLogsRequest)(nil),         // 144: isthmus.v1.ListLogsRequest
-	(*ListLogsResponse)(nil),        // 145: isthmus.v1.ListLogsResponse
-	(*WatchLogsRequest)(nil),        // 146: isthmus.v1.WatchLogsRequest
-	(*LogEntry)(nil),                // 147: isthmus.v1.LogEntry
-	(*LogAttribute)(nil),            // 148: isthmus.v1.LogAttribute
-	(*PingRequest)(nil),             // 149: isthmus.v1.PingRequest
-	(*PingReply)(nil),               // 150: isthmus.v1.PingReply
-	(*CaptureRequest)(nil),          // 151: isthmus.v1.CaptureRequest
-	(*CaptureReply)(nil),            // 152: isthmus.v1.CaptureReply
-	(*CapturedPacket)(nil),          // 153: isthmus.v1.CapturedPacket
-	(*Spec)(nil),                    // 154: isthmus.v1.Spec
-	(*Problem)(nil),                 // 155: isthmus.v1.Problem
-	(*durationpb.Duration)(nil),     // 156: google.protobuf.Duration
-	(*EgressPolicy)(nil),            // 157: isthmus.v1.EgressPolicy
-	(*timestamppb.Timestamp)(nil),   // 158: google.protobuf.Timestamp
-	(*Condition)(nil),               // 159: isthmus.v1.Condition
-	(EventType)(0),                  // 160: isthmus.v1.EventType
-	(*Inside)(nil),                  // 161: isthmus.v1.Inside
+	(*ListLinksRequest)(nil),        // 66: isthmus.v1.ListLinksRequest
+	(*ListLinksResponse)(nil),       // 67: isthmus.v1.ListLinksResponse
+	(*GetLinkRequest)(nil),          // 68: isthmus.v1.GetLinkRequest
+	(*WatchLinksRequest)(nil),       // 69: isthmus.v1.WatchLinksRequest
+	(*LinkEvent)(nil),               // 70: isthmus.v1.LinkEvent
+	(*LinkStatus)(nil),              // 71: isthmus.v1.LinkStatus
+	(*LaneStatus)(nil),              // 72: isthmus.v1.LaneStatus
+	(*LaneDirection)(nil),           // 73: isthmus.v1.LaneDirection
+	(*ListPoolsRequest)(nil),        // 74: isthmus.v1.ListPoolsRequest
+	(*ListPoolsResponse)(nil),       // 75: isthmus.v1.ListPoolsResponse
+	(*GetPoolRequest)(nil),          // 76: isthmus.v1.GetPoolRequest
+	(*WatchPoolsRequest)(nil),       // 77: isthmus.v1.WatchPoolsRequest
+	(*PoolEvent)(nil),               // 78: isthmus.v1.PoolEvent
+	(*PoolStatus)(nil),              // 79: isthmus.v1.PoolStatus
+	(*PoolMember)(nil),              // 80: isthmus.v1.PoolMember
+	(*ProbeTarget)(nil),             // 81: isthmus.v1.ProbeTarget
+	(*ListNamesRequest)(nil),        // 82: isthmus.v1.ListNamesRequest
+	(*ListNamesResponse)(nil),       // 83: isthmus.v1.ListNamesResponse
+	(*WatchNamesRequest)(nil),       // 84: isthmus.v1.WatchNamesRequest
+	(*NameEvent)(nil),               // 85: isthmus.v1.NameEvent
+	(*NameStatus)(nil),              // 86: isthmus.v1.NameStatus
+	(*GoneAddress)(nil),             // 87: isthmus.v1.GoneAddress
+	(*SealRequest)(nil),             // 88: isthmus.v1.SealRequest
+	(*SealResponse)(nil),            // 89: isthmus.v1.SealResponse
+	(*UnsealRequest)(nil),           // 90: isthmus.v1.UnsealRequest
+	(*UnsealResponse)(nil),          // 91: isthmus.v1.UnsealResponse
+	(*GetMachineRequest)(nil),       // 92: isthmus.v1.GetMachineRequest
+	(*Machine)(nil),                 // 93: isthmus.v1.Machine
+	(*Slot)(nil),                    // 94: isthmus.v1.Slot
+	(*UpgradeRequest)(nil),          // 95: isthmus.v1.UpgradeRequest
+	(*UpgradeHeader)(nil),           // 96: isthmus.v1.UpgradeHeader
+	(*UpgradeResponse)(nil),         // 97: isthmus.v1.UpgradeResponse
+	(*RollbackSlotRequest)(nil),     // 98: isthmus.v1.RollbackSlotRequest
+	(*RollbackSlotResponse)(nil),    // 99: isthmus.v1.RollbackSlotResponse
+	(*RebootRequest)(nil),           // 100: isthmus.v1.RebootRequest
+	(*RebootResponse)(nil),          // 101: isthmus.v1.RebootResponse
+	(*PowerOffRequest)(nil),         // 102: isthmus.v1.PowerOffRequest
+	(*PowerOffResponse)(nil),        // 103: isthmus.v1.PowerOffResponse
+	(*GetStatusRequest)(nil),        // 104: isthmus.v1.GetStatusRequest
+	(*WatchStatusRequest)(nil),      // 105: isthmus.v1.WatchStatusRequest
+	(*WatchStatusResponse)(nil),     // 106: isthmus.v1.WatchStatusResponse
+	(*SystemStatus)(nil),            // 107: isthmus.v1.SystemStatus
+	(*Summary)(nil),                 // 108: isthmus.v1.Summary
+	(*PlatformStatus)(nil),          // 109: isthmus.v1.PlatformStatus
+	(*PlatformInterface)(nil),       // 110: isthmus.v1.PlatformInterface
+	(*Counters)(nil),                // 111: isthmus.v1.Counters
+	(*SetSecretRequest)(nil),        // 112: isthmus.v1.SetSecretRequest
+	(*RollbackSecretRequest)(nil),   // 113: isthmus.v1.RollbackSecretRequest
+	(*ListSecretsRequest)(nil),      // 114: isthmus.v1.ListSecretsRequest
+	(*ListSecretsResponse)(nil),     // 115: isthmus.v1.ListSecretsResponse
+	(*SecretInfo)(nil),              // 116: isthmus.v1.SecretInfo
+	(*DeleteSecretRequest)(nil),     // 117: isthmus.v1.DeleteSecretRequest
+	(*DeleteSecretResponse)(nil),    // 118: isthmus.v1.DeleteSecretResponse
+	(*ListAuditRequest)(nil),        // 119: isthmus.v1.ListAuditRequest
+	(*ListAuditResponse)(nil),       // 120: isthmus.v1.ListAuditResponse
+	(*AuditEntry)(nil),              // 121: isthmus.v1.AuditEntry
+	(*RenewAuthorityRequest)(nil),   // 122: isthmus.v1.RenewAuthorityRequest
+	(*RenewAuthorityResponse)(nil),  // 123: isthmus.v1.RenewAuthorityResponse
+	(*IssueClientRequest)(nil),      // 124: isthmus.v1.IssueClientRequest
+	(*IssueClientResponse)(nil),     // 125: isthmus.v1.IssueClientResponse
+	(*RenewClientRequest)(nil),      // 126: isthmus.v1.RenewClientRequest
+	(*RenewClientResponse)(nil),     // 127: isthmus.v1.RenewClientResponse
+	(*ListClientsRequest)(nil),      // 128: isthmus.v1.ListClientsRequest
+	(*ListClientsResponse)(nil),     // 129: isthmus.v1.ListClientsResponse
+	(*Client)(nil),                  // 130: isthmus.v1.Client
+	(*RevokeClientRequest)(nil),     // 131: isthmus.v1.RevokeClientRequest
+	(*RevokeClientResponse)(nil),    // 132: isthmus.v1.RevokeClientResponse
+	(*ListPortsRequest)(nil),        // 133: isthmus.v1.ListPortsRequest
+	(*ListPortsResponse)(nil),       // 134: isthmus.v1.ListPortsResponse
+	(*WatchPortsRequest)(nil),       // 135: isthmus.v1.WatchPortsRequest
+	(*PortEvent)(nil),               // 136: isthmus.v1.PortEvent
+	(*PortUse)(nil),                 // 137: isthmus.v1.PortUse
+	(*AddressUse)(nil),              // 138: isthmus.v1.AddressUse
+	(*ConnectionTable)(nil),         // 139: isthmus.v1.ConnectionTable
+	(*EndFlowsRequest)(nil),         // 140: isthmus.v1.EndFlowsRequest
+	(*EndFlowsResponse)(nil),        // 141: isthmus.v1.EndFlowsResponse
+	(*WhoRequest)(nil),              // 142: isthmus.v1.WhoRequest
+	(*WhoResponse)(nil),             // 143: isthmus.v1.WhoResponse
+	(*TranslatedFlow)(nil),          // 144: isthmus.v1.TranslatedFlow
+	(*EventFilter)(nil),             // 145: isthmus.v1.EventFilter
+	(*ListEventsRequest)(nil),       // 146: isthmus.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),      // 147: isthmus.v1.ListEventsResponse
+	(*WatchEventsRequest)(nil),      // 148: isthmus.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),     // 149: isthmus.v1.WatchEventsResponse
+	(*Event)(nil),                   // 150: isthmus.v1.Event
+	(*LogFilter)(nil),               // 151: isthmus.v1.LogFilter
+	(*ListLogsRequest)(nil),         // 152: isthmus.v1.ListLogsRequest
+	(*ListLogsResponse)(nil),        // 153: isthmus.v1.ListLogsResponse
+	(*WatchLogsRequest)(nil),        // 154: isthmus.v1.WatchLogsRequest
+	(*LogEntry)(nil),                // 155: isthmus.v1.LogEntry
+	(*LogAttribute)(nil),            // 156: isthmus.v1.LogAttribute
+	(*PingRequest)(nil),             // 157: isthmus.v1.PingRequest
+	(*PingReply)(nil),               // 158: isthmus.v1.PingReply
+	(*CaptureRequest)(nil),          // 159: isthmus.v1.CaptureRequest
+	(*CaptureReply)(nil),            // 160: isthmus.v1.CaptureReply
+	(*CapturedPacket)(nil),          // 161: isthmus.v1.CapturedPacket
+	(*Spec)(nil),                    // 162: isthmus.v1.Spec
+	(*Problem)(nil),                 // 163: isthmus.v1.Problem
+	(*durationpb.Duration)(nil),     // 164: google.protobuf.Duration
+	(*EgressPolicy)(nil),            // 165: isthmus.v1.EgressPolicy
+	(*timestamppb.Timestamp)(nil),   // 166: google.protobuf.Timestamp
+	(*Condition)(nil),               // 167: isthmus.v1.Condition
+	(EventType)(0),                  // 168: isthmus.v1.EventType
+	(*Inside)(nil),                  // 169: isthmus.v1.Inside
 }
 var file_isthmus_v1_services_proto_depIdxs = []int32{
-	154, // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
-	155, // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
+	162, // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
+	163, // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
 	2,   // 2: isthmus.v1.ValidateRequest.source:type_name -> isthmus.v1.Source
-	155, // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
-	155, // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
+	163, // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
+	163, // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
 	2,   // 5: isthmus.v1.PlanRequest.source:type_name -> isthmus.v1.Source
 	1,   // 6: isthmus.v1.Change.action:type_name -> isthmus.v1.Change.Action
 	7,   // 7: isthmus.v1.PlanResponse.changes:type_name -> isthmus.v1.Change
-	155, // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
+	163, // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
 	2,   // 9: isthmus.v1.ApplyRequest.source:type_name -> isthmus.v1.Source
-	156, // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
+	164, // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
 	7,   // 11: isthmus.v1.ApplyResponse.changes:type_name -> isthmus.v1.Change
-	155, // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
-	156, // 13: isthmus.v1.ApplyResponse.goes_back_in:type_name -> google.protobuf.Duration
-	157, // 14: isthmus.v1.EditPoliciesRequest.set:type_name -> isthmus.v1.EgressPolicy
-	156, // 15: isthmus.v1.EditPoliciesRequest.confirm_within:type_name -> google.protobuf.Duration
-	156, // 16: isthmus.v1.SetDisabledRequest.confirm_within:type_name -> google.protobuf.Duration
-	154, // 17: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
+	163, // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
+	164, // 13: isthmus.v1.ApplyResponse.goes_back_in:type_name -> google.protobuf.Duration
+	165, // 14: isthmus.v1.EditPoliciesRequest.set:type_name -> isthmus.v1.EgressPolicy
+	164, // 15: isthmus.v1.EditPoliciesRequest.confirm_within:type_name -> google.protobuf.Duration
+	164, // 16: isthmus.v1.SetDisabledRequest.confirm_within:type_name -> google.protobuf.Duration
+	162, // 17: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
 	20,  // 18: isthmus.v1.ListHistoryResponse.revisions:type_name -> isthmus.v1.Revision
-	158, // 19: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
-	156, // 20: isthmus.v1.RollbackRequest.confirm_within:type_name -> google.protobuf.Duration
-	156, // 21: isthmus.v1.WaitAppliedRequest.max_wait:type_name -> google.protobuf.Duration
-	159, // 22: isthmus.v1.WaitAppliedResponse.conditions:type_name -> isthmus.v1.Condition
+	166, // 19: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
+	164, // 20: isthmus.v1.RollbackRequest.confirm_within:type_name -> google.protobuf.Duration
+	164, // 21: isthmus.v1.WaitAppliedRequest.max_wait:type_name -> google.protobuf.Duration
+	167, // 22: isthmus.v1.WaitAppliedResponse.conditions:type_name -> isthmus.v1.Condition
 	31,  // 23: isthmus.v1.ListTunnelsResponse.tunnels:type_name -> isthmus.v1.TunnelStatus
 	34,  // 24: isthmus.v1.ListTunnelsResponse.strays:type_name -> isthmus.v1.StrayTunnel
-	160, // 25: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
+	168, // 25: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
 	31,  // 26: isthmus.v1.TunnelEvent.tunnel:type_name -> isthmus.v1.TunnelStatus
-	158, // 27: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
-	161, // 28: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
-	158, // 29: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
-	158, // 30: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
-	158, // 31: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
-	159, // 32: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
+	166, // 27: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
+	169, // 28: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
+	166, // 29: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
+	166, // 30: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
+	166, // 31: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
+	167, // 32: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
 	33,  // 33: isthmus.v1.TunnelStatus.explanation:type_name -> isthmus.v1.Explanation
-	158, // 34: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
-	158, // 35: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
-	158, // 36: isthmus.v1.TunnelStatus.last_error_since:type_name -> google.protobuf.Timestamp
-	158, // 37: isthmus.v1.TunnelStatus.data_received:type_name -> google.protobuf.Timestamp
+	166, // 34: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
+	166, // 35: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
+	166, // 36: isthmus.v1.TunnelStatus.last_error_since:type_name -> google.protobuf.Timestamp
+	166, // 37: isthmus.v1.TunnelStatus.data_received:type_name -> google.protobuf.Timestamp
 	32,  // 38: isthmus.v1.TunnelStatus.wireguard:type_name -> isthmus.v1.WireGuardStatus
-	158, // 39: isthmus.v1.WireGuardStatus.last_handshake:type_name -> google.protobuf.Timestamp
-	156, // 40: isthmus.v1.WireGuardStatus.keepalive:type_name -> google.protobuf.Duration
-	158, // 41: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
-	158, // 42: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
-	158, // 43: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
+	166, // 39: isthmus.v1.WireGuardStatus.last_handshake:type_name -> google.protobuf.Timestamp
+	164, // 40: isthmus.v1.WireGuardStatus.keepalive:type_name -> google.protobuf.Duration
+	166, // 41: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
+	166, // 42: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
+	166, // 43: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
 	42,  // 44: isthmus.v1.ListPeersResponse.peers:type_name -> isthmus.v1.PeerStatus
-	160, // 45: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
+	168, // 45: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
 	42,  // 46: isthmus.v1.PeerEvent.peer:type_name -> isthmus.v1.PeerStatus
-	158, // 47: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
-	156, // 48: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
-	159, // 49: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
-	158, // 50: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
+	166, // 47: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
+	164, // 48: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
+	167, // 49: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
+	166, // 50: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
 	43,  // 51: isthmus.v1.PeerStatus.filter:type_name -> isthmus.v1.PeerFilter
-	158, // 52: isthmus.v1.PeerStatus.last_error_time:type_name -> google.protobuf.Timestamp
+	166, // 52: isthmus.v1.PeerStatus.last_error_time:type_name -> google.protobuf.Timestamp
 	44,  // 53: isthmus.v1.PeerFilter.discarded:type_name -> isthmus.v1.DiscardedAttribute
 	49,  // 54: isthmus.v1.ListRoutesResponse.routes:type_name -> isthmus.v1.Route
-	160, // 55: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
+	168, // 55: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
 	49,  // 56: isthmus.v1.RouteEvent.route:type_name -> isthmus.v1.Route
 	50,  // 57: isthmus.v1.Route.next_hops:type_name -> isthmus.v1.NextHop
-	158, // 58: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
-	159, // 59: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
+	166, // 58: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
+	167, // 59: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
 	0,   // 60: isthmus.v1.ListPathsRequest.view:type_name -> isthmus.v1.PathView
 	49,  // 61: isthmus.v1.ListPathsResponse.route:type_name -> isthmus.v1.Route
 	54,  // 62: isthmus.v1.ListPathsResponse.paths:type_name -> isthmus.v1.Path
 	53,  // 63: isthmus.v1.ListPathsResponse.offers:type_name -> isthmus.v1.PathOffer
-	158, // 64: isthmus.v1.Path.since:type_name -> google.protobuf.Timestamp
+	166, // 64: isthmus.v1.Path.since:type_name -> google.protobuf.Timestamp
 	65,  // 65: isthmus.v1.ListPoliciesResponse.policies:type_name -> isthmus.v1.PolicyStatus
 	57,  // 66: isthmus.v1.ListPoliciesResponse.drops:type_name -> isthmus.v1.Drop
-	160, // 67: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
+	168, // 67: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
 	65,  // 68: isthmus.v1.PolicyEvent.policy:type_name -> isthmus.v1.PolicyStatus
 	62,  // 69: isthmus.v1.ProveEgressResponse.proof:type_name -> isthmus.v1.EgressProof
-	158, // 70: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
+	166, // 70: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
 	63,  // 71: isthmus.v1.EgressProof.states:type_name -> isthmus.v1.EgressProofState
 	64,  // 72: isthmus.v1.EgressProof.canaries:type_name -> isthmus.v1.CanaryResult
-	71,  // 73: isthmus.v1.ListPoolsResponse.pools:type_name -> isthmus.v1.PoolStatus
-	160, // 74: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
-	71,  // 75: isthmus.v1.PoolEvent.pool:type_name -> isthmus.v1.PoolStatus
-	72,  // 76: isthmus.v1.PoolStatus.members:type_name -> isthmus.v1.PoolMember
-	158, // 77: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
-	73,  // 78: isthmus.v1.PoolMember.targets:type_name -> isthmus.v1.ProbeTarget
-	158, // 79: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
-	158, // 80: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
-	78,  // 81: isthmus.v1.ListNamesResponse.names:type_name -> isthmus.v1.NameStatus
-	160, // 82: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
-	78,  // 83: isthmus.v1.NameEvent.name:type_name -> isthmus.v1.NameStatus
-	158, // 84: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
-	158, // 85: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
-	79,  // 86: isthmus.v1.NameStatus.gone:type_name -> isthmus.v1.GoneAddress
-	158, // 87: isthmus.v1.NameStatus.differs:type_name -> google.protobuf.Timestamp
-	158, // 88: isthmus.v1.GoneAddress.since:type_name -> google.protobuf.Timestamp
-	86,  // 89: isthmus.v1.Machine.slots:type_name -> isthmus.v1.Slot
-	158, // 90: isthmus.v1.Slot.deadline:type_name -> google.protobuf.Timestamp
-	88,  // 91: isthmus.v1.UpgradeRequest.header:type_name -> isthmus.v1.UpgradeHeader
-	99,  // 92: isthmus.v1.WatchStatusResponse.status:type_name -> isthmus.v1.SystemStatus
-	158, // 93: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
-	158, // 94: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
-	159, // 95: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
-	103, // 96: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
-	101, // 97: isthmus.v1.SystemStatus.platform:type_name -> isthmus.v1.PlatformStatus
-	100, // 98: isthmus.v1.SystemStatus.summary:type_name -> isthmus.v1.Summary
-	129, // 99: isthmus.v1.Summary.ports:type_name -> isthmus.v1.PortUse
-	102, // 100: isthmus.v1.PlatformStatus.interfaces:type_name -> isthmus.v1.PlatformInterface
-	158, // 101: isthmus.v1.PlatformStatus.read:type_name -> google.protobuf.Timestamp
-	108, // 102: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
-	158, // 103: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
-	158, // 104: isthmus.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
-	158, // 105: isthmus.v1.ListAuditRequest.until:type_name -> google.protobuf.Timestamp
-	113, // 106: isthmus.v1.ListAuditResponse.entries:type_name -> isthmus.v1.AuditEntry
-	158, // 107: isthmus.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
-	158, // 108: isthmus.v1.RenewAuthorityResponse.former_until:type_name -> google.protobuf.Timestamp
-	156, // 109: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
-	122, // 110: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
-	122, // 111: isthmus.v1.RenewClientResponse.client:type_name -> isthmus.v1.Client
-	122, // 112: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
-	158, // 113: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
-	158, // 114: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
-	129, // 115: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
-	130, // 116: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
-	131, // 117: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
-	158, // 118: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
-	160, // 119: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
-	129, // 120: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
-	156, // 121: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
-	158, // 122: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
-	156, // 123: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
-	136, // 124: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
-	158, // 125: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
-	158, // 126: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
-	158, // 127: isthmus.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
-	158, // 128: isthmus.v1.EventFilter.until:type_name -> google.protobuf.Timestamp
-	137, // 129: isthmus.v1.ListEventsRequest.filter:type_name -> isthmus.v1.EventFilter
-	142, // 130: isthmus.v1.ListEventsResponse.events:type_name -> isthmus.v1.Event
-	137, // 131: isthmus.v1.WatchEventsRequest.filter:type_name -> isthmus.v1.EventFilter
-	160, // 132: isthmus.v1.WatchEventsResponse.type:type_name -> isthmus.v1.EventType
-	142, // 133: isthmus.v1.WatchEventsResponse.event:type_name -> isthmus.v1.Event
-	158, // 134: isthmus.v1.Event.time:type_name -> google.protobuf.Timestamp
-	156, // 135: isthmus.v1.Event.lasted:type_name -> google.protobuf.Duration
-	158, // 136: isthmus.v1.LogFilter.since:type_name -> google.protobuf.Timestamp
-	143, // 137: isthmus.v1.ListLogsRequest.filter:type_name -> isthmus.v1.LogFilter
-	147, // 138: isthmus.v1.ListLogsResponse.entries:type_name -> isthmus.v1.LogEntry
-	143, // 139: isthmus.v1.WatchLogsRequest.filter:type_name -> isthmus.v1.LogFilter
-	158, // 140: isthmus.v1.LogEntry.time:type_name -> google.protobuf.Timestamp
-	148, // 141: isthmus.v1.LogEntry.attributes:type_name -> isthmus.v1.LogAttribute
-	156, // 142: isthmus.v1.PingRequest.interval:type_name -> google.protobuf.Duration
-	156, // 143: isthmus.v1.PingReply.round_trip:type_name -> google.protobuf.Duration
-	156, // 144: isthmus.v1.CaptureRequest.duration:type_name -> google.protobuf.Duration
-	153, // 145: isthmus.v1.CaptureReply.packets:type_name -> isthmus.v1.CapturedPacket
-	158, // 146: isthmus.v1.CapturedPacket.time:type_name -> google.protobuf.Timestamp
-	4,   // 147: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
-	6,   // 148: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
-	9,   // 149: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
-	11,  // 150: isthmus.v1.SpecService.EditPolicies:input_type -> isthmus.v1.EditPoliciesRequest
-	12,  // 151: isthmus.v1.SpecService.SetDisabled:input_type -> isthmus.v1.SetDisabledRequest
-	13,  // 152: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
-	15,  // 153: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
-	16,  // 154: isthmus.v1.SpecService.GetEffectiveSpec:input_type -> isthmus.v1.GetEffectiveSpecRequest
-	18,  // 155: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
-	21,  // 156: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
-	22,  // 157: isthmus.v1.SpecService.WaitApplied:input_type -> isthmus.v1.WaitAppliedRequest
-	24,  // 158: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
-	26,  // 159: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
-	27,  // 160: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
-	28,  // 161: isthmus.v1.TunnelService.ResetTunnel:input_type -> isthmus.v1.ResetTunnelRequest
-	35,  // 162: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
-	37,  // 163: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
-	38,  // 164: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
-	40,  // 165: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
-	45,  // 166: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
-	47,  // 167: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
-	51,  // 168: isthmus.v1.RouteService.ListPaths:input_type -> isthmus.v1.ListPathsRequest
-	55,  // 169: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
-	58,  // 170: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
-	60,  // 171: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
-	134, // 172: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
-	132, // 173: isthmus.v1.NATService.EndFlows:input_type -> isthmus.v1.EndFlowsRequest
-	66,  // 174: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
-	68,  // 175: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
-	69,  // 176: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
-	74,  // 177: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
-	76,  // 178: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
-	96,  // 179: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
-	97,  // 180: isthmus.v1.SystemService.WatchStatus:input_type -> isthmus.v1.WatchStatusRequest
-	84,  // 181: isthmus.v1.SystemService.GetMachine:input_type -> isthmus.v1.GetMachineRequest
-	87,  // 182: isthmus.v1.SystemService.Upgrade:input_type -> isthmus.v1.UpgradeRequest
-	90,  // 183: isthmus.v1.SystemService.RollbackSlot:input_type -> isthmus.v1.RollbackSlotRequest
-	92,  // 184: isthmus.v1.SystemService.Reboot:input_type -> isthmus.v1.RebootRequest
-	94,  // 185: isthmus.v1.SystemService.PowerOff:input_type -> isthmus.v1.PowerOffRequest
-	80,  // 186: isthmus.v1.SystemService.Seal:input_type -> isthmus.v1.SealRequest
-	82,  // 187: isthmus.v1.SystemService.Unseal:input_type -> isthmus.v1.UnsealRequest
-	104, // 188: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
-	104, // 189: isthmus.v1.SecretService.AddSecret:input_type -> isthmus.v1.SetSecretRequest
-	105, // 190: isthmus.v1.SecretService.RollbackSecret:input_type -> isthmus.v1.RollbackSecretRequest
-	106, // 191: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
-	109, // 192: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
-	116, // 193: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
-	120, // 194: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
-	123, // 195: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
-	118, // 196: isthmus.v1.AccessService.RenewClient:input_type -> isthmus.v1.RenewClientRequest
-	114, // 197: isthmus.v1.AccessService.RenewAuthority:input_type -> isthmus.v1.RenewAuthorityRequest
-	111, // 198: isthmus.v1.AccessService.ListAudit:input_type -> isthmus.v1.ListAuditRequest
-	125, // 199: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
-	127, // 200: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
-	138, // 201: isthmus.v1.EventService.ListEvents:input_type -> isthmus.v1.ListEventsRequest
-	140, // 202: isthmus.v1.EventService.WatchEvents:input_type -> isthmus.v1.WatchEventsRequest
-	144, // 203: isthmus.v1.LogService.ListLogs:input_type -> isthmus.v1.ListLogsRequest
-	146, // 204: isthmus.v1.LogService.WatchLogs:input_type -> isthmus.v1.WatchLogsRequest
-	149, // 205: isthmus.v1.DiagnosticService.Ping:input_type -> isthmus.v1.PingRequest
-	151, // 206: isthmus.v1.DiagnosticService.Capture:input_type -> isthmus.v1.CaptureRequest
-	5,   // 207: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
-	8,   // 208: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
-	10,  // 209: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
-	10,  // 210: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
-	10,  // 211: isthmus.v1.SpecService.SetDisabled:output_type -> isthmus.v1.ApplyResponse
-	14,  // 212: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
-	17,  // 213: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
-	17,  // 214: isthmus.v1.SpecService.GetEffectiveSpec:output_type -> isthmus.v1.GetSpecResponse
-	19,  // 215: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
-	10,  // 216: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
-	23,  // 217: isthmus.v1.SpecService.WaitApplied:output_type -> isthmus.v1.WaitAppliedResponse
-	25,  // 218: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
-	31,  // 219: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
-	30,  // 220: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
-	29,  // 221: isthmus.v1.TunnelService.ResetTunnel:output_type -> isthmus.v1.ResetTunnelResponse
-	36,  // 222: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
-	42,  // 223: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
-	39,  // 224: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
-	41,  // 225: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
-	46,  // 226: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
-	48,  // 227: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
-	52,  // 228: isthmus.v1.RouteService.ListPaths:output_type -> isthmus.v1.ListPathsResponse
-	56,  // 229: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
-	59,  // 230: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
-	61,  // 231: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
-	135, // 232: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
-	133, // 233: isthmus.v1.NATService.EndFlows:output_type -> isthmus.v1.EndFlowsResponse
-	67,  // 234: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
-	71,  // 235: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
-	70,  // 236: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
-	75,  // 237: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
-	77,  // 238: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
-	99,  // 239: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
-	98,  // 240: isthmus.v1.SystemService.WatchStatus:output_type -> isthmus.v1.WatchStatusResponse
-	85,  // 241: isthmus.v1.SystemService.GetMachine:output_type -> isthmus.v1.Machine
-	89,  // 242: isthmus.v1.SystemService.Upgrade:output_type -> isthmus.v1.UpgradeResponse
-	91,  // 243: isthmus.v1.SystemService.RollbackSlot:output_type -> isthmus.v1.RollbackSlotResponse
-	93,  // 244: isthmus.v1.SystemService.Reboot:output_type -> isthmus.v1.RebootResponse
-	95,  // 245: isthmus.v1.SystemService.PowerOff:output_type -> isthmus.v1.PowerOffResponse
-	81,  // 246: isthmus.v1.SystemService.Seal:output_type -> isthmus.v1.SealResponse
-	83,  // 247: isthmus.v1.SystemService.Unseal:output_type -> isthmus.v1.UnsealResponse
-	108, // 248: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
-	108, // 249: isthmus.v1.SecretService.AddSecret:output_type -> isthmus.v1.SecretInfo
-	108, // 250: isthmus.v1.SecretService.RollbackSecret:output_type -> isthmus.v1.SecretInfo
-	107, // 251: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
-	110, // 252: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
-	117, // 253: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
-	121, // 254: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
-	124, // 255: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
-	119, // 256: isthmus.v1.AccessService.RenewClient:output_type -> isthmus.v1.RenewClientResponse
-	115, // 257: isthmus.v1.AccessService.RenewAuthority:output_type -> isthmus.v1.RenewAuthorityResponse
-	112, // 258: isthmus.v1.AccessService.ListAudit:output_type -> isthmus.v1.ListAuditResponse
-	126, // 259: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
-	128, // 260: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
-	139, // 261: isthmus.v1.EventService.ListEvents:output_type -> isthmus.v1.ListEventsResponse
-	141, // 262: isthmus.v1.EventService.WatchEvents:output_type -> isthmus.v1.WatchEventsResponse
-	145, // 263: isthmus.v1.LogService.ListLogs:output_type -> isthmus.v1.ListLogsResponse
-	147, // 264: isthmus.v1.LogService.WatchLogs:output_type -> isthmus.v1.LogEntry
-	150, // 265: isthmus.v1.DiagnosticService.Ping:output_type -> isthmus.v1.PingReply
-	152, // 266: isthmus.v1.DiagnosticService.Capture:output_type -> isthmus.v1.CaptureReply
-	207, // [207:267] is the sub-list for method output_type
-	147, // [147:207] is the sub-list for method input_type
-	147, // [147:147] is the sub-list for extension type_name
-	147, // [147:147] is the sub-list for extension extendee
-	0,   // [0:147] is the sub-list for field type_name
+	71,  // 73: isthmus.v1.ListLinksResponse.links:type_name -> isthmus.v1.LinkStatus
+	168, // 74: isthmus.v1.LinkEvent.type:type_name -> isthmus.v1.EventType
+	71,  // 75: isthmus.v1.LinkEvent.link:type_name -> isthmus.v1.LinkStatus
+	72,  // 76: isthmus.v1.LinkStatus.lanes:type_name -> isthmus.v1.LaneStatus
+	166, // 77: isthmus.v1.LinkStatus.silent:type_name -> google.protobuf.Timestamp
+	73,  // 78: isthmus.v1.LaneStatus.out:type_name -> isthmus.v1.LaneDirection
+	73,  // 79: isthmus.v1.LaneStatus.in:type_name -> isthmus.v1.LaneDirection
+	164, // 80: isthmus.v1.LaneStatus.rtt_p50:type_name -> google.protobuf.Duration
+	164, // 81: isthmus.v1.LaneStatus.rtt_p99:type_name -> google.protobuf.Duration
+	166, // 82: isthmus.v1.LaneStatus.healed:type_name -> google.protobuf.Timestamp
+	166, // 83: isthmus.v1.LaneDirection.since:type_name -> google.protobuf.Timestamp
+	79,  // 84: isthmus.v1.ListPoolsResponse.pools:type_name -> isthmus.v1.PoolStatus
+	168, // 85: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
+	79,  // 86: isthmus.v1.PoolEvent.pool:type_name -> isthmus.v1.PoolStatus
+	80,  // 87: isthmus.v1.PoolStatus.members:type_name -> isthmus.v1.PoolMember
+	166, // 88: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
+	81,  // 89: isthmus.v1.PoolMember.targets:type_name -> isthmus.v1.ProbeTarget
+	166, // 90: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
+	166, // 91: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
+	86,  // 92: isthmus.v1.ListNamesResponse.names:type_name -> isthmus.v1.NameStatus
+	168, // 93: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
+	86,  // 94: isthmus.v1.NameEvent.name:type_name -> isthmus.v1.NameStatus
+	166, // 95: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
+	166, // 96: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
+	87,  // 97: isthmus.v1.NameStatus.gone:type_name -> isthmus.v1.GoneAddress
+	166, // 98: isthmus.v1.NameStatus.differs:type_name -> google.protobuf.Timestamp
+	166, // 99: isthmus.v1.GoneAddress.since:type_name -> google.protobuf.Timestamp
+	94,  // 100: isthmus.v1.Machine.slots:type_name -> isthmus.v1.Slot
+	166, // 101: isthmus.v1.Slot.deadline:type_name -> google.protobuf.Timestamp
+	96,  // 102: isthmus.v1.UpgradeRequest.header:type_name -> isthmus.v1.UpgradeHeader
+	107, // 103: isthmus.v1.WatchStatusResponse.status:type_name -> isthmus.v1.SystemStatus
+	166, // 104: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
+	166, // 105: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
+	167, // 106: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
+	111, // 107: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
+	109, // 108: isthmus.v1.SystemStatus.platform:type_name -> isthmus.v1.PlatformStatus
+	108, // 109: isthmus.v1.SystemStatus.summary:type_name -> isthmus.v1.Summary
+	137, // 110: isthmus.v1.Summary.ports:type_name -> isthmus.v1.PortUse
+	110, // 111: isthmus.v1.PlatformStatus.interfaces:type_name -> isthmus.v1.PlatformInterface
+	166, // 112: isthmus.v1.PlatformStatus.read:type_name -> google.protobuf.Timestamp
+	116, // 113: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
+	166, // 114: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
+	166, // 115: isthmus.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
+	166, // 116: isthmus.v1.ListAuditRequest.until:type_name -> google.protobuf.Timestamp
+	121, // 117: isthmus.v1.ListAuditResponse.entries:type_name -> isthmus.v1.AuditEntry
+	166, // 118: isthmus.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
+	166, // 119: isthmus.v1.RenewAuthorityResponse.former_until:type_name -> google.protobuf.Timestamp
+	164, // 120: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
+	130, // 121: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
+	130, // 122: isthmus.v1.RenewClientResponse.client:type_name -> isthmus.v1.Client
+	130, // 123: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
+	166, // 124: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
+	166, // 125: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
+	137, // 126: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
+	138, // 127: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
+	139, // 128: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
+	166, // 129: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
+	168, // 130: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
+	137, // 131: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
+	164, // 132: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
+	166, // 133: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
+	164, // 134: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
+	144, // 135: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
+	166, // 136: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
+	166, // 137: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
+	166, // 138: isthmus.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
+	166, // 139: isthmus.v1.EventFilter.until:type_name -> google.protobuf.Timestamp
+	145, // 140: isthmus.v1.ListEventsRequest.filter:type_name -> isthmus.v1.EventFilter
+	150, // 141: isthmus.v1.ListEventsResponse.events:type_name -> isthmus.v1.Event
+	145, // 142: isthmus.v1.WatchEventsRequest.filter:type_name -> isthmus.v1.EventFilter
+	168, // 143: isthmus.v1.WatchEventsResponse.type:type_name -> isthmus.v1.EventType
+	150, // 144: isthmus.v1.WatchEventsResponse.event:type_name -> isthmus.v1.Event
+	166, // 145: isthmus.v1.Event.time:type_name -> google.protobuf.Timestamp
+	164, // 146: isthmus.v1.Event.lasted:type_name -> google.protobuf.Duration
+	166, // 147: isthmus.v1.LogFilter.since:type_name -> google.protobuf.Timestamp
+	151, // 148: isthmus.v1.ListLogsRequest.filter:type_name -> isthmus.v1.LogFilter
+	155, // 149: isthmus.v1.ListLogsResponse.entries:type_name -> isthmus.v1.LogEntry
+	151, // 150: isthmus.v1.WatchLogsRequest.filter:type_name -> isthmus.v1.LogFilter
+	166, // 151: isthmus.v1.LogEntry.time:type_name -> google.protobuf.Timestamp
+	156, // 152: isthmus.v1.LogEntry.attributes:type_name -> isthmus.v1.LogAttribute
+	164, // 153: isthmus.v1.PingRequest.interval:type_name -> google.protobuf.Duration
+	164, // 154: isthmus.v1.PingReply.round_trip:type_name -> google.protobuf.Duration
+	164, // 155: isthmus.v1.CaptureRequest.duration:type_name -> google.protobuf.Duration
+	161, // 156: isthmus.v1.CaptureReply.packets:type_name -> isthmus.v1.CapturedPacket
+	166, // 157: isthmus.v1.CapturedPacket.time:type_name -> google.protobuf.Timestamp
+	4,   // 158: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
+	6,   // 159: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
+	9,   // 160: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
+	11,  // 161: isthmus.v1.SpecService.EditPolicies:input_type -> isthmus.v1.EditPoliciesRequest
+	12,  // 162: isthmus.v1.SpecService.SetDisabled:input_type -> isthmus.v1.SetDisabledRequest
+	13,  // 163: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
+	15,  // 164: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
+	16,  // 165: isthmus.v1.SpecService.GetEffectiveSpec:input_type -> isthmus.v1.GetEffectiveSpecRequest
+	18,  // 166: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
+	21,  // 167: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
+	22,  // 168: isthmus.v1.SpecService.WaitApplied:input_type -> isthmus.v1.WaitAppliedRequest
+	24,  // 169: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
+	26,  // 170: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
+	27,  // 171: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
+	28,  // 172: isthmus.v1.TunnelService.ResetTunnel:input_type -> isthmus.v1.ResetTunnelRequest
+	35,  // 173: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
+	37,  // 174: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
+	38,  // 175: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
+	40,  // 176: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
+	45,  // 177: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
+	47,  // 178: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
+	51,  // 179: isthmus.v1.RouteService.ListPaths:input_type -> isthmus.v1.ListPathsRequest
+	55,  // 180: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
+	58,  // 181: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
+	60,  // 182: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
+	142, // 183: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
+	140, // 184: isthmus.v1.NATService.EndFlows:input_type -> isthmus.v1.EndFlowsRequest
+	66,  // 185: isthmus.v1.LinkService.ListLinks:input_type -> isthmus.v1.ListLinksRequest
+	68,  // 186: isthmus.v1.LinkService.GetLink:input_type -> isthmus.v1.GetLinkRequest
+	69,  // 187: isthmus.v1.LinkService.WatchLinks:input_type -> isthmus.v1.WatchLinksRequest
+	74,  // 188: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
+	76,  // 189: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
+	77,  // 190: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
+	82,  // 191: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
+	84,  // 192: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
+	104, // 193: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
+	105, // 194: isthmus.v1.SystemService.WatchStatus:input_type -> isthmus.v1.WatchStatusRequest
+	92,  // 195: isthmus.v1.SystemService.GetMachine:input_type -> isthmus.v1.GetMachineRequest
+	95,  // 196: isthmus.v1.SystemService.Upgrade:input_type -> isthmus.v1.UpgradeRequest
+	98,  // 197: isthmus.v1.SystemService.RollbackSlot:input_type -> isthmus.v1.RollbackSlotRequest
+	100, // 198: isthmus.v1.SystemService.Reboot:input_type -> isthmus.v1.RebootRequest
+	102, // 199: isthmus.v1.SystemService.PowerOff:input_type -> isthmus.v1.PowerOffRequest
+	88,  // 200: isthmus.v1.SystemService.Seal:input_type -> isthmus.v1.SealRequest
+	90,  // 201: isthmus.v1.SystemService.Unseal:input_type -> isthmus.v1.UnsealRequest
+	112, // 202: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
+	112, // 203: isthmus.v1.SecretService.AddSecret:input_type -> isthmus.v1.SetSecretRequest
+	113, // 204: isthmus.v1.SecretService.RollbackSecret:input_type -> isthmus.v1.RollbackSecretRequest
+	114, // 205: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
+	117, // 206: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
+	124, // 207: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
+	128, // 208: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
+	131, // 209: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
+	126, // 210: isthmus.v1.AccessService.RenewClient:input_type -> isthmus.v1.RenewClientRequest
+	122, // 211: isthmus.v1.AccessService.RenewAuthority:input_type -> isthmus.v1.RenewAuthorityRequest
+	119, // 212: isthmus.v1.AccessService.ListAudit:input_type -> isthmus.v1.ListAuditRequest
+	133, // 213: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
+	135, // 214: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
+	146, // 215: isthmus.v1.EventService.ListEvents:input_type -> isthmus.v1.ListEventsRequest
+	148, // 216: isthmus.v1.EventService.WatchEvents:input_type -> isthmus.v1.WatchEventsRequest
+	152, // 217: isthmus.v1.LogService.ListLogs:input_type -> isthmus.v1.ListLogsRequest
+	154, // 218: isthmus.v1.LogService.WatchLogs:input_type -> isthmus.v1.WatchLogsRequest
+	157, // 219: isthmus.v1.DiagnosticService.Ping:input_type -> isthmus.v1.PingRequest
+	159, // 220: isthmus.v1.DiagnosticService.Capture:input_type -> isthmus.v1.CaptureRequest
+	5,   // 221: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
+	8,   // 222: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
+	10,  // 223: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
+	10,  // 224: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
+	10,  // 225: isthmus.v1.SpecService.SetDisabled:output_type -> isthmus.v1.ApplyResponse
+	14,  // 226: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
+	17,  // 227: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
+	17,  // 228: isthmus.v1.SpecService.GetEffectiveSpec:output_type -> isthmus.v1.GetSpecResponse
+	19,  // 229: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
+	10,  // 230: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
+	23,  // 231: isthmus.v1.SpecService.WaitApplied:output_type -> isthmus.v1.WaitAppliedResponse
+	25,  // 232: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
+	31,  // 233: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
+	30,  // 234: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
+	29,  // 235: isthmus.v1.TunnelService.ResetTunnel:output_type -> isthmus.v1.ResetTunnelResponse
+	36,  // 236: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
+	42,  // 237: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
+	39,  // 238: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
+	41,  // 239: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
+	46,  // 240: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
+	48,  // 241: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
+	52,  // 242: isthmus.v1.RouteService.ListPaths:output_type -> isthmus.v1.ListPathsResponse
+	56,  // 243: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
+	59,  // 244: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
+	61,  // 245: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
+	143, // 246: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
+	141, // 247: isthmus.v1.NATService.EndFlows:output_type -> isthmus.v1.EndFlowsResponse
+	67,  // 248: isthmus.v1.LinkService.ListLinks:output_type -> isthmus.v1.ListLinksResponse
+	71,  // 249: isthmus.v1.LinkService.GetLink:output_type -> isthmus.v1.LinkStatus
+	70,  // 250: isthmus.v1.LinkService.WatchLinks:output_type -> isthmus.v1.LinkEvent
+	75,  // 251: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
+	79,  // 252: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
+	78,  // 253: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
+	83,  // 254: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
+	85,  // 255: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
+	107, // 256: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
+	106, // 257: isthmus.v1.SystemService.WatchStatus:output_type -> isthmus.v1.WatchStatusResponse
+	93,  // 258: isthmus.v1.SystemService.GetMachine:output_type -> isthmus.v1.Machine
+	97,  // 259: isthmus.v1.SystemService.Upgrade:output_type -> isthmus.v1.UpgradeResponse
+	99,  // 260: isthmus.v1.SystemService.RollbackSlot:output_type -> isthmus.v1.RollbackSlotResponse
+	101, // 261: isthmus.v1.SystemService.Reboot:output_type -> isthmus.v1.RebootResponse
+	103, // 262: isthmus.v1.SystemService.PowerOff:output_type -> isthmus.v1.PowerOffResponse
+	89,  // 263: isthmus.v1.SystemService.Seal:output_type -> isthmus.v1.SealResponse
+	91,  // 264: isthmus.v1.SystemService.Unseal:output_type -> isthmus.v1.UnsealResponse
+	116, // 265: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
+	116, // 266: isthmus.v1.SecretService.AddSecret:output_type -> isthmus.v1.SecretInfo
+	116, // 267: isthmus.v1.SecretService.RollbackSecret:output_type -> isthmus.v1.SecretInfo
+	115, // 268: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
+	118, // 269: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
+	125, // 270: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
+	129, // 271: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
+	132, // 272: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
+	127, // 273: isthmus.v1.AccessService.RenewClient:output_type -> isthmus.v1.RenewClientResponse
+	123, // 274: isthmus.v1.AccessService.RenewAuthority:output_type -> isthmus.v1.RenewAuthorityResponse
+	120, // 275: isthmus.v1.AccessService.ListAudit:output_type -> isthmus.v1.ListAuditResponse
+	134, // 276: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
+	136, // 277: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
+	147, // 278: isthmus.v1.EventService.ListEvents:output_type -> isthmus.v1.ListEventsResponse
+	149, // 279: isthmus.v1.EventService.WatchEvents:output_type -> isthmus.v1.WatchEventsResponse
+	153, // 280: isthmus.v1.LogService.ListLogs:output_type -> isthmus.v1.ListLogsResponse
+	155, // 281: isthmus.v1.LogService.WatchLogs:output_type -> isthmus.v1.LogEntry
+	158, // 282: isthmus.v1.DiagnosticService.Ping:output_type -> isthmus.v1.PingReply
+	160, // 283: isthmus.v1.DiagnosticService.Capture:output_type -> isthmus.v1.CaptureReply
+	221, // [221:284] is the sub-list for method output_type
+	158, // [158:221] is the sub-list for method input_type
+	158, // [158:158] is the sub-list for extension type_name
+	158, // [158:158] is the sub-list for extension extendee
+	0,   // [0:158] is the sub-list for field type_name
 }
 
 func init() { file_isthmus_v1_services_proto_init() }
@@ -12489,7 +13210,8 @@ func file_isthmus_v1_services_proto_init() {
 	file_isthmus_v1_services_proto_msgTypes[10].OneofWrappers = []any{}
 	file_isthmus_v1_services_proto_msgTypes[19].OneofWrappers = []any{}
 	file_isthmus_v1_services_proto_msgTypes[52].OneofWrappers = []any{}
-	file_isthmus_v1_services_proto_msgTypes[149].OneofWrappers = []any{
+	file_isthmus_v1_services_proto_msgTypes[71].OneofWrappers = []any{}
+	file_isthmus_v1_services_proto_msgTypes[157].OneofWrappers = []any{
 		(*CaptureRequest_Tunnel)(nil),
 		(*CaptureRequest_Attachment)(nil),
 		(*CaptureRequest_Underlay)(nil),
@@ -12500,9 +13222,9 @@ func file_isthmus_v1_services_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isthmus_v1_services_proto_rawDesc), len(file_isthmus_v1_services_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   152,
+			NumMessages:   160,
 			NumExtensions: 0,
-			NumServices:   14,
+			NumServices:   15,
 		},
 		GoTypes:           file_isthmus_v1_services_proto_goTypes,
 		DependencyIndexes: file_isthmus_v1_services_proto_depIdxs,

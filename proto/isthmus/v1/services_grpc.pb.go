@@ -1499,6 +1499,198 @@ var NATService_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
+	LinkService_ListLinks_FullMethodName  = "/isthmus.v1.LinkService/ListLinks"
+	LinkService_GetLink_FullMethodName    = "/isthmus.v1.LinkService/GetLink"
+	LinkService_WatchLinks_FullMethodName = "/isthmus.v1.LinkService/WatchLinks"
+)
+
+// LinkServiceClient is the client API for LinkService service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// LinkService reads the links to other nodes and their lanes.
+type LinkServiceClient interface {
+	// ListLinks returns the links in the order of their names.
+	ListLinks(ctx context.Context, in *ListLinksRequest, opts ...grpc.CallOption) (*ListLinksResponse, error)
+	// GetLink returns one link, or NOT_FOUND.
+	GetLink(ctx context.Context, in *GetLinkRequest, opts ...grpc.CallOption) (*LinkStatus, error)
+	// WatchLinks follows the links. Counters and times that change alone are not an event.
+	WatchLinks(ctx context.Context, in *WatchLinksRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[LinkEvent], error)
+}
+
+type linkServiceClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewLinkServiceClient(cc grpc.ClientConnInterface) LinkServiceClient {
+	return &linkServiceClient{cc}
+}
+
+func (c *linkServiceClient) ListLinks(ctx context.Context, in *ListLinksRequest, opts ...grpc.CallOption) (*ListLinksResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListLinksResponse)
+	err := c.cc.Invoke(ctx, LinkService_ListLinks_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *linkServiceClient) GetLink(ctx context.Context, in *GetLinkRequest, opts ...grpc.CallOption) (*LinkStatus, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(LinkStatus)
+	err := c.cc.Invoke(ctx, LinkService_GetLink_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *linkServiceClient) WatchLinks(ctx context.Context, in *WatchLinksRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[LinkEvent], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &LinkService_ServiceDesc.Streams[0], LinkService_WatchLinks_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[WatchLinksRequest, LinkEvent]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type LinkService_WatchLinksClient = grpc.ServerStreamingClient[LinkEvent]
+
+// LinkServiceServer is the server API for LinkService service.
+// All implementations must embed UnimplementedLinkServiceServer
+// for forward compatibility.
+//
+// LinkService reads the links to other nodes and their lanes.
+type LinkServiceServer interface {
+	// ListLinks returns the links in the order of their names.
+	ListLinks(context.Context, *ListLinksRequest) (*ListLinksResponse, error)
+	// GetLink returns one link, or NOT_FOUND.
+	GetLink(context.Context, *GetLinkRequest) (*LinkStatus, error)
+	// WatchLinks follows the links. Counters and times that change alone are not an event.
+	WatchLinks(*WatchLinksRequest, grpc.ServerStreamingServer[LinkEvent]) error
+	mustEmbedUnimplementedLinkServiceServer()
+}
+
+// UnimplementedLinkServiceServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedLinkServiceServer struct{}
+
+func (UnimplementedLinkServiceServer) ListLinks(context.Context, *ListLinksRequest) (*ListLinksResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListLinks not implemented")
+}
+func (UnimplementedLinkServiceServer) GetLink(context.Context, *GetLinkRequest) (*LinkStatus, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetLink not implemented")
+}
+func (UnimplementedLinkServiceServer) WatchLinks(*WatchLinksRequest, grpc.ServerStreamingServer[LinkEvent]) error {
+	return status.Error(codes.Unimplemented, "method WatchLinks not implemented")
+}
+func (UnimplementedLinkServiceServer) mustEmbedUnimplementedLinkServiceServer() {}
+func (UnimplementedLinkServiceServer) testEmbeddedByValue()                     {}
+
+// UnsafeLinkServiceServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to LinkServiceServer will
+// result in compilation errors.
+type UnsafeLinkServiceServer interface {
+	mustEmbedUnimplementedLinkServiceServer()
+}
+
+func RegisterLinkServiceServer(s grpc.ServiceRegistrar, srv LinkServiceServer) {
+	// If the following call panics, it indicates UnimplementedLinkServiceServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&LinkService_ServiceDesc, srv)
+}
+
+func _LinkService_ListLinks_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListLinksRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(LinkServiceServer).ListLinks(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: LinkService_ListLinks_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(LinkServiceServer).ListLinks(ctx, req.(*ListLinksRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _LinkService_GetLink_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetLinkRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(LinkServiceServer).GetLink(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: LinkService_GetLink_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(LinkServiceServer).GetLink(ctx, req.(*GetLinkRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _LinkService_WatchLinks_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(WatchLinksRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(LinkServiceServer).WatchLinks(m, &grpc.GenericServerStream[WatchLinksRequest, LinkEvent]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type LinkService_WatchLinksServer = grpc.ServerStreamingServer[LinkEvent]
+
+// LinkService_ServiceDesc is the grpc.ServiceDesc for LinkService service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var LinkService_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "isthmus.v1.LinkService",
+	HandlerType: (*LinkServiceServer)(nil),
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "ListLinks",
+			Handler:    _LinkService_ListLinks_Handler,
+		},
+		{
+			MethodName: "GetLink",
+			Handler:    _LinkService_GetLink_Handler,
+		},
+	},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "WatchLinks",
+			Handler:       _LinkService_WatchLinks_Handler,
+			ServerStreams: true,
+		},
+	},
+	Metadata: "isthmus/v1/services.proto",
+}
+
+const (
 	PoolService_ListPools_FullMethodName  = "/isthmus.v1.PoolService/ListPools"
 	PoolService_GetPool_FullMethodName    = "/isthmus.v1.PoolService/GetPool"
 	PoolService_WatchPools_FullMethodName = "/isthmus.v1.PoolService/WatchPools"

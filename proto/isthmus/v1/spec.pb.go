@@ -53,7 +53,9 @@ type Spec struct {
 	// Metrics without TLS at inside addresses. Default: only at the port of the API.
 	Metrics *Metrics `protobuf:"bytes,10,opt,name=metrics,proto3" json:"metrics,omitempty"`
 	// Receivers of the node's events. Default: the node keeps them, and sends them nowhere.
-	Events        *Events `protobuf:"bytes,11,opt,name=events,proto3" json:"events,omitempty"`
+	Events *Events `protobuf:"bytes,11,opt,name=events,proto3" json:"events,omitempty"`
+	// Links to other isthmus nodes, each of several parallel tunnels. At most 64.
+	Links         []*NodeLink `protobuf:"bytes,12,rep,name=links,proto3" json:"links,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -161,6 +163,13 @@ func (x *Spec) GetMetrics() *Metrics {
 func (x *Spec) GetEvents() *Events {
 	if x != nil {
 		return x.Events
+	}
+	return nil
+}
+
+func (x *Spec) GetLinks() []*NodeLink {
+	if x != nil {
+		return x.Links
 	}
 	return nil
 }
@@ -935,6 +944,115 @@ func (*Tunnel_Ipsec) isTunnel_Encryption() {}
 
 func (*Tunnel_Wireguard) isTunnel_Encryption() {}
 
+// NodeLink joins this node to another isthmus node by parallel WireGuard tunnels, its lanes. Lane 3
+// of link west is the tunnel west-3. A peer or a static route that names the link as its tunnel
+// uses all lanes that carry data: each flow stays on one lane, a lane that dies moves no flow of
+// the others, and one that returns takes only flows that pause for a second. One flow is never
+// faster than one lane. Lanes that the other node does not have stay unused.
+type NodeLink struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Unique name, also among the tunnels and attachments: lower case letters, digits and hyphens, 1
+	// to 60 characters. Required.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Name of the other node (`node.name` there). The node whose name is first in the order of ASCII
+	// has the even addresses of `inside`. Required.
+	Node string `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	// Number of lanes, 1 to 16. Default: the number of processors of this machine, at most 16.
+	Lanes uint32 `protobuf:"varint,3,opt,name=lanes,proto3" json:"lanes,omitempty"`
+	// Keys, endpoint and ports. Endpoint and `listenPort` are those of lane 1; each further lane has
+	// the next port at both ends. Required.
+	Wireguard *WireGuard `protobuf:"bytes,4,opt,name=wireguard,proto3" json:"wireguard,omitempty"`
+	// Blocks of inside addresses, the same at both ends, at most one of each family: an IPv4 block
+	// /26, an IPv6 block /122. The first pair of addresses is that of the link, which sessions over
+	// it have; the following ones are those of the lanes. Required.
+	Inside []string `protobuf:"bytes,5,rep,name=inside,proto3" json:"inside,omitempty"`
+	// MTU of the lanes in bytes. See the field of tunnels.
+	Mtu uint32 `protobuf:"varint,6,opt,name=mtu,proto3" json:"mtu,omitempty"`
+	// Prefixes that packets may have as source when they come by the link. See the field of tunnels.
+	Sources       []string `protobuf:"bytes,7,rep,name=sources,proto3" json:"sources,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeLink) Reset() {
+	*x = NodeLink{}
+	mi := &file_isthmus_v1_spec_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeLink) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeLink) ProtoMessage() {}
+
+func (x *NodeLink) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_spec_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeLink.ProtoReflect.Descriptor instead.
+func (*NodeLink) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *NodeLink) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *NodeLink) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *NodeLink) GetLanes() uint32 {
+	if x != nil {
+		return x.Lanes
+	}
+	return 0
+}
+
+func (x *NodeLink) GetWireguard() *WireGuard {
+	if x != nil {
+		return x.Wireguard
+	}
+	return nil
+}
+
+func (x *NodeLink) GetInside() []string {
+	if x != nil {
+		return x.Inside
+	}
+	return nil
+}
+
+func (x *NodeLink) GetMtu() uint32 {
+	if x != nil {
+		return x.Mtu
+	}
+	return 0
+}
+
+func (x *NodeLink) GetSources() []string {
+	if x != nil {
+		return x.Sources
+	}
+	return nil
+}
+
 // Inside is a pair of addresses inside a tunnel.
 type Inside struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -950,7 +1068,7 @@ type Inside struct {
 
 func (x *Inside) Reset() {
 	*x = Inside{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[10]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -962,7 +1080,7 @@ func (x *Inside) String() string {
 func (*Inside) ProtoMessage() {}
 
 func (x *Inside) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[10]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -975,7 +1093,7 @@ func (x *Inside) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Inside.ProtoReflect.Descriptor instead.
 func (*Inside) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{10}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Inside) GetLocal() string {
@@ -1033,7 +1151,7 @@ type IPsec struct {
 
 func (x *IPsec) Reset() {
 	*x = IPsec{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[11]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1045,7 +1163,7 @@ func (x *IPsec) String() string {
 func (*IPsec) ProtoMessage() {}
 
 func (x *IPsec) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[11]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1058,7 +1176,7 @@ func (x *IPsec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IPsec.ProtoReflect.Descriptor instead.
 func (*IPsec) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{11}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *IPsec) GetRemoteAddress() string {
@@ -1174,7 +1292,7 @@ type WireGuard struct {
 
 func (x *WireGuard) Reset() {
 	*x = WireGuard{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[12]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1186,7 +1304,7 @@ func (x *WireGuard) String() string {
 func (*WireGuard) ProtoMessage() {}
 
 func (x *WireGuard) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[12]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1199,7 +1317,7 @@ func (x *WireGuard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WireGuard.ProtoReflect.Descriptor instead.
 func (*WireGuard) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{12}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *WireGuard) GetPrivateKey() string {
@@ -1250,15 +1368,15 @@ type Peer struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Unique name: lower case letters, digits and hyphens, 1 to 63 characters. Required.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// Name of the tunnel that carries the session and that its routes use. Required.
+	// Name of the tunnel or the link that carries the session and that its routes use. Required.
 	Tunnel string `protobuf:"bytes,2,opt,name=tunnel,proto3" json:"tunnel,omitempty"`
 	// Autonomous system of the peer. Required.
 	Asn uint32 `protobuf:"varint,3,opt,name=asn,proto3" json:"asn,omitempty"`
-	// Address of the peer. Default: the remote inside address of the tunnel, IPv4 first. The session
-	// carries the family of this address. A session of IPv4 also carries IPv6 (RFC 4760) if a rule of
-	// `import` or `export` is of IPv6, the tunnel has an IPv6 pair in `inside`, which gives the next
-	// hop, and no other peer of the tunnel has an IPv6 address. Rules of a family that the session
-	// does not carry are refused.
+	// Address of the peer. Default: the remote inside address of the tunnel or link, IPv4 first. The
+	// session carries the family of this address. A session of IPv4 also carries IPv6 (RFC 4760) if a
+	// rule of `import` or `export` is of IPv6, the tunnel has an IPv6 pair in `inside`, which gives
+	// the next hop, and no other peer of the tunnel has an IPv6 address. Rules of a family that the
+	// session does not carry are refused.
 	Address string `protobuf:"bytes,4,opt,name=address,proto3" json:"address,omitempty"`
 	// Address of this side. Default: the local inside address of the same family.
 	LocalAddress string `protobuf:"bytes,5,opt,name=local_address,json=localAddress,proto3" json:"local_address,omitempty"`
@@ -1300,7 +1418,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[13]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1312,7 +1430,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[13]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1325,7 +1443,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{13}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Peer) GetName() string {
@@ -1462,7 +1580,7 @@ type PrefixRule struct {
 
 func (x *PrefixRule) Reset() {
 	*x = PrefixRule{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[14]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1474,7 +1592,7 @@ func (x *PrefixRule) String() string {
 func (*PrefixRule) ProtoMessage() {}
 
 func (x *PrefixRule) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[14]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1487,7 +1605,7 @@ func (x *PrefixRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrefixRule.ProtoReflect.Descriptor instead.
 func (*PrefixRule) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{14}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *PrefixRule) GetPrefix() string {
@@ -1525,7 +1643,7 @@ type ImportPolicy struct {
 
 func (x *ImportPolicy) Reset() {
 	*x = ImportPolicy{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[15]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1537,7 +1655,7 @@ func (x *ImportPolicy) String() string {
 func (*ImportPolicy) ProtoMessage() {}
 
 func (x *ImportPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[15]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1550,7 +1668,7 @@ func (x *ImportPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportPolicy.ProtoReflect.Descriptor instead.
 func (*ImportPolicy) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{15}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ImportPolicy) GetAllow() []*PrefixRule {
@@ -1587,7 +1705,7 @@ type ExportPolicy struct {
 
 func (x *ExportPolicy) Reset() {
 	*x = ExportPolicy{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[16]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1599,7 +1717,7 @@ func (x *ExportPolicy) String() string {
 func (*ExportPolicy) ProtoMessage() {}
 
 func (x *ExportPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[16]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1612,7 +1730,7 @@ func (x *ExportPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportPolicy.ProtoReflect.Descriptor instead.
 func (*ExportPolicy) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{16}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ExportPolicy) GetAllow() []*PrefixRule {
@@ -1648,7 +1766,8 @@ type StaticRoute struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The destination. Unique among the static routes. Required.
 	Prefix string `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
-	// Names of the tunnels to use, all at once when there are several. Required unless `blackhole`.
+	// Names of the tunnels and links to use, all at once when there are several. Required unless
+	// `blackhole`.
 	Tunnels []string `protobuf:"bytes,2,rep,name=tunnels,proto3" json:"tunnels,omitempty"`
 	// Drop packets to the prefix (RFC 3882).
 	Blackhole     bool `protobuf:"varint,3,opt,name=blackhole,proto3" json:"blackhole,omitempty"`
@@ -1658,7 +1777,7 @@ type StaticRoute struct {
 
 func (x *StaticRoute) Reset() {
 	*x = StaticRoute{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[17]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1670,7 +1789,7 @@ func (x *StaticRoute) String() string {
 func (*StaticRoute) ProtoMessage() {}
 
 func (x *StaticRoute) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[17]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1683,7 +1802,7 @@ func (x *StaticRoute) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StaticRoute.ProtoReflect.Descriptor instead.
 func (*StaticRoute) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{17}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *StaticRoute) GetPrefix() string {
@@ -1756,7 +1875,7 @@ type Egress struct {
 
 func (x *Egress) Reset() {
 	*x = Egress{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[18]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1768,7 +1887,7 @@ func (x *Egress) String() string {
 func (*Egress) ProtoMessage() {}
 
 func (x *Egress) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[18]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1781,7 +1900,7 @@ func (x *Egress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Egress.ProtoReflect.Descriptor instead.
 func (*Egress) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{18}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Egress) GetPools() []*Pool {
@@ -1873,23 +1992,30 @@ func (x *Egress) GetTakeover() *Takeover {
 // which node has an address, so each pool needs them; and the prefixes of a pool are announced only
 // while an address of it is known to be healthy. For flows to survive, both nodes give a source the
 // same address (the same pools with the same public addresses), and their policies have `pickup`.
+// Addresses that were just taken are used at their first answer, whatever `interval`, `rise` and
+// `holdDown` of the probes are.
 type Takeover struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Remote inside addresses of tunnels that lead to the other node. It is gone when none of them
-	// answers echo requests. 1 to 8.
+	// answers echo requests. 1 to 8, without `link`.
 	Watch []string `protobuf:"bytes,1,rep,name=watch,proto3" json:"watch,omitempty"`
 	// Time between two requests to each, and the time in which it must answer, 100ms to 10s. Default:
 	// 250ms.
 	Interval *durationpb.Duration `protobuf:"bytes,2,opt,name=interval,proto3" json:"interval,omitempty"`
 	// Number of requests in a row that none of them must have answered, 2 to 100. Default: 4.
-	Fall          uint32 `protobuf:"varint,3,opt,name=fall,proto3" json:"fall,omitempty"`
+	Fall uint32 `protobuf:"varint,3,opt,name=fall,proto3" json:"fall,omitempty"`
+	// Name of the link to the other node, in place of `watch`. The node is gone when neither a lane
+	// nor its address outside the lanes answers echo requests, so that it keeps its addresses when
+	// all lanes are cut. The link needs `endpoint`, and the network between the nodes must let ICMP
+	// echo requests pass.
+	Link          string `protobuf:"bytes,4,opt,name=link,proto3" json:"link,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Takeover) Reset() {
 	*x = Takeover{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[19]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1901,7 +2027,7 @@ func (x *Takeover) String() string {
 func (*Takeover) ProtoMessage() {}
 
 func (x *Takeover) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[19]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1914,7 +2040,7 @@ func (x *Takeover) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Takeover.ProtoReflect.Descriptor instead.
 func (*Takeover) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{19}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Takeover) GetWatch() []string {
@@ -1938,6 +2064,13 @@ func (x *Takeover) GetFall() uint32 {
 	return 0
 }
 
+func (x *Takeover) GetLink() string {
+	if x != nil {
+		return x.Link
+	}
+	return ""
+}
+
 // Zone is a part of the network in which traffic is near, such as an availability zone.
 type Zone struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1951,7 +2084,7 @@ type Zone struct {
 
 func (x *Zone) Reset() {
 	*x = Zone{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[20]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1963,7 +2096,7 @@ func (x *Zone) String() string {
 func (*Zone) ProtoMessage() {}
 
 func (x *Zone) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[20]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1976,7 +2109,7 @@ func (x *Zone) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Zone.ProtoReflect.Descriptor instead.
 func (*Zone) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{20}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Zone) GetName() string {
@@ -2014,7 +2147,7 @@ type DNSProxy struct {
 
 func (x *DNSProxy) Reset() {
 	*x = DNSProxy{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[21]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2026,7 +2159,7 @@ func (x *DNSProxy) String() string {
 func (*DNSProxy) ProtoMessage() {}
 
 func (x *DNSProxy) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[21]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2039,7 +2172,7 @@ func (x *DNSProxy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DNSProxy.ProtoReflect.Descriptor instead.
 func (*DNSProxy) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{21}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *DNSProxy) GetListen() []string {
@@ -2073,7 +2206,7 @@ type TranslationLog struct {
 
 func (x *TranslationLog) Reset() {
 	*x = TranslationLog{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[22]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2085,7 +2218,7 @@ func (x *TranslationLog) String() string {
 func (*TranslationLog) ProtoMessage() {}
 
 func (x *TranslationLog) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[22]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2098,7 +2231,7 @@ func (x *TranslationLog) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TranslationLog.ProtoReflect.Descriptor instead.
 func (*TranslationLog) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{22}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *TranslationLog) GetMaxAge() *durationpb.Duration {
@@ -2142,7 +2275,7 @@ type Pool struct {
 
 func (x *Pool) Reset() {
 	*x = Pool{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[23]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2154,7 +2287,7 @@ func (x *Pool) String() string {
 func (*Pool) ProtoMessage() {}
 
 func (x *Pool) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[23]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2167,7 +2300,7 @@ func (x *Pool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pool.ProtoReflect.Descriptor instead.
 func (*Pool) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{23}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Pool) GetName() string {
@@ -2245,7 +2378,7 @@ type Probes struct {
 
 func (x *Probes) Reset() {
 	*x = Probes{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[24]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2257,7 +2390,7 @@ func (x *Probes) String() string {
 func (*Probes) ProtoMessage() {}
 
 func (x *Probes) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[24]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2270,7 +2403,7 @@ func (x *Probes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Probes.ProtoReflect.Descriptor instead.
 func (*Probes) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{24}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Probes) GetTargets() []string {
@@ -2343,7 +2476,7 @@ type Blocks struct {
 
 func (x *Blocks) Reset() {
 	*x = Blocks{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[25]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2355,7 +2488,7 @@ func (x *Blocks) String() string {
 func (*Blocks) ProtoMessage() {}
 
 func (x *Blocks) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[25]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2368,7 +2501,7 @@ func (x *Blocks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Blocks.ProtoReflect.Descriptor instead.
 func (*Blocks) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{25}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Blocks) GetSize() uint32 {
@@ -2411,7 +2544,7 @@ type PoolAddress struct {
 
 func (x *PoolAddress) Reset() {
 	*x = PoolAddress{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[26]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2423,7 +2556,7 @@ func (x *PoolAddress) String() string {
 func (*PoolAddress) ProtoMessage() {}
 
 func (x *PoolAddress) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[26]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2436,7 +2569,7 @@ func (x *PoolAddress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolAddress.ProtoReflect.Descriptor instead.
 func (*PoolAddress) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{26}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *PoolAddress) GetAddress() string {
@@ -2537,7 +2670,7 @@ type EgressPolicy struct {
 
 func (x *EgressPolicy) Reset() {
 	*x = EgressPolicy{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[27]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2549,7 +2682,7 @@ func (x *EgressPolicy) String() string {
 func (*EgressPolicy) ProtoMessage() {}
 
 func (x *EgressPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[27]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2562,7 +2695,7 @@ func (x *EgressPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressPolicy.ProtoReflect.Descriptor instead.
 func (*EgressPolicy) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{27}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *EgressPolicy) GetName() string {
@@ -2674,7 +2807,7 @@ type PolicyList struct {
 
 func (x *PolicyList) Reset() {
 	*x = PolicyList{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[28]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2686,7 +2819,7 @@ func (x *PolicyList) String() string {
 func (*PolicyList) ProtoMessage() {}
 
 func (x *PolicyList) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[28]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2699,7 +2832,7 @@ func (x *PolicyList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyList.ProtoReflect.Descriptor instead.
 func (*PolicyList) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{28}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *PolicyList) GetPolicies() []*EgressPolicy {
@@ -2728,7 +2861,7 @@ type FlowTimeouts struct {
 
 func (x *FlowTimeouts) Reset() {
 	*x = FlowTimeouts{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[29]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2740,7 +2873,7 @@ func (x *FlowTimeouts) String() string {
 func (*FlowTimeouts) ProtoMessage() {}
 
 func (x *FlowTimeouts) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[29]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2753,7 +2886,7 @@ func (x *FlowTimeouts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlowTimeouts.ProtoReflect.Descriptor instead.
 func (*FlowTimeouts) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{29}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *FlowTimeouts) GetTcpEstablished() *durationpb.Duration {
@@ -2802,7 +2935,7 @@ type PrefixMap struct {
 
 func (x *PrefixMap) Reset() {
 	*x = PrefixMap{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[30]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2814,7 +2947,7 @@ func (x *PrefixMap) String() string {
 func (*PrefixMap) ProtoMessage() {}
 
 func (x *PrefixMap) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[30]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2827,7 +2960,7 @@ func (x *PrefixMap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrefixMap.ProtoReflect.Descriptor instead.
 func (*PrefixMap) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{30}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *PrefixMap) GetTunnels() []string {
@@ -2856,7 +2989,7 @@ var File_isthmus_v1_spec_proto protoreflect.FileDescriptor
 const file_isthmus_v1_spec_proto_rawDesc = "" +
 	"\n" +
 	"\x15isthmus/v1/spec.proto\x12\n" +
-	"isthmus.v1\x1a\x1egoogle/protobuf/duration.proto\"\xfb\x03\n" +
+	"isthmus.v1\x1a\x1egoogle/protobuf/duration.proto\"\xa7\x04\n" +
 	"\x04Spec\x12$\n" +
 	"\x04node\x18\x01 \x01(\v2\x10.isthmus.v1.NodeR\x04node\x120\n" +
 	"\bunderlay\x18\x02 \x01(\v2\x14.isthmus.v1.UnderlayR\bunderlay\x12,\n" +
@@ -2869,7 +3002,8 @@ const file_isthmus_v1_spec_proto_rawDesc = "" +
 	"\x06access\x18\t \x01(\v2\x12.isthmus.v1.AccessR\x06access\x12-\n" +
 	"\ametrics\x18\n" +
 	" \x01(\v2\x13.isthmus.v1.MetricsR\ametrics\x12*\n" +
-	"\x06events\x18\v \x01(\v2\x12.isthmus.v1.EventsR\x06events\"9\n" +
+	"\x06events\x18\v \x01(\v2\x12.isthmus.v1.EventsR\x06events\x12*\n" +
+	"\x05links\x18\f \x03(\v2\x14.isthmus.v1.NodeLinkR\x05links\"9\n" +
 	"\x06Events\x12/\n" +
 	"\x06export\x18\x01 \x03(\v2\x17.isthmus.v1.EventTargetR\x06export\"\xaa\x01\n" +
 	"\vEventTarget\x12\x12\n" +
@@ -2921,7 +3055,15 @@ const file_isthmus_v1_spec_proto_rawDesc = "" +
 	" \x01(\bR\bdisabledB\f\n" +
 	"\n" +
 	"encryptionB\b\n" +
-	"\x06_probe\"6\n" +
+	"\x06_probe\"\xc1\x01\n" +
+	"\bNodeLink\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\x12\x14\n" +
+	"\x05lanes\x18\x03 \x01(\rR\x05lanes\x123\n" +
+	"\twireguard\x18\x04 \x01(\v2\x15.isthmus.v1.WireGuardR\twireguard\x12\x16\n" +
+	"\x06inside\x18\x05 \x03(\tR\x06inside\x12\x10\n" +
+	"\x03mtu\x18\x06 \x01(\rR\x03mtu\x12\x18\n" +
+	"\asources\x18\a \x03(\tR\asources\"6\n" +
 	"\x06Inside\x12\x14\n" +
 	"\x05local\x18\x01 \x01(\tR\x05local\x12\x16\n" +
 	"\x06remote\x18\x02 \x01(\tR\x06remote\"\xa7\x04\n" +
@@ -3005,11 +3147,12 @@ const file_isthmus_v1_spec_proto_rawDesc = "" +
 	"\tdns_proxy\x18+ \x01(\v2\x14.isthmus.v1.DNSProxyR\bdnsProxy\x126\n" +
 	"\tname_hold\x18, \x01(\v2\x19.google.protobuf.DurationR\bnameHold\x12D\n" +
 	"\x10portless_timeout\x18- \x01(\v2\x19.google.protobuf.DurationR\x0fportlessTimeout\x120\n" +
-	"\btakeover\x182 \x01(\v2\x14.isthmus.v1.TakeoverR\btakeover\"k\n" +
+	"\btakeover\x182 \x01(\v2\x14.isthmus.v1.TakeoverR\btakeover\"\x7f\n" +
 	"\bTakeover\x12\x14\n" +
 	"\x05watch\x18\x01 \x03(\tR\x05watch\x125\n" +
 	"\binterval\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\binterval\x12\x12\n" +
-	"\x04fall\x18\x03 \x01(\rR\x04fall\"4\n" +
+	"\x04fall\x18\x03 \x01(\rR\x04fall\x12\x12\n" +
+	"\x04link\x18\x04 \x01(\tR\x04link\"4\n" +
 	"\x04Zone\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\asources\x18\x02 \x03(\tR\asources\"6\n" +
@@ -3088,7 +3231,7 @@ func file_isthmus_v1_spec_proto_rawDescGZIP() []byte {
 	return file_isthmus_v1_spec_proto_rawDescData
 }
 
-var file_isthmus_v1_spec_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_isthmus_v1_spec_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_isthmus_v1_spec_proto_goTypes = []any{
 	(*Spec)(nil),                // 0: isthmus.v1.Spec
 	(*Events)(nil),              // 1: isthmus.v1.Events
@@ -3100,86 +3243,89 @@ var file_isthmus_v1_spec_proto_goTypes = []any{
 	(*Node)(nil),                // 7: isthmus.v1.Node
 	(*Underlay)(nil),            // 8: isthmus.v1.Underlay
 	(*Tunnel)(nil),              // 9: isthmus.v1.Tunnel
-	(*Inside)(nil),              // 10: isthmus.v1.Inside
-	(*IPsec)(nil),               // 11: isthmus.v1.IPsec
-	(*WireGuard)(nil),           // 12: isthmus.v1.WireGuard
-	(*Peer)(nil),                // 13: isthmus.v1.Peer
-	(*PrefixRule)(nil),          // 14: isthmus.v1.PrefixRule
-	(*ImportPolicy)(nil),        // 15: isthmus.v1.ImportPolicy
-	(*ExportPolicy)(nil),        // 16: isthmus.v1.ExportPolicy
-	(*StaticRoute)(nil),         // 17: isthmus.v1.StaticRoute
-	(*Egress)(nil),              // 18: isthmus.v1.Egress
-	(*Takeover)(nil),            // 19: isthmus.v1.Takeover
-	(*Zone)(nil),                // 20: isthmus.v1.Zone
-	(*DNSProxy)(nil),            // 21: isthmus.v1.DNSProxy
-	(*TranslationLog)(nil),      // 22: isthmus.v1.TranslationLog
-	(*Pool)(nil),                // 23: isthmus.v1.Pool
-	(*Probes)(nil),              // 24: isthmus.v1.Probes
-	(*Blocks)(nil),              // 25: isthmus.v1.Blocks
-	(*PoolAddress)(nil),         // 26: isthmus.v1.PoolAddress
-	(*EgressPolicy)(nil),        // 27: isthmus.v1.EgressPolicy
-	(*PolicyList)(nil),          // 28: isthmus.v1.PolicyList
-	(*FlowTimeouts)(nil),        // 29: isthmus.v1.FlowTimeouts
-	(*PrefixMap)(nil),           // 30: isthmus.v1.PrefixMap
-	(*durationpb.Duration)(nil), // 31: google.protobuf.Duration
+	(*NodeLink)(nil),            // 10: isthmus.v1.NodeLink
+	(*Inside)(nil),              // 11: isthmus.v1.Inside
+	(*IPsec)(nil),               // 12: isthmus.v1.IPsec
+	(*WireGuard)(nil),           // 13: isthmus.v1.WireGuard
+	(*Peer)(nil),                // 14: isthmus.v1.Peer
+	(*PrefixRule)(nil),          // 15: isthmus.v1.PrefixRule
+	(*ImportPolicy)(nil),        // 16: isthmus.v1.ImportPolicy
+	(*ExportPolicy)(nil),        // 17: isthmus.v1.ExportPolicy
+	(*StaticRoute)(nil),         // 18: isthmus.v1.StaticRoute
+	(*Egress)(nil),              // 19: isthmus.v1.Egress
+	(*Takeover)(nil),            // 20: isthmus.v1.Takeover
+	(*Zone)(nil),                // 21: isthmus.v1.Zone
+	(*DNSProxy)(nil),            // 22: isthmus.v1.DNSProxy
+	(*TranslationLog)(nil),      // 23: isthmus.v1.TranslationLog
+	(*Pool)(nil),                // 24: isthmus.v1.Pool
+	(*Probes)(nil),              // 25: isthmus.v1.Probes
+	(*Blocks)(nil),              // 26: isthmus.v1.Blocks
+	(*PoolAddress)(nil),         // 27: isthmus.v1.PoolAddress
+	(*EgressPolicy)(nil),        // 28: isthmus.v1.EgressPolicy
+	(*PolicyList)(nil),          // 29: isthmus.v1.PolicyList
+	(*FlowTimeouts)(nil),        // 30: isthmus.v1.FlowTimeouts
+	(*PrefixMap)(nil),           // 31: isthmus.v1.PrefixMap
+	(*durationpb.Duration)(nil), // 32: google.protobuf.Duration
 }
 var file_isthmus_v1_spec_proto_depIdxs = []int32{
 	7,  // 0: isthmus.v1.Spec.node:type_name -> isthmus.v1.Node
 	8,  // 1: isthmus.v1.Spec.underlay:type_name -> isthmus.v1.Underlay
 	9,  // 2: isthmus.v1.Spec.tunnels:type_name -> isthmus.v1.Tunnel
-	13, // 3: isthmus.v1.Spec.peers:type_name -> isthmus.v1.Peer
-	17, // 4: isthmus.v1.Spec.static_routes:type_name -> isthmus.v1.StaticRoute
-	18, // 5: isthmus.v1.Spec.egress:type_name -> isthmus.v1.Egress
+	14, // 3: isthmus.v1.Spec.peers:type_name -> isthmus.v1.Peer
+	18, // 4: isthmus.v1.Spec.static_routes:type_name -> isthmus.v1.StaticRoute
+	19, // 5: isthmus.v1.Spec.egress:type_name -> isthmus.v1.Egress
 	4,  // 6: isthmus.v1.Spec.attachments:type_name -> isthmus.v1.Attachment
 	6,  // 7: isthmus.v1.Spec.access:type_name -> isthmus.v1.Access
 	3,  // 8: isthmus.v1.Spec.metrics:type_name -> isthmus.v1.Metrics
 	1,  // 9: isthmus.v1.Spec.events:type_name -> isthmus.v1.Events
-	2,  // 10: isthmus.v1.Events.export:type_name -> isthmus.v1.EventTarget
-	5,  // 11: isthmus.v1.Attachment.routes:type_name -> isthmus.v1.AttachmentRoute
-	11, // 12: isthmus.v1.Tunnel.ipsec:type_name -> isthmus.v1.IPsec
-	12, // 13: isthmus.v1.Tunnel.wireguard:type_name -> isthmus.v1.WireGuard
-	10, // 14: isthmus.v1.Tunnel.inside:type_name -> isthmus.v1.Inside
-	31, // 15: isthmus.v1.IPsec.ike_rekey:type_name -> google.protobuf.Duration
-	31, // 16: isthmus.v1.IPsec.child_rekey:type_name -> google.protobuf.Duration
-	31, // 17: isthmus.v1.IPsec.dpd_delay:type_name -> google.protobuf.Duration
-	31, // 18: isthmus.v1.WireGuard.keepalive:type_name -> google.protobuf.Duration
-	31, // 19: isthmus.v1.Peer.hold_time:type_name -> google.protobuf.Duration
-	31, // 20: isthmus.v1.Peer.keepalive:type_name -> google.protobuf.Duration
-	15, // 21: isthmus.v1.Peer.import:type_name -> isthmus.v1.ImportPolicy
-	16, // 22: isthmus.v1.Peer.export:type_name -> isthmus.v1.ExportPolicy
-	14, // 23: isthmus.v1.ImportPolicy.allow:type_name -> isthmus.v1.PrefixRule
-	14, // 24: isthmus.v1.ExportPolicy.allow:type_name -> isthmus.v1.PrefixRule
-	23, // 25: isthmus.v1.Egress.pools:type_name -> isthmus.v1.Pool
-	27, // 26: isthmus.v1.Egress.policies:type_name -> isthmus.v1.EgressPolicy
-	30, // 27: isthmus.v1.Egress.maps:type_name -> isthmus.v1.PrefixMap
-	22, // 28: isthmus.v1.Egress.log:type_name -> isthmus.v1.TranslationLog
-	20, // 29: isthmus.v1.Egress.zones:type_name -> isthmus.v1.Zone
-	31, // 30: isthmus.v1.Egress.name_floor:type_name -> google.protobuf.Duration
-	31, // 31: isthmus.v1.Egress.name_grace:type_name -> google.protobuf.Duration
-	21, // 32: isthmus.v1.Egress.dns_proxy:type_name -> isthmus.v1.DNSProxy
-	31, // 33: isthmus.v1.Egress.name_hold:type_name -> google.protobuf.Duration
-	31, // 34: isthmus.v1.Egress.portless_timeout:type_name -> google.protobuf.Duration
-	19, // 35: isthmus.v1.Egress.takeover:type_name -> isthmus.v1.Takeover
-	31, // 36: isthmus.v1.Takeover.interval:type_name -> google.protobuf.Duration
-	31, // 37: isthmus.v1.TranslationLog.max_age:type_name -> google.protobuf.Duration
-	26, // 38: isthmus.v1.Pool.addresses:type_name -> isthmus.v1.PoolAddress
-	25, // 39: isthmus.v1.Pool.blocks:type_name -> isthmus.v1.Blocks
-	24, // 40: isthmus.v1.Pool.probes:type_name -> isthmus.v1.Probes
-	31, // 41: isthmus.v1.Probes.interval:type_name -> google.protobuf.Duration
-	31, // 42: isthmus.v1.Probes.timeout:type_name -> google.protobuf.Duration
-	31, // 43: isthmus.v1.Probes.hold_down:type_name -> google.protobuf.Duration
-	29, // 44: isthmus.v1.EgressPolicy.timeouts:type_name -> isthmus.v1.FlowTimeouts
-	24, // 45: isthmus.v1.EgressPolicy.probes:type_name -> isthmus.v1.Probes
-	27, // 46: isthmus.v1.PolicyList.policies:type_name -> isthmus.v1.EgressPolicy
-	31, // 47: isthmus.v1.FlowTimeouts.tcp_established:type_name -> google.protobuf.Duration
-	31, // 48: isthmus.v1.FlowTimeouts.tcp_closing:type_name -> google.protobuf.Duration
-	31, // 49: isthmus.v1.FlowTimeouts.udp:type_name -> google.protobuf.Duration
-	31, // 50: isthmus.v1.FlowTimeouts.udp_stream:type_name -> google.protobuf.Duration
-	51, // [51:51] is the sub-list for method output_type
-	51, // [51:51] is the sub-list for method input_type
-	51, // [51:51] is the sub-list for extension type_name
-	51, // [51:51] is the sub-list for extension extendee
-	0,  // [0:51] is the sub-list for field type_name
+	10, // 10: isthmus.v1.Spec.links:type_name -> isthmus.v1.NodeLink
+	2,  // 11: isthmus.v1.Events.export:type_name -> isthmus.v1.EventTarget
+	5,  // 12: isthmus.v1.Attachment.routes:type_name -> isthmus.v1.AttachmentRoute
+	12, // 13: isthmus.v1.Tunnel.ipsec:type_name -> isthmus.v1.IPsec
+	13, // 14: isthmus.v1.Tunnel.wireguard:type_name -> isthmus.v1.WireGuard
+	11, // 15: isthmus.v1.Tunnel.inside:type_name -> isthmus.v1.Inside
+	13, // 16: isthmus.v1.NodeLink.wireguard:type_name -> isthmus.v1.WireGuard
+	32, // 17: isthmus.v1.IPsec.ike_rekey:type_name -> google.protobuf.Duration
+	32, // 18: isthmus.v1.IPsec.child_rekey:type_name -> google.protobuf.Duration
+	32, // 19: isthmus.v1.IPsec.dpd_delay:type_name -> google.protobuf.Duration
+	32, // 20: isthmus.v1.WireGuard.keepalive:type_name -> google.protobuf.Duration
+	32, // 21: isthmus.v1.Peer.hold_time:type_name -> google.protobuf.Duration
+	32, // 22: isthmus.v1.Peer.keepalive:type_name -> google.protobuf.Duration
+	16, // 23: isthmus.v1.Peer.import:type_name -> isthmus.v1.ImportPolicy
+	17, // 24: isthmus.v1.Peer.export:type_name -> isthmus.v1.ExportPolicy
+	15, // 25: isthmus.v1.ImportPolicy.allow:type_name -> isthmus.v1.PrefixRule
+	15, // 26: isthmus.v1.ExportPolicy.allow:type_name -> isthmus.v1.PrefixRule
+	24, // 27: isthmus.v1.Egress.pools:type_name -> isthmus.v1.Pool
+	28, // 28: isthmus.v1.Egress.policies:type_name -> isthmus.v1.EgressPolicy
+	31, // 29: isthmus.v1.Egress.maps:type_name -> isthmus.v1.PrefixMap
+	23, // 30: isthmus.v1.Egress.log:type_name -> isthmus.v1.TranslationLog
+	21, // 31: isthmus.v1.Egress.zones:type_name -> isthmus.v1.Zone
+	32, // 32: isthmus.v1.Egress.name_floor:type_name -> google.protobuf.Duration
+	32, // 33: isthmus.v1.Egress.name_grace:type_name -> google.protobuf.Duration
+	22, // 34: isthmus.v1.Egress.dns_proxy:type_name -> isthmus.v1.DNSProxy
+	32, // 35: isthmus.v1.Egress.name_hold:type_name -> google.protobuf.Duration
+	32, // 36: isthmus.v1.Egress.portless_timeout:type_name -> google.protobuf.Duration
+	20, // 37: isthmus.v1.Egress.takeover:type_name -> isthmus.v1.Takeover
+	32, // 38: isthmus.v1.Takeover.interval:type_name -> google.protobuf.Duration
+	32, // 39: isthmus.v1.TranslationLog.max_age:type_name -> google.protobuf.Duration
+	27, // 40: isthmus.v1.Pool.addresses:type_name -> isthmus.v1.PoolAddress
+	26, // 41: isthmus.v1.Pool.blocks:type_name -> isthmus.v1.Blocks
+	25, // 42: isthmus.v1.Pool.probes:type_name -> isthmus.v1.Probes
+	32, // 43: isthmus.v1.Probes.interval:type_name -> google.protobuf.Duration
+	32, // 44: isthmus.v1.Probes.timeout:type_name -> google.protobuf.Duration
+	32, // 45: isthmus.v1.Probes.hold_down:type_name -> google.protobuf.Duration
+	30, // 46: isthmus.v1.EgressPolicy.timeouts:type_name -> isthmus.v1.FlowTimeouts
+	25, // 47: isthmus.v1.EgressPolicy.probes:type_name -> isthmus.v1.Probes
+	28, // 48: isthmus.v1.PolicyList.policies:type_name -> isthmus.v1.EgressPolicy
+	32, // 49: isthmus.v1.FlowTimeouts.tcp_established:type_name -> google.protobuf.Duration
+	32, // 50: isthmus.v1.FlowTimeouts.tcp_closing:type_name -> google.protobuf.Duration
+	32, // 51: isthmus.v1.FlowTimeouts.udp:type_name -> google.protobuf.Duration
+	32, // 52: isthmus.v1.FlowTimeouts.udp_stream:type_name -> google.protobuf.Duration
+	53, // [53:53] is the sub-list for method output_type
+	53, // [53:53] is the sub-list for method input_type
+	53, // [53:53] is the sub-list for extension type_name
+	53, // [53:53] is the sub-list for extension extendee
+	0,  // [0:53] is the sub-list for field type_name
 }
 
 func init() { file_isthmus_v1_spec_proto_init() }
@@ -3191,15 +3337,15 @@ func file_isthmus_v1_spec_proto_init() {
 		(*Tunnel_Ipsec)(nil),
 		(*Tunnel_Wireguard)(nil),
 	}
-	file_isthmus_v1_spec_proto_msgTypes[13].OneofWrappers = []any{}
-	file_isthmus_v1_spec_proto_msgTypes[16].OneofWrappers = []any{}
+	file_isthmus_v1_spec_proto_msgTypes[14].OneofWrappers = []any{}
+	file_isthmus_v1_spec_proto_msgTypes[17].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isthmus_v1_spec_proto_rawDesc), len(file_isthmus_v1_spec_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   31,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -41,6 +41,7 @@ type Router struct {
 	starts    uint64 // of BGP
 	policies  []*isthmusv1.PolicyStatus
 	pools     []*isthmusv1.PoolStatus
+	links     []*isthmusv1.LinkStatus
 	names     []*isthmusv1.NameStatus
 	ports     []*isthmusv1.PortUse
 	status    *isthmusv1.SystemStatus
@@ -86,6 +87,7 @@ func (r *Router) SetPolicies(all ...*isthmusv1.PolicyStatus) {
 	set(r, &r.policies, all)
 }
 
+func (r *Router) SetLinks(all ...*isthmusv1.LinkStatus) { set(r, &r.links, all) }
 func (r *Router) SetPools(all ...*isthmusv1.PoolStatus) { set(r, &r.pools, all) }
 func (r *Router) SetNames(all ...*isthmusv1.NameStatus) { set(r, &r.names, all) }
 func (r *Router) SetPorts(all ...*isthmusv1.PortUse)    { set(r, &r.ports, all) }
@@ -171,6 +173,7 @@ func (r *Router) Nouns() []api.Noun {
 			out.GuardPackets, out.GuardBytes = 3, 180
 		}),
 		api.Pools.From(list(r, &r.pools)),
+		api.Links.From(list(r, &r.links)),
 		api.Names.From(list(r, &r.names)),
 		api.Ports.FromCounted(list(r, &r.ports), nil, func(_, response proto.Message) {
 			totals := response.(*isthmusv1.ListPortsResponse)

@@ -19,6 +19,16 @@ import (
 // hurry is the interval of probes of a target whose state is unknown.
 const hurry = time.Second
 
+const (
+	// awaitInterval and awaitTimeout are those of the probes of an address that is awaited. A probe
+	// that was sent before the address leads here is never answered, so it must not take long.
+	awaitInterval = 200 * time.Millisecond
+	awaitTimeout  = 400 * time.Millisecond
+	// awaitLimit is how long an address is awaited. A platform may report success before packets
+	// take the new way: AWS needs 5 to 6 s (NGINX, "Active-passive HA for NGINX Plus on AWS").
+	awaitLimit = 30 * time.Second
+)
+
 // Options configure a Checker.
 type Options struct {
 	// Probe probes a target once, from an address and through an interface; see Prober.
@@ -54,7 +64,10 @@ type worker struct {
 	iface  string
 	probes egress.Probes
 	member *Member // guarded by Checker.mu
-	cancel context.CancelFunc
+	// awaited is the time until which a failed probe of a target that has not answered does not
+	// count; see Await.
+	awaited time.Time
+	cancel  context.CancelFunc
 }
 
 // New returns a Checker without pools.
@@ -94,11 +107,12 @@ func (c *Checker) Set(iface string, pools []egress.ProbedPool) {
 			k := key{p.Name, a}
 			w := former[k]
 			if w == nil || w.iface != iface || !reflect.DeepEqual(w.probes, p.Probes) {
+				next := &worker{key: k, iface: iface, probes: p.Probes}
 				var known *Member
 				if w != nil {
-					known = w.member
+					known, next.awaited = w.member, w.awaited
 				}
-				next := &worker{key: k, iface: iface, probes: p.Probes, member: newMember(a, p.Probes, known, time.Now())}
+				next.member = newMember(a, p.Probes, known, time.Now())
 				c.startLocked(next)
 				if w != nil {
 					w.stop()
@@ -112,6 +126,25 @@ func (c *Checker) Set(iface string, pools []egress.ProbedPool) {
 	for _, w := range former {
 		w.stop()
 	}
+}
+
+// Await forgets what is known of the addresses that are not healthy: the platform has just led them
+// to this node. Until its first answer such an address has the state Unknown, so it is usable, and
+// the answer makes it healthy, without a hold-down. For 30 s probes are frequent, and those that
+// fail do not count.
+func (c *Checker) Await(addresses []netip.Addr) {
+	c.mu.Lock()
+	for k, w := range c.members {
+		if !slices.Contains(addresses, k.address) || w.member.Status == Healthy {
+			continue
+		}
+		w.stop()
+		next := &worker{key: k, iface: w.iface, probes: w.probes, member: newMember(k.address, w.probes, nil, time.Now()), awaited: time.Now().Add(awaitLimit)}
+		c.members[k] = next
+		c.startLocked(next)
+	}
+	c.mu.Unlock()
+	c.options.Changed()
 }
 
 func (w *worker) stop() {
@@ -138,6 +171,9 @@ func (c *Checker) startLocked(w *worker) {
 func (c *Checker) probe(ctx context.Context, w *worker, target int) {
 	// Avoid that all targets are probed at the same time.
 	delay := rand.N(min(hurry, w.probes.Interval))
+	if !w.awaited.IsZero() {
+		delay = 0
+	}
 	for {
 		select {
 		case <-ctx.Done():
@@ -145,19 +181,33 @@ func (c *Checker) probe(ctx context.Context, w *worker, target int) {
 		case <-time.After(delay):
 		}
 		began := time.Now()
-		limited, cancel := context.WithTimeout(ctx, w.probes.Timeout)
+		timeout, awaited := w.probes.Timeout, c.awaits(w, target)
+		if awaited {
+			timeout = min(timeout, awaitTimeout)
+		}
+		limited, cancel := context.WithTimeout(ctx, timeout)
 		err := c.options.Probe(limited, w.iface, w.address, w.member.Targets[target].Target)
 		cancel()
 		if ctx.Err() != nil {
 			return
 		}
 		every := w.probes.Interval
-		if c.record(ctx, w, target, err) == Unknown {
+		switch {
+		case awaited && err != nil:
+			every = min(every, awaitInterval)
+		case c.record(ctx, w, target, err) == Unknown:
 			every = min(every, hurry)
 		}
 		every += every/10 - rand.N(every/5+1)
 		delay = max(0, every-time.Since(began))
 	}
+}
+
+// awaits reports whether a failed probe of a target does not count.
+func (c *Checker) awaits(w *worker, target int) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return time.Now().Before(w.awaited) && w.member.Targets[target].Status == Unknown
 }
 
 // record takes a result, and returns the state of the target.

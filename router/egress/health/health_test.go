@@ -280,3 +280,49 @@ func TestFirstVerdictIsFast(t *testing.T) {
 		<-done
 	})
 }
+
+// TestAwait has a node that takes the addresses of another one, at which they were down for long.
+func TestAwait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{broken: map[string]bool{"192.0.2.1 198.51.100.1": true, "192.0.2.2 198.51.100.1": true}, probes: map[string]int{}}
+		c := New(Options{Probe: w.probe, Log: slog.New(slog.DiscardHandler), Changed: func() {}})
+		addresses := []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("192.0.2.3")}
+		c.Set("eth0", []egress.ProbedPool{{Name: "p", Addresses: addresses, Probes: egress.Probes{
+			Targets: []egress.Target{target(t, "icmp://198.51.100.1")}, Interval: 5 * time.Second, Timeout: 2 * time.Second, HoldDown: time.Minute, Rise: 2, Fall: 2}}})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { c.Run(ctx); close(done) }()
+		defer func() { cancel(); <-done }()
+		want := func(when string, statuses ...Status) {
+			t.Helper()
+			synctest.Wait()
+			for i, m := range c.Pools()[0].Members {
+				if m.Status != statuses[i] {
+					t.Fatalf("%s: %v is %s, want %s", when, m.Address, m.Status, statuses[i])
+				}
+			}
+		}
+		time.Sleep(time.Minute)
+		want("elsewhere", Down, Down, Healthy)
+		since := c.Pools()[0].Members[2].Since
+		c.Await(addresses)
+		want("taken", Unknown, Unknown, Healthy)
+		time.Sleep(5 * time.Second)
+		want("while packets still go to the other node", Unknown, Unknown, Healthy)
+		w.set("192.0.2.1 198.51.100.1", false)
+		time.Sleep(awaitInterval * 11 / 10)
+		want("at the first answer", Healthy, Unknown, Healthy)
+		if h := c.Health()[0]; h.Healthy != 2 || h.Usable != 3 || len(h.Unusable) != 0 {
+			t.Errorf("at the first answer: %+v", h)
+		}
+		// An address whose first answers have come is judged as always.
+		w.set("192.0.2.1 198.51.100.1", true)
+		time.Sleep(12 * time.Second)
+		want("when one fails later", Down, Unknown, Healthy)
+		time.Sleep(awaitLimit)
+		want("when one has never come", Down, Down, Healthy)
+		if m := c.Pools()[0].Members[2]; m.Since != since {
+			t.Errorf("a healthy address was disturbed: %+v", m)
+		}
+	})
+}

@@ -3,6 +3,9 @@ package takeover
 import (
 	"context"
 	"log/slog"
+	"net/netip"
+	"reflect"
+	"slices"
 	"sync"
 	"time"
 
@@ -15,6 +18,8 @@ type Runner struct {
 	Mover Mover
 	// Echo sends a request on a path, and returns nil when an answer comes before ctx is done.
 	Echo func(context.Context, egress.Path) error
+	// Await is called with addresses that the platform has led to this node.
+	Await func([]netip.Addr)
 	// Changed is called when State has changed.
 	Changed func()
 	Log     *slog.Logger
@@ -29,6 +34,8 @@ type Runner struct {
 // State is the state of a Runner.
 type State struct {
 	Paths int       // to the other node; 0: nothing is watched
+	Since time.Time // start of watching
+	Seen  bool      // the other node has answered since then, and since its addresses were taken
 	Tried time.Time // last attempt to take; zero: none since the other node last answered
 	Err   error     // of that attempt
 }
@@ -72,34 +79,58 @@ func (r *Runner) set(f func(*State)) {
 func (r *Runner) Run(ctx context.Context) error {
 	stop := func() {}
 	defer func() { stop() }()
+	var former egress.Takeover
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case c := <-r.channel():
+			if reflect.DeepEqual(c, former) {
+				continue
+			}
 			stop()
+			stop = func() {}
+			same := slices.ContainsFunc(c.Paths, func(p egress.Path) bool { return slices.Contains(former.Paths, p) })
+			former = c
+			var seen bool
 			r.set(func(s *State) {
 				s.Paths = len(c.Paths)
+				if !same {
+					s.Since, s.Seen = time.Now(), false
+				}
+				seen = s.Seen
 				if s.Err != nil { // of a watcher that has ended
 					s.Tried, s.Err = time.Time{}, nil
 				}
 			})
-			stop = func() {}
 			if len(c.Paths) == 0 || r.Mover == nil {
 				continue
-			}
-			w := Watcher{
-				Mover: r.Mover, Echo: r.Echo, Log: r.Log,
-				Took:   func(err error) { r.set(func(s *State) { s.Tried, s.Err = time.Now(), err }) },
-				Spared: func() { r.set(func(s *State) { s.Tried, s.Err = time.Time{}, nil }) },
 			}
 			running, cancel := context.WithCancel(ctx)
 			done := make(chan struct{})
 			go func() {
 				defer close(done)
-				w.Run(running, c)
+				r.watcher(c).Run(running, c, seen)
 			}()
 			stop = func() { cancel(); <-done }
 		}
+	}
+}
+
+func (r *Runner) watcher(c egress.Takeover) *Watcher {
+	return &Watcher{
+		Mover: r.Mover, Echo: r.Echo, Log: r.Log,
+		Saw: func() { r.set(func(s *State) { s.Seen = true }) },
+		Took: func(err error) {
+			if err == nil {
+				var taken []netip.Addr
+				for _, a := range c.Addresses {
+					taken = append(taken, a.Address)
+				}
+				r.Await(taken)
+			}
+			r.set(func(s *State) { s.Tried, s.Err, s.Seen = time.Now(), err, err != nil && s.Seen })
+		},
+		Spared: func() { r.set(func(s *State) { s.Tried, s.Err, s.Seen = time.Time{}, nil, true }) },
 	}
 }

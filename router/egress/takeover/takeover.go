@@ -22,9 +22,9 @@ type Mover interface {
 	Take(ctx context.Context, addresses []egress.SharedAddress) error
 }
 
-// grace is how long after the start the other node may stay unseen, because its lanes may still
+// Grace is how long after the start the other node may stay unseen, because its lanes may still
 // have to come up.
-const grace = 30 * time.Second
+const Grace = 30 * time.Second
 
 // retry is the pace of attempts to take.
 var retry = backoff.Backoff{First: time.Second, Last: 30 * time.Second}
@@ -54,22 +54,27 @@ type Watcher struct {
 	Log   *slog.Logger
 	// Took is called after each attempt to take.
 	Took func(err error)
+	// Saw is called when the other node answers and had not been seen.
+	Saw func()
 	// Spared is called when the other node answers again before an attempt has succeeded.
 	Spared func()
 }
 
-// Run watches until ctx is done. Once the addresses are taken, they are not taken again before the
-// other node has been seen alive.
-func (w *Watcher) Run(ctx context.Context, c egress.Takeover) {
-	v := verdict{fall: c.Fall}
+// Run watches until ctx is done. seen: the other node has been alive before. Once the addresses are
+// taken, they are not taken again before the other node has been seen alive.
+func (w *Watcher) Run(ctx context.Context, c egress.Takeover, seen bool) {
+	v := verdict{fall: c.Fall, seen: seen}
 	started, taken := time.Now(), false
 	ticker := time.NewTicker(c.Interval)
 	defer ticker.Stop()
 	for ctx.Err() == nil {
 		if w.answers(ctx, c) {
+			if !v.seen {
+				w.Saw()
+			}
 			v.alive()
 			taken = false
-		} else if !taken && v.silent(time.Since(started) < grace) && ctx.Err() == nil {
+		} else if !taken && v.silent(time.Since(started) < Grace) && ctx.Err() == nil {
 			w.Log.Warn("the other node does not answer; taking its addresses", "requests", v.failed)
 			taken = w.take(ctx, c)
 			v = verdict{fall: c.Fall, seen: !taken}

@@ -74,7 +74,7 @@ func TestWatcher(t *testing.T) {
 		}, nil},
 		"it dies":            {func(w *world) { time.Sleep(time.Minute); w.die(); time.Sleep(time.Hour) }, []time.Duration{time.Minute + 1250*time.Millisecond}},
 		"it dies early":      {func(w *world) { time.Sleep(2 * time.Second); w.die(); time.Sleep(time.Hour) }, []time.Duration{3250 * time.Millisecond}},
-		"it was never there": {func(w *world) { w.die(); time.Sleep(time.Hour) }, []time.Duration{grace + 250*time.Millisecond}},
+		"it was never there": {func(w *world) { w.die(); time.Sleep(time.Hour) }, []time.Duration{Grace + 250*time.Millisecond}},
 		"it dies twice": {func(w *world) {
 			time.Sleep(time.Minute)
 			w.die()
@@ -101,7 +101,7 @@ func TestWatcher(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := &world{answers: map[string]bool{"169.254.80.1": true, "169.254.81.1": true}, start: time.Now()}
 				ctx, cancel := context.WithCancel(t.Context())
-				var failed, spared int
+				var failed, spared, saw int
 				done := make(chan struct{})
 				go func() {
 					defer close(done)
@@ -109,14 +109,18 @@ func TestWatcher(t *testing.T) {
 						if err != nil {
 							failed++
 						}
-					}, Spared: func() { spared++ }}
-					watcher.Run(ctx, config)
+					}, Spared: func() { spared++ }, Saw: func() { saw++ }}
+					watcher.Run(ctx, config, false)
 				}()
 				k.script(w)
 				cancel()
 				<-done
 				if want := strings.Count(name, "before the platform works"); spared != want {
 					t.Errorf("spared %d times, want %d", spared, want)
+				}
+				// The other node is seen once in each of its lives, if it is seen.
+				if want := map[string]int{"it was never there": 0, "it dies twice": 2}[name]; saw != want && (want != 0 || saw != 1 || name == "it was never there") {
+					t.Errorf("seen %d times", saw)
 				}
 				if len(w.taken) != len(k.want) {
 					t.Fatalf("taken at %v, want %v", w.taken, k.want)
