@@ -116,7 +116,7 @@ func (c *checker) takeover(e *isthmusv1.Egress) {
 	switch n := len(t.GetWatch()); {
 	case t.GetLink() != "":
 		if n > 0 {
-			c.Problem("egress.takeover.watch", strings.Join(t.GetWatch(), ", "), "stands beside `link`, which has the addresses of the other node", "remove one of the two")
+			c.Problem("egress.takeover.watch", strings.Join(t.GetWatch(), ", "), "is given with `link`, which has the addresses of the other node", "remove one of the two")
 			return
 		}
 		out.Paths = c.watchLink(t.GetLink())
@@ -172,7 +172,11 @@ func (c *checker) watchLink(name string) (paths []egress.Path) {
 		return nil
 	}
 	for _, lane := range link.Lanes {
-		paths = append(paths, egress.Path{To: c.tunnels[lane].Inside[0].Remote})
+		inside := c.tunnels[lane].Inside
+		if len(inside) == 0 {
+			return nil // the block of the link is refused
+		}
+		paths = append(paths, egress.Path{To: inside[0].Remote})
 	}
 	endpoint := c.tunnels[link.Lanes[0]].WireGuard.Endpoint
 	if !endpoint.IsValid() {

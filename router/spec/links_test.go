@@ -133,12 +133,17 @@ func TestTakeoverByLink(t *testing.T) {
 	for _, k := range []struct{ from, to, want string }{
 		{"link: west", "link: east", `egress.takeover.link: "east" is not a link`},
 		{"link: west", "link: site", `egress.takeover.link: "site" is not a link`},
-		{"link: west", "link: west, watch: [169.254.96.3]", "egress.takeover.watch: \"169.254.96.3\" stands beside `link`"},
+		{"link: west", "link: west, watch: [169.254.96.3]", "egress.takeover.watch: \"169.254.96.3\" is given with `link`"},
 		{`, endpoint: "192.0.2.101:52000"`, "", "egress.takeover.link: \"west\" has no `endpoint`"},
 	} {
 		_, problems := checkLinks(strings.Replace(text, k.from, k.to, 1), 8)
 		if len(problems) != 1 || !strings.Contains(problems[0].String(), k.want) {
 			t.Errorf("%s: %v, want %s", k.to, problems, k.want)
 		}
+	}
+	// A link without addresses is refused where they stand.
+	_, problems = checkLinks(strings.Replace(text, `inside: [169.254.96.0/26, "fd00:96::/122"], `, "", 1), 8)
+	if !strings.Contains(fmt.Sprint(problems), "links[0].inside: is required") || strings.Contains(fmt.Sprint(problems), "takeover") {
+		t.Errorf("no addresses: %v", problems)
 	}
 }
